@@ -1,0 +1,47 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#pragma once
+
+#include "host/ksm.h"
+#include "merge/plan.h"
+#include "target/remote.h"
+
+/*
+ * Route advise: marks ranges MADV_MERGEABLE inside the target and lets the kernel's KSM merge them: the kernel
+ * compares under protection, anonymous semantics stay its own, and our death harms nothing. What is ours to keep: which
+ * ranges we marked (and not the process itself), for ever undoable, across a crash of ours too (state_dir).
+ */
+typedef struct Advise Advise;
+/* remote and ksm are borrowed. state_dir: a directory of ours below /run. process_madvise: the kernel takes
+ * MADV_MERGEABLE from outside (host_kernel_probe), no stop is needed. */
+int advise_new(Remote *remote, Ksm *ksm, const char *state_dir, bool process_madvise, Advise **ret);
+Advise *advise_free(Advise *advise);
+DEFINE_CLEANUP(Advise, advise_free)
+
+/* What is marked in one target. */
+typedef struct Marks {
+        PlanRange *ranges;      /* by address: marked by us, as far as we know */
+        size_t n, allocated;
+        PlanRange *foreign;     /* marked by the process itself before we came: never unmarked */
+        size_t n_foreign;
+        bool recorded;          /* the state file is written */
+} Marks;
+
+/* Learns what is marked in a target at first contact: from the state file of an earlier daemon if there is one, else
+ * every mergeable mapping is foreign. */
+int marks_load(Advise *advise, Target *target, const VmaList *vmas, Marks *ret);
+void marks_done(Marks *marks);
+
+typedef struct AdviseResult {
+        uint64_t pages_marked, pages_unmarked, calls;
+        uint64_t failed_ranges; /* changed under us, or refused */
+} AdviseResult;
+
+/* Makes the marks what the plan says: marks what is new; unmarks what is wanted no more. 0 (also when single ranges
+ * failed: counted), REMOTE_E_* when the target could not be called, TARGET_E_GONE is REMOTE_E_GONE; -errno. */
+int advise_apply(Advise *advise, Target *target, const Plan *plan, Marks *marks, AdviseResult *ret);
+
+/* Unmarks everything we marked: the kernel un-shares it. -ENOMEM from the kernel is retried range by range. */
+int advise_undo(Advise *advise, Target *target, Marks *marks, AdviseResult *ret);
+
+/* Forgets a target that ended: removes its state file. */
+void advise_forget(Advise *advise, Target *target, Marks *marks);

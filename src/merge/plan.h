@@ -1,0 +1,30 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#pragma once
+
+#include "scan/block.h"
+
+/*
+ * Decides which ranges of a target to mark mergeable. Pure: no process is touched, no file read. Weighs, with costs
+ * measured (see plan.c), a VMA split and a call against the unique pages that ksmd would read in vain when a gap is
+ * bridged; never splits a huge page unless what it saves is worth it; never takes more VMAs than it is given.
+ */
+typedef struct PlanRange {
+        uint64_t start, end;    /* bytes; never crosses a mapping of the process */
+} PlanRange;
+
+typedef struct PlanRules {
+        uint32_t minimum_run_pages;
+        uint32_t huge_page_split;       /* 1/10,000 of a huge page's pages that must be wanted */
+        size_t vmas_now;                /* VMAs the process has */
+        size_t vmas_max;                /* and may have: a quarter of vm.max_map_count */
+} PlanRules;
+
+typedef struct Plan {
+        PlanRange *ranges;      /* by address, disjoint, not adjacent within one mapping */
+        size_t n, allocated;
+        uint64_t pages_wanted, pages_marked, pages_left_huge, pages_left_budget, pages_left_run;
+} Plan;
+
+void plan_done(Plan *plan);
+/* Wanted are the pages of twin, zero and merged. -ENOMEM. */
+int plan_make(const Space *space, const VmaList *vmas, const PlanRules *rules, Plan *ret);

@@ -1,0 +1,71 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#pragma once
+
+#include "base/util.h"
+#include "target/target.h"
+
+/*
+ * What the scanner remembers of a target's memory: per 2 MiB block a handful of bitmaps and one check byte a page.
+ * The trees refer to a page as (block id, page): 40 bits. All blocks of a domain live in one BlockTable.
+ */
+typedef struct Space Space;
+
+typedef uint64_t PageSet[BLOCK_PAGES / 64];
+
+static inline bool page_set_has(const PageSet set, unsigned page) { return set[page / 64] >> (page % 64) & 1; }
+static inline void page_set_add(PageSet set, unsigned page) { set[page / 64] |= (uint64_t)1 << (page % 64); }
+static inline void page_set_remove(PageSet set, unsigned page) { set[page / 64] &= ~((uint64_t)1 << (page % 64)); }
+unsigned page_set_count(const PageSet set);
+
+typedef struct Block {
+        uint64_t addr;          /* of its first page, a multiple of BLOCK_BYTES */
+        Space *space;
+        uint32_t id;
+        uint32_t pass;          /* the pass that last read it; 0: none yet */
+        uint32_t first_pass;    /* the pass that first read it */
+        bool huge;              /* mapped by one huge page when last looked at */
+        uint8_t dead_passes;    /* passes since anything was present */
+        PageSet hashed;         /* check[] holds something */
+        PageSet zero;           /* all zero when last read, on a frame of its own */
+        PageSet merged;         /* maps a KSM frame */
+        PageSet zeropage;       /* maps the shared zero page */
+        PageSet twin;           /* the last whole pass found another page like it: wanted merged */
+        PageSet twin_next;      /* the same, being collected by the running pass */
+        uint8_t check[BLOCK_PAGES]; /* low byte of the key when last read */
+} Block;
+
+typedef struct BlockTable {
+        Block **blocks;         /* by id; NULL: free or in quarantine */
+        uint32_t n, allocated;
+        uint32_t *free_ids, *quarantine; /* ids the trees may still name wait for a whole sweep */
+        size_t n_free, free_allocated, n_quarantine, quarantine_allocated;
+        uint64_t bytes;         /* all the memory of the table and its blocks */
+} BlockTable;
+
+void block_table_done(BlockTable *table);
+int block_new(BlockTable *table, Space *space, uint64_t addr, Block **ret);
+void block_free(BlockTable *table, Block *block);
+void block_table_release_quarantine(BlockTable *table); /* no tree names the freed ids any more */
+
+#define BLOCK_PAGE_REF(block, page) ((uint64_t)(block)->id << 9 | (page))
+/* NULL when the block is gone. */
+static inline Block *block_of_ref(const BlockTable *table, uint64_t ref, unsigned *ret_page) {
+        uint32_t id = (uint32_t)(ref >> 9);
+        *ret_page = (unsigned)(ref & (BLOCK_PAGES - 1));
+        return id < table->n ? table->blocks[id] : NULL;
+}
+
+/* The blocks of one target, by address. */
+struct Space {
+        Target *target;         /* borrowed */
+        BlockTable *table;      /* borrowed */
+        void *owner;            /* whoever drives the scan may hang its own record here */
+        Block **blocks;
+        size_t n, allocated;
+};
+
+void space_done(Space *space);  /* frees its blocks */
+/* Makes blocks for the readable mappings where pages are present, drops those that stayed empty. Costs nothing for
+ * what is not present (PAGEMAP_SCAN; else pagemap). TARGET_E_GONE, -errno. */
+int space_refresh(Space *space, const VmaList *vmas);
+Block *space_find(const Space *space, uint64_t addr); /* NULL */

@@ -1,0 +1,79 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#pragma once
+
+#include "index/unstable.h"
+#include "scan/block.h"
+#include "scan/hash.h"
+
+/*
+ * Reads the pages of one block and says what each is. Never breaks sharing: process_vm_readv (whose pin un-shares)
+ * only for frames mapped exclusively, /proc/PID/mem for the rest, and a frame that several processes map is read once
+ * a pass. Never faults anything in: only what is present is read. Never touches file, shared or device pages.
+ */
+typedef enum ScanKind {
+        SCAN_NOTHING,           /* not present, swapped, a file's page, or in a mapping that is skipped */
+        SCAN_HASHED,            /* key is valid */
+        SCAN_ZERO,              /* all zero, on a frame of its own */
+        SCAN_ZEROPAGE,          /* maps the kernel's zero page already */
+        SCAN_KSM,               /* maps a KSM frame; key is valid when key_known */
+        SCAN_SHARED,            /* a frame (shared by fork) that this pass has read before; key is valid */
+        SCAN_FAILED,            /* went away or changed its mapping while we read */
+} ScanKind;
+
+typedef struct ScanPage {
+        uint64_t key;
+        uint64_t pfn;
+        uint8_t kind;           /* ScanKind */
+        bool first;             /* never read before */
+        bool changed;           /* read before, and its check byte differs now */
+        bool key_known;
+        bool writable_alone;    /* mapped exclusively: freeing it frees a frame */
+} ScanPage;
+
+typedef struct ScanBatch {
+        Block *block;
+        ScanPage pages[BLOCK_PAGES];
+} ScanBatch;
+
+typedef struct ScanStats {
+        uint64_t pages_scanned; /* looked at in pagemap and present */
+        uint64_t pages_hashed;  /* read and hashed */
+        uint64_t pages_skipped; /* present, but of a skipped mapping */
+        uint64_t read_failures;
+} ScanStats;
+
+typedef struct Scanner Scanner;
+int scanner_new(const HashSecret *secret, Scanner **ret); /* borrows secret; -errno: no /proc/kpageflags, no PFNs */
+Scanner *scanner_free(Scanner *scanner);
+DEFINE_CLEANUP(Scanner, scanner_free)
+
+/* Forgets which frames were read: a new pass. */
+void scanner_begin_pass(Scanner *scanner, uint32_t pass);
+
+/* What the content of a KSM frame is called is remembered by the caller's stable tree: asked before reading one. */
+typedef bool (*ScanKnownFrame)(void *userdata, uint64_t pfn, uint64_t *ret_key);
+void scanner_set_known_frames(Scanner *scanner, ScanKnownFrame known, void *userdata);
+
+/* Reads the block, updates its bitmaps (all but twin and twin_next) and check bytes. The target's memory must be open
+ * (target_open_memory). TARGET_E_GONE: ended meanwhile, nothing in *ret may be used. -errno. */
+int scan_block(Scanner *scanner, Block *block, const VmaList *vmas, ScanBatch *ret);
+
+/* Reads one page again: SCAN_HASHED with its key, SCAN_ZERO, or what became of it. */
+ScanKind scan_page_again(Scanner *scanner, Target *target, const VmaList *vmas, uint64_t addr, uint64_t *ret_key);
+
+void scanner_stats(const Scanner *scanner, ScanStats *ret);
+
+/* What the frames say of a set of address ranges: the only proof of a saving. */
+typedef struct Census {
+        uint64_t ksm_mappings;  /* pages that map a KSM frame */
+        uint64_t ksm_frames;    /* distinct KSM frames among them */
+        uint64_t zeropage;      /* pages that map the shared zero page */
+        uint64_t pages;         /* present anonymous pages */
+} Census;
+
+typedef struct CensusFrames CensusFrames; /* the distinct frames met so far, over any number of targets */
+int census_frames_new(Scanner *scanner, CensusFrames **ret);
+CensusFrames *census_frames_free(CensusFrames *frames);
+DEFINE_CLEANUP(CensusFrames, census_frames_free)
+/* Adds [start, end) of the target; ksm_frames counts only frames that frames had not met. TARGET_E_GONE, -errno. */
+int census_add(CensusFrames *frames, Target *target, uint64_t start, uint64_t end, Census *add);

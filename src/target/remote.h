@@ -1,0 +1,59 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#pragma once
+
+#include "target/target.h"
+
+/*
+ * System calls made inside a target: one of its threads is stopped once, runs a batch of calls, and goes on as if
+ * nothing had happened. What is promised, and how it is kept, stands at the top of remote.c.
+ *
+ * A batch runs in order and ends at the first call whose result is not as demanded; the rest is not made.
+ */
+typedef struct RemoteCall {
+        long nr;
+        uint64_t args[6];
+        bool ignore_error;      /* go on whatever it returns */
+        long ret;               /* as the kernel returned it; -ECANCELED: not made */
+} RemoteCall;
+
+enum {
+        REMOTE_E_GONE = 1,      /* the process, or every thread that could be used, ended */
+        REMOTE_E_DENIED,        /* ptrace, or the mapping of the stub, is refused: final for this process */
+        REMOTE_E_BUSY,          /* no thread could be stopped in time or in a harmless place: try later */
+        REMOTE_E_TRACED,        /* somebody else traces it */
+        REMOTE_E_UNFIT,         /* shadow stack, syscall user dispatch, 32-bit code, no gadget: final */
+        REMOTE_E_LOST,          /* it was stopped, the batch may have run in part; the target goes on unharmed */
+};
+
+/* As many calls as one stop may hold, whatever the time box says. */
+#define REMOTE_BATCH_MAX 1024U
+
+typedef struct RemoteStats {
+        uint64_t stops, calls, failures;
+        uint64_t stop_nsec_max;
+        uint32_t stop_histogram[64]; /* [i]: stops of [2^(i/2), 2^((i+1)/2)) * 1 µs, half powers of two */
+} RemoteStats;
+
+/* One daemon has one Remote: statistics and what is still to be let go (threads that did not stop in time). Must be
+ * used by one thread only: ptrace binds to it. */
+typedef struct Remote Remote;
+int remote_new(Remote **ret);
+Remote *remote_free(Remote *remote); /* waits briefly for, then abandons, threads that never stopped */
+DEFINE_CLEANUP(Remote, remote_free)
+
+/* Makes the calls in as many stops as keep each within its time box (2 ms at p99). *ret_done: calls made. 0: all of
+ * them; REMOTE_E_*; -errno. */
+int remote_call(Remote *remote, Target *target, RemoteCall *calls, size_t n, size_t *ret_done);
+
+/* First contact: proves that calls work here, asks whether the process is dumpable, and unmaps what a daemon that
+ * died left behind. TARGET_OK, TARGET_SKIP_NOT_DUMPABLE, … in *ret. 0, REMOTE_E_*, -errno. */
+int remote_adopt(Remote *remote, Target *target, TargetSkip *ret);
+
+/* Lets go of threads that stopped only after we had given up on them; cheap when there are none. To be called when
+ * SIGCHLD arrives and between batches. */
+void remote_reap(Remote *remote);
+bool remote_has_lingering(const Remote *remote);
+
+void remote_stats(const Remote *remote, RemoteStats *ret);
+uint64_t remote_stop_percentile(const RemoteStats *stats, unsigned permille); /* nsec, upper edge of the bin */
+const char *remote_error_name(int error);
