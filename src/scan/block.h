@@ -31,6 +31,8 @@ typedef struct Block {
         PageSet zeropage;       /* maps the shared zero page */
         PageSet twin;           /* the last whole pass found another page like it: wanted merged */
         PageSet twin_next;      /* the same, being collected by the running pass */
+        PageSet changed;        /* new or different when last read: no candidate before it stays the same for a pass */
+        PageSet given;          /* was all zero on a frame of its own, maps the shared zero page since we marked it */
         uint8_t check[BLOCK_PAGES]; /* low byte of the key when last read */
 } Block;
 
