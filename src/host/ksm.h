@@ -21,8 +21,9 @@ typedef struct KsmKnobs {
         bool advisor;           /* advisor_mode is not "none" */
 } KsmKnobs;
 
-/* sysfs NULL: /sys/kernel/mm/ksm; state_path: the file that remembers what was found. -ENOENT: a kernel without KSM.
- * -EROFS, -EACCES: it is there but cannot be written. */
+/* sysfs NULL: /sys/kernel/mm/ksm; state_path: the file that remembers what was found, below /run (knobs do not survive
+ * a reboot either) in a directory only we can write to. -ENOENT: a kernel without KSM. -EROFS, -EACCES: it is there but
+ * cannot be written. state_path NULL: for reading only, then neither of these two is an error and ksm_set() is -EROFS. */
 int ksm_new(const char *sysfs, const char *state_path, Ksm **ret);
 Ksm *ksm_free(Ksm *ksm);        /* does not restore */
 DEFINE_CLEANUP(Ksm, ksm_free)
@@ -32,12 +33,19 @@ int ksm_knobs(const Ksm *ksm, KsmKnobs *ret);
 
 enum { KSM_E_BUSY = 1 };        /* the knob cannot change while pages are shared */
 
-/* Sets one knob by its sysfs name after remembering what it held. KSM_E_BUSY; -errno as write(2) said. */
+/* Sets one knob by its sysfs name after remembering what it held; nothing is written, and nothing is remembered, when
+ * it holds the value already. KSM_E_BUSY; -ENOENT: this kernel has no such knob; -EINVAL: no knob of ours, or not a
+ * value for it; otherwise -errno as the state file or write(2) said. Where it failed the knob is as it was. */
 int ksm_set(Ksm *ksm, const char *knob, uint64_t value);
-int ksm_set_text(Ksm *ksm, const char *knob, const char *value);
-/* Puts back every knob that ksm_set() changed and that still holds our value; KSM_E_BUSY when a knob had to stay. */
+int ksm_set_text(Ksm *ksm, const char *knob, const char *value); /* advisor_mode: "none", "scan-time" */
+/* Puts back every knob that ksm_set() changed and that still holds our value; KSM_E_BUSY when a knob had to stay (it
+ * is tried again by the next call, or the next start). -EBADMSG, once: there was a state file but it was not ours or
+ * not whole; it was not used and is removed. Other -errno: a knob could not be written and stays on file. */
 int ksm_restore(Ksm *ksm);
-/* true: a state file of an earlier run was there when ksm_new() ran (ksm_restore() will use it). */
+/* The same for some knobs only, whatever order they are given in. */
+int ksm_restore_knobs(Ksm *ksm, const char *const *knobs, size_t n);
+/* true: a state file of an earlier run was there when ksm_new() ran (ksm_restore() will use it), and not all of it
+ * is put back yet. */
 bool ksm_was_left_changed(const Ksm *ksm);
 
 /* CPU time ksmd has used, in nanoseconds (its /proc/PID/schedstat or stat); -ENOENT: no such thread is visible. */
