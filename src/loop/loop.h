@@ -22,18 +22,23 @@ int loop_new(Loop **ret);
 Loop *loop_free(Loop *loop); /* every source must have been freed */
 DEFINE_CLEANUP(Loop, loop_free)
 
-/* Level-triggered: the handler runs as long as any of events is ready. fd is borrowed and must outlive the source. */
+/* Level-triggered: the handler runs as long as any of events is ready, and for POLLERR, POLLHUP and POLLNVAL unless
+ * muted. Readiness may have gone again when it runs (an earlier handler took it): descriptors should be non-blocking.
+ * fd is borrowed and must outlive the source. */
 int loop_add_io(Loop *loop, int fd, uint32_t events, LoopIoHandler handler, void *userdata, LoopSource **ret);
 int loop_source_set_events(LoopSource *source, uint32_t events); /* 0 mutes it */
 
-/* First after delay_nsec, then every interval_nsec (0: once). CLOCK_MONOTONIC. */
+/* First after delay_nsec (UINT64_MAX: never), then every interval_nsec (0: once); ticks missed are left out.
+ * CLOCK_MONOTONIC. */
 int loop_add_timer(Loop *loop, uint64_t delay_nsec, uint64_t interval_nsec, LoopTimerHandler handler, void *userdata,
                    LoopSource **ret);
 int loop_source_set_timer(LoopSource *source, uint64_t delay_nsec, uint64_t interval_nsec);
 
-/* Blocks the signal for the calling thread and takes it by signalfd. */
+/* Blocks the signal for the calling thread and takes it by signalfd. It stays blocked when the source is freed: a
+ * second SIGTERM must not end a process that is cleaning up. */
 int loop_add_signal(Loop *loop, int signo, LoopSignalHandler handler, void *userdata, LoopSource **ret);
 
+/* The kernel lets go of the file behind fd in the next loop_dispatch(), however early fd itself is closed. */
 LoopSource *loop_source_free(LoopSource *source);
 DEFINE_CLEANUP(LoopSource, loop_source_free)
 
