@@ -10,7 +10,7 @@
 typedef enum VmaSkip {
         VMA_OK,
         VMA_SKIP_SHARED,        /* shared, or file mapping without private pages */
-        VMA_SKIP_DEVICE,        /* io, pf, mm: device memory */
+        VMA_SKIP_DEVICE,        /* io, pf, mm, de: a driver's memory, which KSM refuses too */
         VMA_SKIP_SPECIAL,       /* vvar, vdso, vsyscall, droppable, wipe-on-fork */
         VMA_SKIP_HUGETLB,
         VMA_SKIP_LOCKED,        /* lo: a secret, or latency that must stay */
@@ -30,7 +30,9 @@ typedef struct Vma {
         bool mergeable;         /* mg: MADV_MERGEABLE or PR_SET_MEMORY_MERGE */
         bool huge_advised;      /* hg */
         bool stack, growsdown;
-        bool guards_below;      /* the mapping right below is inaccessible: sp's room ends at start */
+        bool guards_below;      /* what is right below is inaccessible or unmapped: sp's room ends at start */
+        uint64_t anonymous_bytes; /* present and anonymous, KSM's included */
+        uint64_t huge_bytes;    /* of them mapped by huge pages */
 } Vma;
 
 typedef struct VmaList {
@@ -42,6 +44,29 @@ void vma_list_done(VmaList *list);
 
 /* Parses the text of a smaps file; pure. -EINVAL with nothing in *ret when the text is not one. */
 int vma_list_parse(const char *smaps, bool include_dontdump, VmaList *ret);
+
+/* The same, for text that comes in pieces: a process with 60,000 mappings has 40 MB of it. Zero-initialize, set
+ * include_dontdump, feed, finish. */
+typedef struct VmaParser {
+        VmaList list;
+        bool include_dontdump;
+        bool inside;            /* a header came, its VmFlags have not */
+        bool below_accessible;  /* the mapping before may be read, written or executed */
+        bool special, secret;   /* what the name of the current one said */
+} VmaParser;
+
+/* Takes the whole lines of text; *ret_used: their bytes, the rest is to be fed again with what follows. -EINVAL: not
+ * smaps; -ENOMEM. */
+int vma_parser_feed(VmaParser *parser, const char *text, size_t size, size_t *ret_used);
+/* -EINVAL when the text ended inside a mapping. The caller owns *ret. */
+int vma_parser_finish(VmaParser *parser, VmaList *ret);
+void vma_parser_done(VmaParser *parser);
+
+/* What remote calls map into a target, should a daemon die before it is unmapped: one page of code, then its data. */
+#define STUB_CODE_BYTES PAGE_BYTES
+#define STUB_DATA_BYTES ((uint64_t)128 << 10)
+/* By shape only; whether it really is ours is for its reader to see. data is the mapping that follows code. */
+bool vma_may_be_stub(const Vma *code, const Vma *data);
 
 const Vma *vma_list_find(const VmaList *list, uint64_t address); /* NULL: unmapped */
 const char *vma_skip_name(VmaSkip skip);        /* "locked", "dontdump", …: as `why` shows them */

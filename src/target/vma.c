@@ -1,0 +1,305 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * The text of /proc/PID/smaps, read once for every target and pass: so only two lines of each mapping are looked at
+ * closely, and the two dozen between them are stepped over.
+ *
+ * File names in it are chosen by the process. What keeps them from lying to us: a name is the last field of its line,
+ * the kernel writes a newline in it as \012 (seq_file_path(), fs/seq_file.c), a name of anonymous memory may not hold
+ * brackets (anon_vma_name(), kernel/sys.c), and the kernel's own marks like [vdso] are compared whole, while a file's
+ * name starts with / or with the name of a pseudo file system. Lines that start a mapping begin with a lower-case
+ * digit, all the others with a capital.
+ *
+ * The walk takes and drops the target's mmap lock many times; addresses never go backwards and mappings never overlap
+ * meanwhile (Documentation/filesystems/proc.rst). Text that breaks this, or a mapping without its VmFlags, is refused
+ * as a whole: a list that is wrong about what may be read is worse than none.
+ */
+#include "target/vma.h"
+
+#include <string.h>
+
+static const char *const skip_names[_VMA_SKIP_MAX] = {
+        [VMA_OK] = "ok",
+        [VMA_SKIP_SHARED] = "shared",
+        [VMA_SKIP_DEVICE] = "device",
+        [VMA_SKIP_SPECIAL] = "special",
+        [VMA_SKIP_HUGETLB] = "hugetlb",
+        [VMA_SKIP_LOCKED] = "locked",
+        [VMA_SKIP_DONTDUMP] = "dontdump",
+        [VMA_SKIP_SECRET] = "secret",
+        [VMA_SKIP_UFFD] = "userfaultfd",
+        [VMA_SKIP_UNREADABLE] = "unreadable",
+        [VMA_SKIP_SHADOW_STACK] = "shadow-stack",
+        [VMA_SKIP_STUB] = "stub",
+};
+
+const char *vma_skip_name(VmaSkip skip) {
+        return (unsigned)skip < _VMA_SKIP_MAX ? skip_names[skip] : "?";
+}
+
+void vma_list_done(VmaList *list) {
+        free(list->vmas);
+        *list = (VmaList) {};
+}
+
+void vma_parser_done(VmaParser *parser) { vma_list_done(&parser->list); }
+
+/* The hexadecimal (as the kernel writes it) or decimal number at *p, which must end with the character given. */
+static bool take_number(const char **p, const char *end, unsigned base, char terminator, uint64_t *ret) {
+        const char *s = *p;
+        uint64_t value = 0;
+
+        for (; s < end && *s != terminator; s++) {
+                unsigned digit;
+
+                if (*s >= '0' && *s <= '9')
+                        digit = (unsigned)(*s - '0');
+                else if (base == 16 && *s >= 'a' && *s <= 'f')
+                        digit = (unsigned)(*s - 'a') + 10;
+                else
+                        return false;
+                if (value > (UINT64_MAX - digit) / base)
+                        return false;
+                value = value * base + digit;
+        }
+        if (s == *p || s == end)
+                return false;
+        *ret = value;
+        *p = s + 1;
+        return true;
+}
+
+static bool name_is(const char *name, size_t size, const char *what) {
+        return size == strlen(what) && memcmp(name, what, size) == 0;
+}
+
+/* "start-end perms offset major:minor inode   name", without the newline. */
+static bool parse_header(VmaParser *parser, const char *p, const char *end, Vma *ret) {
+        const Vma *below = parser->list.n ? &parser->list.vmas[parser->list.n - 1] : NULL;
+        uint64_t offset, major, minor, inode;
+        Vma vma = {};
+        size_t size;
+
+        if (!take_number(&p, end, 16, '-', &vma.start) || !take_number(&p, end, 16, ' ', &vma.end))
+                return false;
+        if (vma.start >= vma.end || (vma.start | vma.end) & (PAGE_BYTES - 1) || (below && vma.start < below->end))
+                return false;
+        if (end - p < 5 || (p[0] != 'r' && p[0] != '-') || (p[1] != 'w' && p[1] != '-') ||
+            (p[2] != 'x' && p[2] != '-') || (p[3] != 'p' && p[3] != 's') || p[4] != ' ')
+                return false;
+        if (p[3] == 's')
+                vma.skip = VMA_SKIP_SHARED;
+        else if (p[0] != 'r')
+                vma.skip = VMA_SKIP_UNREADABLE;
+        vma.write = p[1] == 'w';
+        vma.exec = p[2] == 'x';
+        vma.guards_below = !below || below->end != vma.start || !parser->below_accessible;
+        parser->below_accessible = p[0] == 'r' || vma.write || vma.exec;
+        p += 5;
+        if (!take_number(&p, end, 16, ' ', &offset) || !take_number(&p, end, 16, ':', &major) ||
+            !take_number(&p, end, 16, ' ', &minor) || !take_number(&p, end, 10, ' ', &inode))
+                return false;
+        vma.file = major || minor || inode; /* every file system has a device number, be it an anonymous one */
+
+        while (p < end && *p == ' ')
+                p++;
+        size = (size_t)(end - p);
+        parser->special = !vma.file && size && *p == '[' &&
+                (name_is(p, size, "[vvar]") || name_is(p, size, "[vvar_vclock]") || name_is(p, size, "[vdso]") ||
+                 name_is(p, size, "[vsyscall]"));
+        parser->secret = vma.file &&
+                (name_is(p, size, "/secretmem (deleted)") || name_is(p, size, "/secretmem"));
+        vma.stack = !vma.file && name_is(p, size, "[stack]");
+        *ret = vma;
+        return true;
+}
+
+#define FLAG(a, b) ((unsigned)(a) << 8 | (unsigned)(b))
+
+/* The reason named is the one that says most: what the memory is before what was asked for it. */
+static bool parse_flags(const VmaParser *parser, const char *p, const char *end, Vma *vma) {
+        bool shared = vma->skip == VMA_SKIP_SHARED, device = false, shadow_stack = false, special = parser->special;
+        bool hugetlb = false, locked = false, dontdump = false, uffd = false;
+
+        while (end - p >= 2) {
+                if (*p == ' ') {
+                        p++;
+                        continue;
+                }
+                switch (FLAG((unsigned char)p[0], (unsigned char)p[1])) {
+                case FLAG('s', 'h'): case FLAG('m', 's'):
+                        shared = true;
+                        break;
+                case FLAG('i', 'o'): case FLAG('p', 'f'): case FLAG('m', 'm'): case FLAG('d', 'e'):
+                        device = true;
+                        break;
+                case FLAG('s', 's'):
+                        shadow_stack = true;
+                        break;
+                case FLAG('w', 'f'): case FLAG('d', 'p'):
+                        special = true;
+                        break;
+                case FLAG('h', 't'):
+                        hugetlb = true;
+                        break;
+                case FLAG('l', 'o'): case FLAG('l', 'f'):
+                        locked = true;
+                        break;
+                case FLAG('d', 'd'):
+                        dontdump = true;
+                        break;
+                case FLAG('u', 'm'): case FLAG('u', 'w'): case FLAG('u', 'i'):
+                        uffd = true;
+                        break;
+                case FLAG('m', 'g'):
+                        vma->mergeable = true;
+                        break;
+                case FLAG('h', 'g'):
+                        vma->huge_advised = true;
+                        break;
+                case FLAG('g', 'd'):
+                        vma->growsdown = true;
+                        break;
+                }
+                p += 2;
+        }
+        if (p < end && *p != ' ')
+                return false;
+        if (parser->secret)
+                vma->skip = VMA_SKIP_SECRET;
+        else if (special)
+                vma->skip = VMA_SKIP_SPECIAL;
+        else if (hugetlb)
+                vma->skip = VMA_SKIP_HUGETLB;
+        else if (device)
+                vma->skip = VMA_SKIP_DEVICE;
+        else if (shared)
+                vma->skip = VMA_SKIP_SHARED;
+        else if (shadow_stack)
+                vma->skip = VMA_SKIP_SHADOW_STACK;
+        else if (uffd)
+                vma->skip = VMA_SKIP_UFFD;
+        else if (locked)
+                vma->skip = VMA_SKIP_LOCKED;
+        else if (dontdump && !parser->include_dontdump)
+                vma->skip = VMA_SKIP_DONTDUMP;
+        return true;
+}
+
+bool vma_may_be_stub(const Vma *code, const Vma *data) {
+        return code->end - code->start == STUB_CODE_BYTES && data->end - data->start == STUB_DATA_BYTES &&
+                data->start == code->end && code->exec && !code->write && !code->file && data->write && !data->exec &&
+                !data->file;
+}
+
+static int end_mapping(VmaParser *parser, const char *p, const char *end) {
+        Vma *vma = &parser->list.vmas[parser->list.n - 1];
+
+        if (!parse_flags(parser, p, end, vma))
+                return -EINVAL;
+        if (parser->list.n > 1 && vma_may_be_stub(vma - 1, vma))
+                vma[-1].skip = vma->skip = VMA_SKIP_STUB;
+        parser->inside = false;
+        return 0;
+}
+
+/* "         8 kB" */
+static bool parse_size(const char *p, const char *end, uint64_t *ret_bytes) {
+        uint64_t kilobytes;
+
+        while (p < end && *p == ' ')
+                p++;
+        if (!take_number(&p, end, 10, ' ', &kilobytes) || kilobytes > UINT64_MAX >> 10)
+                return false;
+        *ret_bytes = kilobytes << 10;
+        return true;
+}
+
+#define LITERAL(p, end, text) ((size_t)((end) - (p)) >= sizeof(text) - 1 && memcmp(p, text, sizeof(text) - 1) == 0)
+/* "Rss:                   8 kB\n": up to 10^8 kB all such lines have one length. */
+#define KB_LINE 28
+
+int vma_parser_feed(VmaParser *parser, const char *text, size_t size, size_t *ret_used) {
+        const char *p = text, *end = text + size;
+        int r;
+
+        while (p < end) {
+                const char *eol;
+
+                /* The common line. None that is shorter ends in " kB", so nothing begins inside what is stepped over. */
+                if (parser->inside && *p != 'A' && end - p >= KB_LINE && memcmp(p + KB_LINE - 4, " kB\n", 4) == 0) {
+                        p += KB_LINE;
+                        continue;
+                }
+                eol = memchr(p, '\n', (size_t)(end - p));
+                if (!eol)
+                        break;
+                if (*p >= 'A' && *p <= 'Z') {
+                        Vma *vma;
+
+                        if (!parser->list.n)
+                                return -EINVAL;
+                        vma = &parser->list.vmas[parser->list.n - 1];
+                        if (LITERAL(p, eol, "Anonymous:")) {
+                                if (!parse_size(p + sizeof "Anonymous:" - 1, eol, &vma->anonymous_bytes))
+                                        return -EINVAL;
+                        } else if (LITERAL(p, eol, "AnonHugePages:")) {
+                                if (!parse_size(p + sizeof "AnonHugePages:" - 1, eol, &vma->huge_bytes))
+                                        return -EINVAL;
+                        } else if (LITERAL(p, eol, "VmFlags:")) {
+                                if (!parser->inside)
+                                        return -EINVAL;
+                                r = end_mapping(parser, p + sizeof "VmFlags:" - 1, eol);
+                                if (r < 0)
+                                        return r;
+                        }
+                } else {
+                        Vma vma;
+
+                        if (parser->inside || !parse_header(parser, p, eol, &vma))
+                                return -EINVAL;
+                        r = GROW(parser->list.vmas, parser->list.n, parser->list.allocated);
+                        if (r < 0)
+                                return r;
+                        parser->list.vmas[parser->list.n++] = vma;
+                        parser->inside = true;
+                }
+                p = eol + 1;
+        }
+        *ret_used = (size_t)(p - text);
+        return 0;
+}
+
+int vma_parser_finish(VmaParser *parser, VmaList *ret) {
+        if (parser->inside)
+                return -EINVAL;
+        *ret = parser->list;
+        *parser = (VmaParser) {};
+        return 0;
+}
+
+int vma_list_parse(const char *smaps, bool include_dontdump, VmaList *ret) {
+        _cleanup_(vma_parser_done) VmaParser parser = { .include_dontdump = include_dontdump };
+        size_t size = strlen(smaps), used;
+        int r;
+
+        r = vma_parser_feed(&parser, smaps, size, &used);
+        if (r < 0)
+                return r;
+        if (used != size)
+                return -EINVAL;
+        return vma_parser_finish(&parser, ret);
+}
+
+const Vma *vma_list_find(const VmaList *list, uint64_t address) {
+        size_t low = 0, high = list->n;
+
+        while (low < high) {
+                size_t middle = low + (high - low) / 2;
+
+                if (list->vmas[middle].end <= address)
+                        low = middle + 1;
+                else
+                        high = middle;
+        }
+        return low < list->n && list->vmas[low].start <= address ? &list->vmas[low] : NULL;
+}
