@@ -64,10 +64,12 @@ struct Space {
         void *owner;            /* whoever drives the scan may hang its own record here */
         Block **blocks;
         size_t n, allocated;
+        bool plain_pagemap;     /* PAGEMAP_SCAN is not to be used: the kernel lacks it, or a test wants it so */
 };
 
 void space_done(Space *space);  /* frees its blocks */
-/* Makes blocks for the readable mappings where pages are present, drops those that stayed empty. Costs nothing for
- * what is not present (PAGEMAP_SCAN; else pagemap). TARGET_E_GONE, -errno. */
+/* Makes blocks for the readable mappings where anonymous pages are present, drops those that stayed empty for some
+ * passes. Costs nothing for what is not present (PAGEMAP_SCAN; else pagemap). The target's memory must be open.
+ * TARGET_E_GONE; -ENOMEM: some new blocks are missing; -errno: nothing changed. */
 int space_refresh(Space *space, const VmaList *vmas);
 Block *space_find(const Space *space, uint64_t addr); /* NULL */
