@@ -22,7 +22,11 @@ typedef struct PlanRules {
 typedef struct Plan {
         PlanRange *ranges;      /* by address, disjoint, not adjacent within one mapping */
         size_t n, allocated;
-        uint64_t pages_wanted, pages_marked, pages_left_huge, pages_left_budget, pages_left_run;
+        uint64_t pages_wanted;          /* in mappings that may be merged: those in ranges + pages_left_… */
+        uint64_t pages_marked;          /* in ranges, bridged gaps included */
+        uint64_t pages_left_huge;       /* of a huge page that is not worth splitting */
+        uint64_t pages_left_budget;     /* would have cost more mappings than the process may have */
+        uint64_t pages_left_run;        /* of a run shorter than minimum_run_pages */
 } Plan;
 
 void plan_done(Plan *plan);
