@@ -25,8 +25,8 @@
 #define CHECK(condition, ...)                                                              \
         do {                                                                               \
                 if (!(condition)) {                                                        \
-                        fprintf(stderr, "%s:%d: not so: %s: ", __FILE__, __LINE__, #condition); \
-                        fprintf(stderr, "" __VA_ARGS__);                                   \
+                        fprintf(stderr, "%s:%d: not so: %s:", __FILE__, __LINE__, #condition); \
+                        fprintf(stderr, " " __VA_ARGS__);                                  \
                         fprintf(stderr, " (errno %d %s)\n", errno, strerror(errno));       \
                         exit(1);                                                           \
                 }                                                                          \

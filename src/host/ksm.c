@@ -297,12 +297,14 @@ static int knob_read_u64(const Ksm *ksm, int knob, bool optional, uint64_t *ret)
         return errno ? -EINVAL : 0;
 }
 
+int ksm_run(const Ksm *ksm, uint64_t *ret) { return knob_read_u64(ksm, KNOB_RUN, false, ret); }
+
 int ksm_knobs(const Ksm *ksm, KsmKnobs *ret) {
         KsmKnobs knobs = {};
         char advisor[VALUE_BYTES];
         int r;
 
-        r = knob_read_u64(ksm, KNOB_RUN, false, &knobs.run);
+        r = ksm_run(ksm, &knobs.run);
         if (r >= 0)
                 r = knob_read_u64(ksm, KNOB_PAGES, false, &knobs.pages_to_scan);
         if (r >= 0)

@@ -30,6 +30,7 @@ DEFINE_CLEANUP(Ksm, ksm_free)
 
 int ksm_counters(const Ksm *ksm, KsmCounters *ret);
 int ksm_knobs(const Ksm *ksm, KsmKnobs *ret);
+int ksm_run(const Ksm *ksm, uint64_t *ret);     /* the one that is asked for often */
 
 enum { KSM_E_BUSY = 1 };        /* the knob cannot change while pages are shared */
 

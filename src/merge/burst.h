@@ -6,7 +6,7 @@
 /*
  * ksmd in bursts: runs the kernel's merger only while something marked is unmerged, with settings sized to the work,
  * then puts every knob back. Where the administrator runs ksmd himself (run = 1 found), his settings are left alone
- * and a burst is only waiting.
+ * and a burst is only waiting; where he had everything unmerged (run = 2), that stays so too.
  *
  * A burst is a small machine that the caller steps, so that the daemon goes on answering meanwhile.
  */
@@ -16,14 +16,15 @@ Burst *burst_free(Burst *burst); /* stops a running burst and restores */
 DEFINE_CLEANUP(Burst, burst_free)
 
 /* expected_pages: how many pages should get shared or zero-mapped (pages_sharing + ksm_zero_pages grow by that);
- * marked_pages: how many ksmd will have to look at. 0; -errno: the knobs could not be set (and were put back). */
+ * marked_pages: how many ksmd will have to look at. 0, then step it; -EALREADY: one is running; other -errno: the
+ * knobs could not be set (and were put back). */
 int burst_start(Burst *burst, uint64_t expected_pages, uint64_t marked_pages);
 
 typedef enum BurstState {
         BURST_IDLE,
         BURST_RUNNING,          /* step again after burst_interval_nsec() */
         BURST_DONE,             /* merged what was expected, or ksmd went round often enough; knobs are restored */
-        BURST_FOREIGN,          /* the administrator runs ksmd: it merges in its own time */
+        BURST_FOREIGN,          /* run is the administrator's (1, or 2), or became so meanwhile: left to him */
 } BurstState;
 BurstState burst_step(Burst *burst);
 uint64_t burst_interval_nsec(const Burst *burst);
