@@ -22,16 +22,20 @@ typedef struct ConfDaemon {
         uint32_t max_page_sharing;      /* 0 = auto */
         bool merge_across_nodes;
         uint64_t minimum_age_nsec;      /* younger processes are left alone */
-        uint32_t metadata_max;          /* share of the host's memory */
+        uint32_t metadata_max;          /* share of the host's memory; counts only while the next field is 0 */
+        uint64_t metadata_max_bytes;    /* given as a size; 0 = given as a share */
         ConfSwitch probes;
         ConfOnStop on_stop;
 } ConfDaemon;
 
+/* A pattern, of a section or of Exclude=, has at most this many bytes. */
+#define CONF_PATTERN_BYTES_MAX 4095U
+
 /* One [Cgroup PATTERN] section. */
 typedef struct ConfCgroup {
-        char *pattern;                  /* relative to the cgroup root, no leading '/' */
+        char *pattern;                  /* relative to the cgroup root, no leading '/'; "" = the root cgroup */
         ConfMerge merge;
-        char *domain;                   /* as written, "%c" not expanded; default: the pattern */
+        char *domain;                   /* as written, "%c" and "%%" not expanded; default: the pattern (% doubled) */
         ConfRoute route;
         ConfSwitch track;
         uint32_t minimum_run_pages;
@@ -50,7 +54,8 @@ typedef struct Conf {
         unsigned n_warnings;
 } Conf;
 
-/* Told of everything wrong with a file; line is 0 where the file as a whole is meant. */
+/* Told of everything wrong with a file; line is 0 where the file as a whole is meant. The message says what follows
+ * from it. A section header that cannot be understood might have been any section's: every section is then malformed. */
 typedef void (*ConfReport)(void *userdata, const char *file, unsigned line, const char *message);
 
 /*
