@@ -54,6 +54,7 @@ struct Burst {
         KsmCounters start, last;
         uint64_t start_nsec, moved_nsec;        /* when it began; when ksmd was last seen to have done something */
         uint64_t start_cpu_nsec;
+        uint64_t merged_pages;
         uint64_t scans_needed;
         uint64_t interval_nsec;
         bool thorough;          /* this burst runs without smart_scan */
@@ -78,11 +79,20 @@ Burst *burst_free(Burst *burst) {
         return NULL;
 }
 
-static uint64_t merged_pages(const Burst *burst) {
-        uint64_t before = burst->start.pages_sharing + burst->start.ksm_zero_pages;
-        uint64_t now = burst->last.pages_sharing + burst->last.ksm_zero_pages;
+/*
+ * pages_sharing goes on counting the pages of a process that ended until ksmd comes by. So it may fall by more than is
+ * merged meanwhile, and only what it grows by between two looks counts. That is too little rather than too much: then
+ * the burst ends by its scans.
+ */
+static void count_merged(Burst *burst, const KsmCounters *counters) {
+        uint64_t before = burst->last.pages_sharing + burst->last.ksm_zero_pages;
+        uint64_t now = counters->pages_sharing + counters->ksm_zero_pages;
 
-        return now > before ? now - before : 0; /* processes that end take their shared pages along */
+        if (now > before)
+                burst->merged_pages += now - before;
+        if (counters->full_scans < burst->last.full_scans)
+                burst->start.full_scans = counters->full_scans; /* run = 2 makes it count from 0 again */
+        burst->last = *counters;
 }
 
 static uint64_t clamp_interval(uint64_t nsec) {
@@ -147,6 +157,7 @@ int burst_start(Burst *burst, uint64_t expected_pages, uint64_t marked_pages) {
         if (r < 0)
                 return r;
         burst->last = burst->start;
+        burst->merged_pages = 0;
         burst->expected_pages = expected_pages;
         burst->marked_pages = MAX_OF(marked_pages, expected_pages);
         burst->thorough = burst->thorough_next;
@@ -172,30 +183,31 @@ int burst_start(Burst *burst, uint64_t expected_pages, uint64_t marked_pages) {
 
 static void burst_end(Burst *burst, BurstState state) {
         BurstStats *stats = &burst->stats;
-        uint64_t cpu_nsec, merged;
+        KsmCounters counters;
+        uint64_t cpu_nsec;
 
         (void)knobs_restore(burst);
         burst->state = state;
-        (void)ksm_counters(burst->ksm, &burst->last);
-        merged = merged_pages(burst);
+        if (ksm_counters(burst->ksm, &counters) == 0)
+                count_merged(burst, &counters);
         stats->bursts++;
         stats->pages_expected += burst->expected_pages;
-        stats->pages_merged += merged;
+        stats->pages_merged += burst->merged_pages;
         stats->wall_nsec += now_nsec() - burst->start_nsec;
-        if (burst->last.full_scans > burst->start.full_scans)
-                stats->full_scans += burst->last.full_scans - burst->start.full_scans;
+        stats->full_scans += burst->last.full_scans - burst->start.full_scans;
         if (burst->start_cpu_nsec != UINT64_MAX && ksmd_cpu_nsec(burst->ksm, &cpu_nsec) == 0 &&
             cpu_nsec > burst->start_cpu_nsec)
                 stats->ksmd_cpu_nsec += cpu_nsec - burst->start_cpu_nsec;
         burst->thorough_next = !burst->thorough && state == BURST_DONE &&
-                               merged + DIV_ROUND_UP(burst->expected_pages, SHORTFALL_SHARE) < burst->expected_pages;
-        log_debug("KSM burst: %llu of %llu pages merged", (unsigned long long)merged,
+                               burst->merged_pages + DIV_ROUND_UP(burst->expected_pages, SHORTFALL_SHARE) <
+                                       burst->expected_pages;
+        log_debug("KSM burst: %llu of %llu pages merged", (unsigned long long)burst->merged_pages,
                   (unsigned long long)burst->expected_pages);
 }
 
 /* Half of what is left by the pace so far: close in on the end, look seldom before it. */
-static uint64_t next_interval(const Burst *burst, uint64_t now, uint64_t merged) {
-        uint64_t elapsed = now - burst->start_nsec;
+static uint64_t next_interval(const Burst *burst, uint64_t now) {
+        uint64_t merged = burst->merged_pages, elapsed = now - burst->start_nsec;
         uint64_t page_nsec = merged > 0 ? elapsed / merged : MERGE_NSEC;
         uint64_t left_nsec = (burst->expected_pages - merged) * MIN_OF(page_nsec, (uint64_t)MERGE_NSEC);
 
@@ -204,7 +216,7 @@ static uint64_t next_interval(const Burst *burst, uint64_t now, uint64_t merged)
 
 BurstState burst_step(Burst *burst) {
         KsmCounters counters;
-        uint64_t now, run, merged;
+        uint64_t now, run;
 
         if (burst->state != BURST_RUNNING)
                 return burst->state;
@@ -215,20 +227,17 @@ BurstState burst_step(Burst *burst) {
         now = now_nsec();
         if (memcmp(&counters, &burst->last, sizeof counters) != 0)
                 burst->moved_nsec = now;
-        if (counters.full_scans < burst->last.full_scans)
-                burst->start.full_scans = counters.full_scans; /* unmerging everything (run = 2) counts from 0 again */
-        burst->last = counters;
-        merged = merged_pages(burst);
+        count_merged(burst, &counters);
 
         if (run != 1)
                 burst_end(burst, BURST_FOREIGN); /* somebody stopped it */
-        else if (merged >= burst->expected_pages ||
+        else if (burst->merged_pages >= burst->expected_pages ||
                  counters.full_scans - burst->start.full_scans >= burst->scans_needed ||
                  now - burst->moved_nsec > STALLED_NSEC || /* nothing marked is left */
                  now - burst->start_nsec > LIMIT_NSEC + burst->marked_pages * LIMIT_PAGE_NSEC)
                 burst_end(burst, BURST_DONE);
         else
-                burst->interval_nsec = next_interval(burst, now, merged);
+                burst->interval_nsec = next_interval(burst, now);
         return burst->state;
 }
 
