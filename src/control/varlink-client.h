@@ -15,6 +15,7 @@ enum { VARLINK_E_ERROR = 1 };
 int varlink_call(int fd, const char *method, json_t *parameters /* taken over, may be NULL */, uint64_t timeout_nsec,
                  json_t **ret_parameters, char **ret_error);
 
-/* A call with "more": the handler is called for every reply; it returns false to stop reading. */
+/* A call with "more": the handler is called for every reply (parameters is borrowed); it returns false to stop reading,
+ * after which the connection is good only for close(2). Ends like varlink_call(), the parameters of an error apart. */
 int varlink_call_more(int fd, const char *method, json_t *parameters,
                       bool (*handler)(void *userdata, json_t *parameters), void *userdata, char **ret_error);

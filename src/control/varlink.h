@@ -30,21 +30,27 @@ typedef struct VarlinkInterface {
  * (GetInfo, GetInterfaceDescription) is added by the server. */
 int varlink_server_new(Loop *loop, int fd, const VarlinkMethod *methods, size_t n_methods,
                        const VarlinkInterface *interfaces, size_t n_interfaces, void *userdata, VarlinkServer **ret);
-VarlinkServer *varlink_server_free(VarlinkServer *server); /* drops every connection */
+VarlinkServer *varlink_server_free(VarlinkServer *server); /* drops every connection; not from inside a handler */
 DEFINE_CLEANUP(VarlinkServer, varlink_server_free)
 
-/* Binds and listens at path (mode 0600, parents made), replacing a socket nobody listens on. -EADDRINUSE: a daemon is
- * already there. */
+/* How long a peer may take over its first request, over the rest of one it has begun, and over reading what is queued
+ * for it, before it is dropped. Default: 10 s. For connections and deadlines that begin afterwards. */
+void varlink_server_set_patience(VarlinkServer *server, uint64_t nsec);
+
+/* Binds and listens at path (absolute; mode 0600, parents made), replacing a socket nobody listens on. -EADDRINUSE: a
+ * daemon is already there. -EEXIST: something else is. -ENAMETOOLONG: longer than a socket's path may be. */
 int varlink_listen(const char *path, int *ret_fd);
 
 /* Each takes over parameters (NULL: {}) and, but for continues, ends the call. */
 void varlink_call_reply(VarlinkCall *call, json_t *parameters);
 void varlink_call_continues(VarlinkCall *call, json_t *parameters);
 void varlink_call_error(VarlinkCall *call, const char *error, json_t *parameters);
+void varlink_call_invalid_parameter(VarlinkCall *call, const char *name); /* org.varlink.service.InvalidParameter */
 bool varlink_call_wants_more(const VarlinkCall *call);
 uid_t varlink_call_uid(const VarlinkCall *call);
 pid_t varlink_call_pid(const VarlinkCall *call);
-/* A call that is not answered at once: told when the peer went away first (the call must not be used afterwards). */
+/* A call that is not answered at once: told when the peer went away first (the call must not be used afterwards). Who
+ * does not ask to be told ends the call as if nothing had happened. */
 void varlink_call_on_close(VarlinkCall *call, void (*handler)(void *userdata, VarlinkCall *call), void *userdata);
 
 typedef struct VarlinkServerStats {

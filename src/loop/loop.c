@@ -65,6 +65,7 @@ struct Loop {
         struct SourceList changed;      /* wanted and asked may differ */
         struct SourceList dying;        /* freed and cancelled, not yet answered */
         LoopSource *running;            /* its handler runs now */
+        bool settle;                    /* something was freed in a handler that the kernel holds */
         size_t n_sources;               /* not freed by their owners */
         bool exit;
         int exit_result;
@@ -221,21 +222,6 @@ int loop_add_signal(Loop *loop, int signo, LoopSignalHandler handler, void *user
         return 0;
 }
 
-LoopSource *loop_source_free(LoopSource *source) {
-        if (!source)
-                return NULL;
-        assert(!source->freed);
-        source->loop->n_sources--;
-        source->freed = true;
-        if (source->asked == 0 && source->loop->running != source) {
-                if (source->changed)
-                        TAILQ_REMOVE(&source->loop->changed, source, link);
-                source_release(source);
-        } else
-                source_changed(source);
-        return NULL;
-}
-
 static bool source_wanted(const LoopSource *source) {
         return source->type == SOURCE_TIMER ? source->due != NEVER : source->events != 0;
 }
@@ -311,6 +297,36 @@ static int flush(Loop *loop) {
                         source_release(source);
         }
         return 0;
+}
+
+/* Has the kernel let go of what was freed, without running any handler. What fails here is done by the next wait. */
+static void settle(Loop *loop) {
+        loop->settle = false;
+        if (flush(loop) == 0)
+                io_uring_submit_and_get_events(&loop->ring);
+}
+
+LoopSource *loop_source_free(LoopSource *source) {
+        Loop *loop;
+
+        if (!source)
+                return NULL;
+        assert(!source->freed);
+        loop = source->loop;
+        loop->n_sources--;
+        source->freed = true;
+        if (source->asked == 0 && loop->running != source) {
+                if (source->changed)
+                        TAILQ_REMOVE(&loop->changed, source, link);
+                source_release(source);
+                return NULL;
+        }
+        source_changed(source);
+        if (loop->running)
+                loop->settle = true;
+        else
+                settle(loop);
+        return NULL;
 }
 
 static int run_signal(LoopSource *source) {
@@ -412,6 +428,7 @@ int loop_dispatch(Loop *loop, uint64_t timeout_nsec) {
                 r = wait_for_completions(loop, timeout_nsec);
         if (r < 0 && r != -EBUSY)
                 return r;
+        r = 0;
         while (io_uring_peek_cqe(&loop->ring, &cqe) == 0) {
                 uintptr_t data = (uintptr_t)io_uring_cqe_get_data64(cqe);
                 int result = cqe->res;
@@ -419,9 +436,11 @@ int loop_dispatch(Loop *loop, uint64_t timeout_nsec) {
                 io_uring_cqe_seen(&loop->ring, cqe);
                 r = complete(loop, data, result);
                 if (r < 0)
-                        return r;
+                        break;
         }
-        return 0;
+        if (loop->settle)
+                settle(loop);
+        return r < 0 ? r : 0;
 }
 
 int loop_run(Loop *loop) {

@@ -38,7 +38,7 @@ int loop_source_set_timer(LoopSource *source, uint64_t delay_nsec, uint64_t inte
  * second SIGTERM must not end a process that is cleaning up. */
 int loop_add_signal(Loop *loop, int signo, LoopSignalHandler handler, void *userdata, LoopSource **ret);
 
-/* The kernel lets go of the file behind fd in the next loop_dispatch(), however early fd itself is closed. */
+/* The kernel lets go of the file behind fd before this returns; called in a handler, when that dispatch returns. */
 LoopSource *loop_source_free(LoopSource *source);
 DEFINE_CLEANUP(LoopSource, loop_source_free)
 

@@ -161,6 +161,35 @@ static void test_free_self(void **state) {
         item_close(&item);
 }
 
+/* A poll holds the file: when source and descriptor are gone the other end must see that at once. */
+static void test_free_lets_go(void **state) {
+        _cleanup_(loop_freep) Loop *loop = loop_or_skip();
+        struct pollfd pollfd = {.events = POLLIN};
+        Item item = {.free_self = true};
+        int fds[2];
+
+        for (unsigned in_handler = 0; in_handler < 2; in_handler++) {
+                assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, fds), 0);
+                pollfd.fd = fds[1];
+                assert_int_equal(loop_add_io(loop, fds[0], POLLIN, on_io, &item, &item.source), 0);
+                loop_dispatch(loop, 0);
+                if (in_handler) {
+                        Item other = {.free_self = true, .victim = &item};
+
+                        assert_int_equal(write(fds[0], "x", 1), 1);
+                        assert_int_equal(loop_add_io(loop, fds[1], POLLIN, on_io, &other, &other.source), 0);
+                        loop_dispatch(loop, NSEC_PER_SEC);
+                        assert_int_equal(other.runs, 1);
+                } else
+                        item.source = loop_source_free(item.source);
+                assert_null(item.source);
+                close(fds[0]);
+                assert_int_equal(poll(&pollfd, 1, 0), 1);
+                assert_true(pollfd.revents & POLLHUP);
+                close(fds[1]);
+        }
+}
+
 static void test_bad_descriptor(void **state) {
         _cleanup_(loop_freep) Loop *loop = loop_or_skip();
         Item item;
@@ -400,6 +429,7 @@ int main(void) {
                 cmocka_unit_test(test_mute),
                 cmocka_unit_test(test_free_other),
                 cmocka_unit_test(test_free_self),
+                cmocka_unit_test(test_free_lets_go),
                 cmocka_unit_test(test_bad_descriptor),
                 cmocka_unit_test(test_timer),
                 cmocka_unit_test(test_signal_and_run),
