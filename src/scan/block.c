@@ -176,10 +176,10 @@ int space_refresh(Space *space, const VmaList *vmas) {
                 space->plain_pagemap = true;
                 r = present_read(space->target->pagemapfd, vmas, &present);
         }
+        /* Also after execve(2): the process is there, what we knew of it is not. What ends meanwhile looks empty. */
+        if (r == -ESRCH || !target_alive(space->target))
+                return TARGET_E_GONE;
         if (r < 0)
                 return r;
-        /* What ended looks empty. */
-        if (!target_alive(space->target))
-                return TARGET_E_GONE;
         return update(space, &present);
 }

@@ -70,6 +70,6 @@ struct Space {
 void space_done(Space *space);  /* frees its blocks */
 /* Makes blocks for the readable mappings where anonymous pages are present, drops those that stayed empty for some
  * passes. Costs nothing for what is not present (PAGEMAP_SCAN; else pagemap). The target's memory must be open.
- * TARGET_E_GONE; -ENOMEM: some new blocks are missing; -errno: nothing changed. */
+ * TARGET_E_GONE: it ended, or began another program; -ENOMEM: some new blocks are missing; -errno: nothing changed. */
 int space_refresh(Space *space, const VmaList *vmas);
 Block *space_find(const Space *space, uint64_t addr); /* NULL */

@@ -162,7 +162,7 @@ static int read_vma(int fd, const Vma *vma, uint64_t *entries, PresentList *list
                 if (n < 0)
                         return -errno;
                 if (n == 0)
-                        return 0;
+                        return -ESRCH;
                 for (size_t i = 0, all = (size_t)n / sizeof *entries; i < all;) {
                         size_t in_block = (BLOCK_BYTES - (addr + i * PAGE_BYTES) % BLOCK_BYTES) / PAGE_BYTES;
                         size_t stop = MIN_OF(all, i + in_block);

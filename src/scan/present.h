@@ -23,9 +23,10 @@ void present_list_done(PresentList *list);
 /* PRESENT_E_PLAIN: the kernel has no PAGEMAP_SCAN (before 6.7). */
 enum { PRESENT_E_PLAIN = 1 };
 
-/* By ioctl(PAGEMAP_SCAN). 1 TiB that holds 1,024 pages: some 12 ms. PRESENT_E_PLAIN, -errno. */
+/* By ioctl(PAGEMAP_SCAN). 1 TiB that holds 1,024 pages: some 12 ms. PRESENT_E_PLAIN; -ESRCH: the
+ * address space is gone; -errno. */
 int present_scan(int pagemapfd, const VmaList *vmas, PresentList *ret);
 
 /* By reading pagemap: 40 ns a mapped page, be it present or not. Looks only into mappings that had anonymous pages when
- * *vmas was read, and in each until it has met as many. Does not tell the zero page from others. -errno. */
+ * *vmas was read, and in each until it has met as many. Does not tell the zero page from others. -ESRCH, -errno. */
 int present_read(int pagemapfd, const VmaList *vmas, PresentList *ret);
