@@ -17,17 +17,31 @@ int advise_new(Remote *remote, Ksm *ksm, const char *state_dir, bool process_mad
 Advise *advise_free(Advise *advise);
 DEFINE_CLEANUP(Advise, advise_free)
 
+/* Marked, but wanted no more by the last plans in a row. */
+typedef struct MarkIdle {
+        PlanRange range;
+        unsigned plans;
+} MarkIdle;
+
 /* What is marked in one target. */
 typedef struct Marks {
-        PlanRange *ranges;      /* by address: marked by us, as far as we know */
-        size_t n, allocated;
-        PlanRange *foreign;     /* marked by the process itself before we came: never unmarked */
-        size_t n_foreign;
+        union {
+                Ranges ours;    /* marked by us, as far as we know */
+                struct {        /* the same */
+                        PlanRange *ranges;
+                        size_t n, allocated;
+                };
+        };
+        Ranges foreign;         /* marked by the process itself before we came: never unmarked */
+        bool marks_itself;      /* there was any: what becomes mergeable without us is the process's own as well */
         bool recorded;          /* the state file is written */
+        MarkIdle *idle;         /* by address */
+        size_t n_idle;
 } Marks;
 
-/* Learns what is marked in a target at first contact: from the state file of an earlier daemon if there is one, else
- * every mergeable mapping is foreign. */
+/* Learns what is marked in a target at first contact: from the state file of an earlier daemon if there is one; from
+ * that of the process it was forked from, whose marks it inherited; else every mergeable mapping is foreign.
+ * 0, -ENOMEM. */
 int marks_load(Advise *advise, Target *target, const VmaList *vmas, Marks *ret);
 void marks_done(Marks *marks);
 
@@ -36,11 +50,13 @@ typedef struct AdviseResult {
         uint64_t failed_ranges; /* changed under us, or refused */
 } AdviseResult;
 
-/* Makes the marks what the plan says: marks what is new; unmarks what is wanted no more. 0 (also when single ranges
- * failed: counted), REMOTE_E_* when the target could not be called, TARGET_E_GONE is REMOTE_E_GONE; -errno. */
+/* Makes the marks what the plan (from a list of the mappings as they are now) says: marks what is new; unmarks what
+ * several plans in a row wanted no more. 0 (also when single ranges failed: counted), REMOTE_E_* when the target could
+ * not be called, wholly or for the rest (*ret then says what was done before); -errno. */
 int advise_apply(Advise *advise, Target *target, const Plan *plan, Marks *marks, AdviseResult *ret);
 
-/* Unmarks everything we marked: the kernel un-shares it. -ENOMEM from the kernel is retried range by range. */
+/* Unmarks everything we marked: the kernel un-shares it. Repeated while that makes progress; 0 with failed_ranges > 0
+ * when some are left (un-sharing needs memory), otherwise the state file is removed. REMOTE_E_*, -errno. */
 int advise_undo(Advise *advise, Target *target, Marks *marks, AdviseResult *ret);
 
 /* Forgets a target that ended: removes its state file. */

@@ -354,7 +354,23 @@ static int keep_budget(Planner *p) {
 
 void plan_done(Plan *plan) {
         free(plan->ranges);
+        free(plan->mergeable);
         *plan = (Plan){};
+}
+
+static int mergeable_add(Plan *plan, const Vma *vma) {
+        bool secret = vma->skip == VMA_SKIP_LOCKED || vma->skip == VMA_SKIP_DONTDUMP || vma->skip == VMA_SKIP_SECRET;
+
+        if (!vma->mergeable)
+                return 0;
+        if (GROW(plan->mergeable, plan->n_mergeable, plan->mergeable_allocated) < 0)
+                return -ENOMEM;
+        plan->mergeable[plan->n_mergeable++] = (PlanMergeable){
+                .range = { vma->start, vma->end },
+                .revoked = secret,
+                .withheld = vma->skip != VMA_OK && !secret,
+        };
+        return 0;
 }
 
 int plan_make(const Space *space, const VmaList *vmas, const PlanRules *rules, Plan *ret) {
@@ -364,6 +380,9 @@ int plan_make(const Space *space, const VmaList *vmas, const PlanRules *rules, P
         int r;
 
         for (size_t i = 0; i < vmas->n; i++) {
+                r = mergeable_add(&plan, &vmas->vmas[i]);
+                if (r < 0)
+                        return r;
                 if (vmas->vmas[i].skip != VMA_OK)
                         continue;
                 r = vma_add(&planner, space, &vmas->vmas[i], &block);

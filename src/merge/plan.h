@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #pragma once
 
+#include "merge/ranges.h"
 #include "scan/block.h"
 
 /*
@@ -8,10 +9,6 @@
  * measured (see plan.c), a VMA split and a call against the unique pages that ksmd would read in vain when a gap is
  * bridged; never splits a huge page unless what it saves is worth it; never takes more VMAs than it is given.
  */
-typedef struct PlanRange {
-        uint64_t start, end;    /* bytes; never crosses a mapping of the process */
-} PlanRange;
-
 typedef struct PlanRules {
         uint32_t minimum_run_pages;
         uint32_t huge_page_split;       /* 1/10,000 of a huge page's pages that must be wanted */
@@ -19,9 +16,18 @@ typedef struct PlanRules {
         size_t vmas_max;                /* and may have: a quarter of vm.max_map_count */
 } PlanRules;
 
+/* A mapping that is mergeable already, whoever made it so. */
+typedef struct PlanMergeable {
+        PlanRange range;
+        bool revoked;           /* holds secrets now (locked, DONTDUMP): a mark of ours has to go at once */
+        bool withheld;          /* may not be planned now for another reason: a mark of ours stays as it is */
+} PlanMergeable;
+
 typedef struct Plan {
-        PlanRange *ranges;      /* by address, disjoint, not adjacent within one mapping */
+        PlanRange *ranges;      /* by address, disjoint, not adjacent within one mapping; none crosses a mapping */
         size_t n, allocated;
+        PlanMergeable *mergeable; /* by address */
+        size_t n_mergeable, mergeable_allocated;
         uint64_t pages_wanted;          /* in mappings that may be merged: those in ranges + pages_left_… */
         uint64_t pages_marked;          /* in ranges, bridged gaps included */
         uint64_t pages_left_huge;       /* of a huge page that is not worth splitting */

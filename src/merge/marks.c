@@ -1,0 +1,254 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+
+/*
+ * Whose mark is it? The kernel keeps one bit per mapping (VM_MERGEABLE) and not who set it, and it outlives us. So at
+ * first contact, before anything of a target is marked, what is mergeable already goes to a state file: that is
+ * foreign and stays. Everything mergeable beyond it is ours, for whoever reads the file: so nothing has to be written
+ * when marks come and go, and a daemon that is killed leaves nothing that the next one cannot undo.
+ *
+ * A file is named PID.STARTTICKS (/proc/PID/stat field 22): a reused pid has other ticks, and the directory is below
+ * /run, so that it does not outlive the boot that the ticks count from. It is replaced atomically and read strictly:
+ * from one that is not as we write it nothing is concluded, and then everything is foreign.
+ *
+ * fork(2) copies the bit and execve(2) drops it. A child of a target is born with our marks in it; it would count them
+ * as its own. So a process without a file that has the same memory layout as its parent (start of code, of stack and
+ * of brk: chosen anew by each execve) takes over the parent's file, and the grandparent's if that has none.
+ */
+
+#include "merge/marks.h"
+
+#include "base/io.h"
+
+#include <ctype.h>
+#include <dirent.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+
+#define STATE_HEADER "ksmd-user marks 1\n"
+#define STATE_NAME_BYTES 48
+#define ANCESTORS_MAX 16
+
+static void state_name(pid_t pid, uint64_t start_ticks, char *ret) {
+        snprintf(ret, STATE_NAME_BYTES, "%d.%llu", pid, (unsigned long long)start_ticks);
+}
+
+/* proc_pid_stat(5): fields 4, 22, 26, 28 and 47. */
+typedef struct Origin {
+        pid_t parent;
+        uint64_t start_ticks, start_code, start_stack, start_brk;
+} Origin;
+
+static int origin_read(int at, const char *path, Origin *ret) {
+        _cleanup_free_ char *text = NULL;
+        uint64_t fields[48] = {};
+        char *at_field;
+        int r;
+
+        r = read_file(at, path, &text, NULL);
+        if (r < 0)
+                return r;
+        at_field = strrchr(text, ')'); /* the name before it may hold anything */
+        if (!at_field || strlen(at_field) < 5)
+                return -EBADMSG;
+        at_field += 3; /* field 3, the state, is a letter */
+        for (unsigned i = 4; i < ELEMENTSOF(fields); i++) {
+                char *end;
+                fields[i] = strtoull(at_field + 1, &end, 10);
+                if (end == at_field + 1)
+                        return -EBADMSG;
+                at_field = end;
+        }
+        *ret = (Origin){ (pid_t)fields[4], fields[22], fields[26], fields[28], fields[47] };
+        return 0;
+}
+
+static int origin_of(pid_t pid, Origin *ret) {
+        char path[32];
+
+        snprintf(path, sizeof path, "/proc/%d/stat", pid);
+        return origin_read(AT_FDCWD, path, ret);
+}
+
+/* "START-END\n" in 16 hexadecimal digits each, by address. -EBADMSG. */
+static int state_parse(const char *text, Ranges *ret) {
+        _cleanup_(ranges_done) Ranges ranges = {};
+        size_t header = strlen(STATE_HEADER);
+
+        if (strncmp(text, STATE_HEADER, header) != 0)
+                return -EBADMSG;
+        for (text += header; *text; text += 34) {
+                char number[17] = {};
+                uint64_t start, end;
+
+                for (unsigned i = 0; i < 34; i++)
+                        if (i == 16 ? text[i] != '-' : i == 33 ? text[i] != '\n' : !isxdigit((unsigned char)text[i]))
+                                return -EBADMSG;
+                memcpy(number, text, 16);
+                start = strtoull(number, NULL, 16);
+                memcpy(number, text + 17, 16);
+                end = strtoull(number, NULL, 16);
+                if ((start | end) % PAGE_BYTES || start >= end ||
+                    (ranges.n > 0 && start < ranges.ranges[ranges.n - 1].end))
+                        return -EBADMSG;
+                if (ranges_append(&ranges, start, end) < 0)
+                        return -ENOMEM;
+        }
+        ranges_done(ret);
+        *ret = ranges;
+        ranges = (Ranges){};
+        return 0;
+}
+
+static int state_read(int statefd, pid_t pid, uint64_t start_ticks, Ranges *ret) {
+        _cleanup_free_ char *text = NULL;
+        char name[STATE_NAME_BYTES];
+        size_t size;
+        int r;
+
+        state_name(pid, start_ticks, name);
+        r = read_file(statefd, name, &text, &size);
+        if (r < 0)
+                return r;
+        return strlen(text) == size ? state_parse(text, ret) : -EBADMSG;
+}
+
+/* Looks for the state file of a process that this one was forked from. -ENOENT: there is none. */
+static int state_inherited(Advise *advise, const Target *target, Ranges *ret) {
+        Origin origin, parent;
+        int r;
+
+        r = origin_read(target->procfd, "stat", &origin);
+        for (unsigned i = 0; r == 0 && i < ANCESTORS_MAX && origin.parent > 1; i++) {
+                r = origin_of(origin.parent, &parent);
+                if (r < 0)
+                        break;
+                if (parent.start_code != origin.start_code || parent.start_stack != origin.start_stack ||
+                    parent.start_brk != origin.start_brk || parent.start_ticks > origin.start_ticks)
+                        return -ENOENT;
+                r = state_read(advise->statefd, origin.parent, parent.start_ticks, ret);
+                if (r != -ENOENT)
+                        return r;
+                r = 0;
+                origin = parent;
+        }
+        return r < 0 ? r : -ENOENT;
+}
+
+int marks_mergeable(const VmaList *vmas, Ranges *ret) {
+        _cleanup_(ranges_done) Ranges ranges = {};
+
+        for (size_t i = 0; i < vmas->n; i++)
+                if (vmas->vmas[i].mergeable && ranges_append(&ranges, vmas->vmas[i].start, vmas->vmas[i].end) < 0)
+                        return -ENOMEM;
+        ranges_done(ret);
+        *ret = ranges;
+        ranges = (Ranges){};
+        return 0;
+}
+
+int marks_load(Advise *advise, Target *target, const VmaList *vmas, Marks *ret) {
+        _cleanup_(marks_done) Marks marks = {};
+        _cleanup_(ranges_done) Ranges mergeable = {};
+        int r;
+
+        r = marks_mergeable(vmas, &mergeable);
+        if (r < 0)
+                return r;
+        r = state_read(advise->statefd, target->pid, target->start_ticks, &marks.foreign);
+        marks.recorded = r == 0;
+        if (r == -ENOENT && mergeable.n > 0) {
+                r = state_inherited(advise, target, &marks.foreign);
+                /* From here on it does not depend on its parent; where that fails, the next daemon may ask again. */
+                if (r == 0)
+                        (void)marks_record(advise, target, &marks);
+        }
+        if (r == -ENOMEM)
+                return r;
+        if (r == 0)
+                r = ranges_subtract(&mergeable, &marks.foreign, &marks.ours);
+        else
+                r = ranges_unite(&mergeable, &(Ranges){}, &marks.foreign);
+        if (r < 0)
+                return r;
+        marks.marks_itself = marks.foreign.n > 0;
+        *ret = marks;
+        marks = (Marks){};
+        return 0;
+}
+
+void marks_done(Marks *marks) {
+        ranges_done(&marks->ours);
+        ranges_done(&marks->foreign);
+        free(marks->idle);
+        *marks = (Marks){};
+}
+
+int marks_record(Advise *advise, const Target *target, Marks *marks) {
+        _cleanup_free_ char *text = NULL;
+        char name[STATE_NAME_BYTES];
+        size_t size;
+        FILE *file;
+        int r;
+
+        if (marks->recorded)
+                return 0;
+        file = open_memstream(&text, &size);
+        if (!file)
+                return -ENOMEM;
+        fputs(STATE_HEADER, file);
+        for (size_t i = 0; i < marks->foreign.n; i++)
+                fprintf(file, "%016llx-%016llx\n", (unsigned long long)marks->foreign.ranges[i].start,
+                        (unsigned long long)marks->foreign.ranges[i].end);
+        if (fclose(file) != 0)
+                return -ENOMEM;
+        state_name(target->pid, target->start_ticks, name);
+        r = write_file_atomic(advise->statefd, name, text);
+        if (r < 0)
+                return r;
+        marks->recorded = true;
+        return 0;
+}
+
+void marks_unrecord(Advise *advise, const Target *target, Marks *marks) {
+        char name[STATE_NAME_BYTES];
+
+        if (!marks->recorded)
+                return;
+        state_name(target->pid, target->start_ticks, name);
+        unlinkat(advise->statefd, name, 0);
+        marks->recorded = false;
+}
+
+int marks_sweep(int statefd) {
+        int fd = openat(statefd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+        DIR *dir;
+
+        if (fd < 0)
+                return -errno;
+        dir = fdopendir(fd);
+        if (!dir) {
+                int r = -errno;
+                safe_close(fd);
+                return r;
+        }
+        for (const struct dirent *entry; (entry = readdir(dir));) {
+                char name[STATE_NAME_BYTES];
+                unsigned long long ticks;
+                Origin origin;
+                int pid, end = 0;
+
+                if (sscanf(entry->d_name, "%d.%llu%n", &pid, &ticks, &end) != 2 || pid <= 0)
+                        continue;
+                state_name(pid, ticks, name);
+                if (strncmp(entry->d_name, name, strlen(name)) != 0)
+                        continue;
+                /* A write that was cut off leaves "NAME.new": the file it was to replace is whole. */
+                if (strcmp(entry->d_name + end, ".new") != 0 &&
+                    (entry->d_name[end] || (origin_of(pid, &origin) == 0 && origin.start_ticks == ticks)))
+                        continue;
+                unlinkat(statefd, entry->d_name, 0);
+        }
+        closedir(dir);
+        return 0;
+}

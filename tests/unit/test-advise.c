@@ -1,0 +1,539 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+
+/* Marks and their undoing against a fake target: a row of pages that are mapped or not and mergeable or not. The fake
+ * replaces remote_call() and target_read_vmas() at link time. */
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include "base/io.h"
+#include "merge/advise.h"
+#include "merge/marks.h"
+#include "tests/test.h"
+
+#include <ftw.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+
+#define N_PAGES 4096U
+#define BASE (1U << 30)
+
+static struct {
+        bool mapped[N_PAGES], mergeable[N_PAGES];
+        VmaSkip skip[N_PAGES];
+        unsigned fail_after;    /* calls made before remote_call() gives up with outcome */
+        int outcome;
+        bool forgetful;         /* it says of no call what it returned */
+        int error;              /* of each call */
+        unsigned calls, batches;
+} fake;
+
+static void fake_reset(void) {
+        memset(&fake, 0, sizeof fake);
+        memset(fake.mapped, true, sizeof fake.mapped);
+        fake.fail_after = UINT32_MAX;
+}
+
+int remote_call(Remote *remote, Target *target, RemoteCall *calls, size_t n, size_t *ret_done) {
+        fake.batches++;
+        for (size_t i = 0; i < n; i++) {
+                size_t first = (calls[i].args[0] - BASE) / PAGE_BYTES, pages = calls[i].args[1] / PAGE_BYTES;
+                if (i >= fake.fail_after)
+                        return fake.outcome;
+                assert_int_equal(calls[i].nr, SYS_madvise);
+                assert_true(calls[i].ignore_error && pages > 0 && first + pages <= N_PAGES);
+                fake.calls++;
+                calls[i].ret = fake.error;
+                for (size_t j = first; j < first + pages && !fake.error; j++) {
+                        if (fake.mapped[j])
+                                fake.mergeable[j] = calls[i].args[2] == MADV_MERGEABLE;
+                        else
+                                calls[i].ret = -ENOMEM;
+                }
+                if (fake.forgetful)
+                        calls[i].ret = -ECANCELED;
+        }
+        *ret_done = n;
+        return fake.forgetful ? REMOTE_E_LOST : 0;
+}
+
+int target_read_vmas(Target *target, bool include_dontdump, VmaList *ret) {
+        VmaList list = {};
+
+        for (unsigned i = 0, j; i < N_PAGES; i = j) {
+                for (j = i; j < N_PAGES && fake.mapped[j] == fake.mapped[i] && fake.mergeable[j] == fake.mergeable[i] &&
+                            fake.skip[j] == fake.skip[i]; j++)
+                        ;
+                if (!fake.mapped[i])
+                        continue;
+                assert_int_equal(GROW(list.vmas, list.n, list.allocated), 0);
+                list.vmas[list.n++] = (Vma){ .start = BASE + i * PAGE_BYTES, .end = BASE + j * PAGE_BYTES,
+                                             .mergeable = fake.mergeable[i], .skip = fake.skip[i] };
+        }
+        *ret = list;
+        return 0;
+}
+
+typedef struct Fixture {
+        char dir[32];
+        Advise *advise;
+        Target target;
+        Marks marks;
+} Fixture;
+
+static int remove_one(const char *path, const struct stat *st, int type, struct FTW *ftw) {
+        return remove(path);
+}
+
+static int setup(void **state) {
+        Fixture *f = calloc(1, sizeof *f);
+
+        fake_reset();
+        strcpy(f->dir, "/tmp/test-advise.XXXXXX");
+        assert_non_null(mkdtemp(f->dir));
+        assert_int_equal(advise_new(NULL, NULL, f->dir, false, &f->advise), 0);
+        /* A process that lives as long as the test does. */
+        f->target = (Target){ .pid = getpid(), .pidfd = -EBADF, .procfd = open("/proc/self", O_PATH | O_CLOEXEC),
+                              .start_ticks = 4711 };
+        *state = f;
+        return 0;
+}
+
+static int teardown(void **state) {
+        Fixture *f = *state;
+
+        marks_done(&f->marks);
+        advise_free(f->advise);
+        close(f->target.procfd);
+        nftw(f->dir, remove_one, 8, FTW_DEPTH | FTW_PHYS);
+        free(f);
+        return 0;
+}
+
+static void load(Fixture *f) {
+        _cleanup_(vma_list_done) VmaList vmas = {};
+
+        marks_done(&f->marks);
+        target_read_vmas(NULL, true, &vmas);
+        assert_int_equal(marks_load(f->advise, &f->target, &vmas, &f->marks), 0);
+}
+
+/* Applies a plan of up to two ranges of pages. */
+static int apply(Fixture *f, unsigned a, unsigned b, unsigned c, unsigned d, AdviseResult *ret) {
+        _cleanup_(vma_list_done) VmaList vmas = {};
+        _cleanup_(plan_done) Plan plan = {};
+        Space space = {};
+        PlanRules rules = { .minimum_run_pages = 1, .vmas_max = 100000 };
+
+        target_read_vmas(NULL, true, &vmas);
+        assert_int_equal(plan_make(&space, &vmas, &rules, &plan), 0);
+        plan.ranges = reallocarray(plan.ranges, 2, sizeof *plan.ranges);
+        if (a < b)
+                plan.ranges[plan.n++] = (PlanRange){ BASE + a * PAGE_BYTES, BASE + b * PAGE_BYTES };
+        if (c < d)
+                plan.ranges[plan.n++] = (PlanRange){ BASE + c * PAGE_BYTES, BASE + d * PAGE_BYTES };
+        *ret = (AdviseResult){};
+        return advise_apply(f->advise, &f->target, &plan, &f->marks, ret);
+}
+
+static unsigned marked(unsigned from, unsigned to) {
+        unsigned n = 0;
+
+        for (unsigned i = from; i < to; i++)
+                n += fake.mergeable[i];
+        return n;
+}
+
+static bool has_state(const Fixture *f) {
+        char path[96];
+
+        snprintf(path, sizeof path, "%s/%d.%llu", f->dir, f->target.pid, (unsigned long long)f->target.start_ticks);
+        return access(path, F_OK) == 0;
+}
+
+static void write_state(const Fixture *f, pid_t pid, uint64_t ticks, const char *text) {
+        char path[96];
+
+        snprintf(path, sizeof path, "%s/%d.%llu", f->dir, pid, (unsigned long long)ticks);
+        assert_int_equal(write_file_atomic(AT_FDCWD, path, text), 0);
+}
+
+static void test_mark_and_undo(void **state) {
+        Fixture *f = *state;
+        AdviseResult result;
+
+        load(f);
+        assert_false(has_state(f));
+        assert_int_equal(apply(f, 10, 20, 30, 1000, &result), 0);
+        assert_true(has_state(f));
+        assert_int_equal(result.pages_marked, 980);
+        assert_int_equal(result.calls, 2);
+        assert_int_equal(marked(0, N_PAGES), 980);
+        assert_int_equal(f->marks.ours.n, 2);
+        /* The same plan again calls nobody. */
+        assert_int_equal(apply(f, 10, 20, 30, 1000, &result), 0);
+        assert_int_equal(fake.batches, 1);
+        assert_int_equal(advise_undo(f->advise, &f->target, &f->marks, &result), 0);
+        assert_int_equal(result.pages_unmarked, 980);
+        assert_int_equal(result.failed_ranges, 0);
+        assert_int_equal(result.calls, 1 + DIV_ROUND_UP(970, 128)); /* in pieces */
+        assert_int_equal(marked(0, N_PAGES), 0);
+        assert_false(has_state(f));
+}
+
+/* What the process marked itself before we came stays, and what it marks later too. */
+static void test_foreign(void **state) {
+        Fixture *f = *state;
+        AdviseResult result;
+
+        memset(fake.mergeable + 100, true, 100);
+        load(f);
+        assert_int_equal(f->marks.foreign.n, 1);
+        assert_int_equal(apply(f, 50, 150, 0, 0, &result), 0);
+        assert_int_equal(result.pages_marked, 50);
+        memset(fake.mergeable + 300, true, 100);
+        assert_int_equal(advise_undo(f->advise, &f->target, &f->marks, &result), 0);
+        assert_int_equal(marked(0, 100), 0);
+        assert_int_equal(marked(100, 200), 100);
+        assert_int_equal(marked(300, 400), 100);
+}
+
+/* The daemon is killed after marking: the next one knows whose each mark is. */
+static void test_crash(void **state) {
+        Fixture *f = *state;
+        AdviseResult result;
+
+        memset(fake.mergeable + 100, true, 100);
+        load(f);
+        assert_int_equal(apply(f, 50, 150, 2000, 2010, &result), 0);
+        load(f);
+        assert_true(f->marks.recorded);
+        assert_int_equal(f->marks.ours.n, 2);
+        assert_int_equal(ranges_pages(&f->marks.ours), 60);
+        assert_int_equal(advise_undo(f->advise, &f->target, &f->marks, &result), 0);
+        assert_int_equal(marked(0, N_PAGES), 100);
+        assert_int_equal(marked(100, 200), 100);
+        assert_false(has_state(f));
+        /* Without the file, all of it would be foreign. */
+        load(f);
+        assert_int_equal(f->marks.ours.n, 0);
+        assert_int_equal(f->marks.foreign.n, 1);
+}
+
+/* A process that never marked itself moved what we marked (mremap takes the bit along): undone as well. */
+static void test_moved(void **state) {
+        Fixture *f = *state;
+        AdviseResult result;
+
+        load(f);
+        assert_int_equal(apply(f, 10, 20, 0, 0, &result), 0);
+        memset(fake.mapped + 10, false, 10);
+        memset(fake.mergeable + 10, false, 10);
+        memset(fake.mergeable + 500, true, 10);
+        assert_int_equal(advise_undo(f->advise, &f->target, &f->marks, &result), 0);
+        assert_int_equal(marked(0, N_PAGES), 0);
+        assert_int_equal(fake.calls, 2);
+}
+
+static void test_no_flapping(void **state) {
+        Fixture *f = *state;
+        AdviseResult result;
+
+        load(f);
+        assert_int_equal(apply(f, 0, 2000, 0, 0, &result), 0);
+        /* Wanted in every second plan: stays. */
+        for (unsigned i = 0; i <= 20; i++) {
+                assert_int_equal(apply(f, i % 2 ? 100 : 0, 2000, 0, 0, &result), 0);
+                assert_int_equal(result.calls, 0);
+        }
+        /* Unwanted by four: an end goes, a small piece in the middle stays. */
+        for (unsigned i = 0; i < 4; i++) {
+                assert_int_equal(marked(0, 100), 100);
+                assert_int_equal(apply(f, 100, 1000, 1100, 2000, &result), 0);
+        }
+        assert_int_equal(marked(0, 100), 0);
+        assert_int_equal(marked(100, 2000), 1900);
+        /* A big piece in the middle goes. */
+        for (unsigned i = 0; i < 4; i++)
+                assert_int_equal(apply(f, 100, 1000, 1600, 2000, &result), 0);
+        assert_int_equal(marked(100, 1000), 900);
+        assert_int_equal(marked(1000, 1600), 0);
+        assert_int_equal(marked(1600, 2000), 400);
+        assert_int_equal(ranges_pages(&f->marks.ours), 1300);
+        /* All of it goes when nothing is wanted. */
+        for (unsigned i = 0; i < 4; i++)
+                assert_int_equal(apply(f, 0, 0, 0, 0, &result), 0);
+        assert_int_equal(marked(0, N_PAGES), 0);
+}
+
+/* Locked or DONTDUMP by now: unmarked at once; skipped for another reason: left as it is, for ever. */
+static void test_secret(void **state) {
+        Fixture *f = *state;
+        AdviseResult result;
+
+        load(f);
+        assert_int_equal(apply(f, 0, 300, 0, 0, &result), 0);
+        for (unsigned i = 100; i < 200; i++)
+                fake.skip[i] = i < 150 ? VMA_SKIP_LOCKED : VMA_SKIP_UNREADABLE;
+        assert_int_equal(apply(f, 0, 100, 200, 300, &result), 0);
+        assert_int_equal(marked(0, 100), 100);
+        assert_int_equal(marked(100, 150), 0);
+        for (unsigned i = 0; i < 10; i++)
+                assert_int_equal(apply(f, 0, 100, 200, 300, &result), 0);
+        assert_int_equal(marked(150, 300), 150);
+        assert_int_equal(advise_undo(f->advise, &f->target, &f->marks, &result), 0);
+        assert_int_equal(marked(0, N_PAGES), 0);
+}
+
+static void test_foreign_secret_stays(void **state) {
+        Fixture *f = *state;
+        AdviseResult result;
+
+        memset(fake.mergeable, true, 10);
+        for (unsigned i = 0; i < 10; i++)
+                fake.skip[i] = VMA_SKIP_DONTDUMP;
+        load(f);
+        for (unsigned i = 0; i < 10; i++)
+                assert_int_equal(apply(f, 0, 0, 0, 0, &result), 0);
+        assert_int_equal(marked(0, 10), 10);
+}
+
+/* A hole has come into a range: the call fails, but the kernel marked the rest; exactly that is recorded. */
+static void test_hole(void **state) {
+        Fixture *f = *state;
+        AdviseResult result;
+
+        memset(fake.mergeable + 1000, true, 1); /* so that marks do not follow from the mappings alone */
+        load(f);
+        memset(fake.mapped + 12, false, 2);
+        assert_int_equal(apply(f, 10, 20, 30, 40, &result), 0);
+        assert_int_equal(result.failed_ranges, 1);
+        assert_int_equal(result.pages_marked, 10);
+        assert_int_equal(f->marks.ours.n, 3);
+        assert_int_equal(ranges_pages(&f->marks.ours), 18);
+        assert_int_equal(advise_undo(f->advise, &f->target, &f->marks, &result), 0);
+        assert_int_equal(marked(0, 1000), 0);
+        assert_true(fake.mergeable[1000]);
+}
+
+static void test_refused(void **state) {
+        Fixture *f = *state;
+        AdviseResult result;
+
+        load(f);
+        fake.error = -EINVAL;
+        assert_int_equal(apply(f, 10, 20, 30, 40, &result), 0);
+        assert_int_equal(result.failed_ranges, 2);
+        assert_int_equal(result.pages_marked, 0);
+        assert_int_equal(f->marks.ours.n, 0);
+        /* Not enough memory to un-share: says so, gives up for now, keeps the file; later it works. */
+        fake.error = 0;
+        assert_int_equal(apply(f, 10, 20, 30, 40, &result), 0);
+        fake.error = -ENOMEM;
+        assert_int_equal(advise_undo(f->advise, &f->target, &f->marks, &result), 0);
+        assert_int_equal(result.failed_ranges, 2);
+        assert_true(has_state(f));
+        fake.error = 0;
+        assert_int_equal(advise_undo(f->advise, &f->target, &f->marks, &result), 0);
+        assert_int_equal(result.failed_ranges, 0);
+        assert_false(has_state(f));
+}
+
+/* The target could not be called for all of it: what was done is known, the rest is done by the next plan. */
+static void test_interrupted(void **state) {
+        Fixture *f = *state;
+        AdviseResult result;
+
+        memset(fake.mergeable + 1000, true, 1);
+        load(f);
+        fake.fail_after = 1;
+        fake.outcome = REMOTE_E_BUSY;
+        assert_int_equal(apply(f, 10, 20, 30, 40, &result), REMOTE_E_BUSY);
+        assert_int_equal(result.pages_marked, 10);
+        assert_int_equal(ranges_pages(&f->marks.ours), 10);
+        fake.fail_after = UINT32_MAX;
+        assert_int_equal(apply(f, 10, 20, 30, 40, &result), 0);
+        assert_int_equal(result.pages_marked, 10);
+        assert_int_equal(ranges_pages(&f->marks.ours), 20);
+        /* Nobody can say what was done: the kernel is asked. */
+        fake.forgetful = true;
+        assert_int_equal(apply(f, 10, 60, 0, 0, &result), REMOTE_E_LOST);
+        assert_int_equal(ranges_pages(&f->marks.ours), 50);
+}
+
+static void test_bad_state_file(void **state) {
+        static const char *const bad[] = {
+                "",
+                "x",
+                "ksmd-user marks 2\n",
+                "ksmd-user marks 1\n0000000040000000-0000000040001000",
+                "ksmd-user marks 1\n0000000040000000-0000000040001000\n\n",
+                "ksmd-user marks 1\n0000000040001000-0000000040000000\n",
+                "ksmd-user marks 1\n0000000040000000-0000000040000800\n",
+                "ksmd-user marks 1\n000000004000000g-0000000040001000\n",
+                "ksmd-user marks 1\n0000000040002000-0000000040003000\n0000000040000000-0000000040001000\n",
+                "ksmd-user marks 1\n -000000004000000-0000000040001000\n",
+        };
+        Fixture *f = *state;
+
+        memset(fake.mergeable + 1, true, 9);
+        for (size_t i = 0; i < ELEMENTSOF(bad); i++) {
+                write_state(f, f->target.pid, f->target.start_ticks, bad[i]);
+                load(f);
+                assert_int_equal(f->marks.ours.n, 0);
+                assert_int_equal(ranges_pages(&f->marks.foreign), 9);
+                assert_false(f->marks.recorded);
+        }
+        write_state(f, f->target.pid, f->target.start_ticks,
+                    "ksmd-user marks 1\n0000000040000000-0000000040005000\n");
+        load(f);
+        assert_int_equal(ranges_pages(&f->marks.ours), 5);
+        assert_true(f->marks.recorded);
+}
+
+static uint64_t own_start_ticks(void) {
+        _cleanup_free_ char *text = NULL;
+        unsigned long long ticks = 0;
+
+        assert_int_equal(read_file(AT_FDCWD, "/proc/self/stat", &text, NULL), 0);
+        assert_int_equal(sscanf(strrchr(text, ')'), ") %*c %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s "
+                                "%*s %*s %*s %llu", &ticks), 1);
+        return ticks;
+}
+
+static bool exists(const Fixture *f, const char *name) {
+        char path[96];
+
+        snprintf(path, sizeof path, "%s/%s", f->dir, name);
+        return access(path, F_OK) == 0;
+}
+
+static void test_sweep(void **state) {
+        Fixture *f = *state;
+        _cleanup_(advise_freep) Advise *next = NULL;
+        char name[64];
+
+        snprintf(name, sizeof name, "%d.%llu", getpid(), (unsigned long long)own_start_ticks());
+        write_state(f, getpid(), own_start_ticks(), "a");
+        write_state(f, getpid(), 1, "a");
+        write_state(f, 0x7ffffffe, 5, "a");
+        assert_int_equal(write_file_atomic(f->advise->statefd, "knobs", "a"), 0);
+        assert_int_equal(write_file_atomic(f->advise->statefd, "1.2x", "a"), 0);
+        assert_int_equal(write_file_atomic(f->advise->statefd, "12.13.new", "a"), 0);
+        assert_int_equal(advise_new(NULL, NULL, f->dir, false, &next), 0);
+        assert_true(exists(f, name) && exists(f, "knobs") && exists(f, "1.2x"));
+        assert_false(exists(f, "2147483646.5") || exists(f, "12.13.new"));
+        snprintf(name, sizeof name, "%d.1", getpid());
+        assert_false(exists(f, name));
+}
+
+/* A child has our marks from birth: they are ours in it too, unless it is another program by now. */
+static void test_fork(void **state) {
+        Fixture *f = *state;
+        char path[32];
+
+        write_state(f, getpid(), own_start_ticks(), "ksmd-user marks 1\n0000000040000000-0000000040005000\n");
+        memset(fake.mergeable, true, 10);
+        for (unsigned other = 0; other < 2; other++) {
+                int ready[2];
+                char byte;
+                pid_t pid;
+
+                assert_int_equal(pipe(ready), 0);
+                pid = fork();
+                if (pid == 0) {
+                        prctl(PR_SET_PDEATHSIG, SIGKILL);
+                        close(ready[0]);
+                        fcntl(ready[1], F_SETFD, FD_CLOEXEC);
+                        if (other)
+                                execl("/bin/sleep", "sleep", "100", NULL);
+                        else
+                                (void)!write(ready[1], "", 1);
+                        for (;;)
+                                pause();
+                }
+                close(ready[1]);
+                (void)!read(ready[0], &byte, 1); /* a byte, or closed by execve */
+                close(ready[0]);
+                snprintf(path, sizeof path, "/proc/%d", pid);
+                close(f->target.procfd);
+                f->target = (Target){ .pid = pid, .procfd = open(path, O_PATH | O_CLOEXEC), .start_ticks = 99 };
+                load(f);
+                assert_int_equal(ranges_pages(&f->marks.ours), other ? 0 : 5);
+                assert_int_equal(ranges_pages(&f->marks.foreign), other ? 10 : 5);
+                assert_int_equal(has_state(f), !other);
+                advise_forget(f->advise, &f->target, &f->marks);
+                kill(pid, SIGKILL);
+                waitpid(pid, NULL, 0);
+        }
+}
+
+static void test_forget(void **state) {
+        Fixture *f = *state;
+        AdviseResult result;
+
+        load(f);
+        assert_int_equal(apply(f, 10, 20, 0, 0, &result), 0);
+        assert_true(has_state(f));
+        advise_forget(f->advise, &f->target, &f->marks);
+        assert_false(has_state(f));
+}
+
+/* Set operations against bitmaps. */
+static void test_ranges(void **state) {
+        uint64_t seed = 88172645463325252ULL;
+
+        for (unsigned round = 0; round < 3000; round++) {
+                bool in[2][64] = {}, x, y, z;
+                Ranges sets[2] = {}, out[3] = {};
+
+                for (unsigned i = 0; i < 2; i++)
+                        for (unsigned j = 0; j < 64; j++) {
+                                seed ^= seed << 13;
+                                seed ^= seed >> 7;
+                                seed ^= seed << 17;
+                                in[i][j] = j > 0 && seed % 4 ? in[i][j - 1] : seed >> 40 & 1;
+                                if (in[i][j])
+                                        assert_int_equal(ranges_append(&sets[i], j * PAGE_BYTES,
+                                                                       (j + 1) * PAGE_BYTES), 0);
+                        }
+                assert_int_equal(ranges_subtract(&sets[0], &sets[1], &out[0]), 0);
+                assert_int_equal(ranges_intersect(&sets[0], &sets[1], &out[1]), 0);
+                assert_int_equal(ranges_unite(&sets[0], &sets[1], &out[2]), 0);
+                for (unsigned k = 0; k < 3; k++) {
+                        for (size_t i = 1; i < out[k].n; i++)
+                                assert_true(out[k].ranges[i - 1].end < out[k].ranges[i].start);
+                        for (unsigned j = 0; j < 64; j++) {
+                                x = in[0][j], y = in[1][j];
+                                z = false;
+                                for (size_t i = 0; i < out[k].n; i++)
+                                        z = z || (out[k].ranges[i].start <= j * PAGE_BYTES &&
+                                                  out[k].ranges[i].end > j * PAGE_BYTES);
+                                assert_int_equal(z, k == 0 ? x && !y : k == 1 ? x && y : x || y);
+                        }
+                        ranges_done(&out[k]);
+                }
+                ranges_done(&sets[0]);
+                ranges_done(&sets[1]);
+        }
+}
+
+#define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+
+int main(void) {
+        const struct CMUnitTest tests[] = {
+                cmocka_unit_test(test_ranges),
+                TEST(test_mark_and_undo), TEST(test_foreign), TEST(test_crash), TEST(test_moved),
+                TEST(test_no_flapping), TEST(test_secret), TEST(test_foreign_secret_stays), TEST(test_hole),
+                TEST(test_refused), TEST(test_interrupted), TEST(test_bad_state_file), TEST(test_sweep),
+                TEST(test_fork), TEST(test_forget),
+        };
+        return cmocka_run_group_tests(tests, NULL, NULL);
+}
