@@ -17,11 +17,12 @@ typedef struct States {
 
 static size_t star_size(const char *p) { return p[1] == '*' ? 2 : 1; }
 
+/* A state that is set already has had the stars behind it passed over too: that keeps a step linear in the pattern. */
 static void states_enter(States *states, const char *pattern, size_t i) {
-        states->at[i] = true;
-        while (pattern[i] == '*') {
-                i += star_size(pattern + i);
+        while (!states->at[i]) {
                 states->at[i] = true;
+                if (pattern[i] == '*')
+                        i += star_size(pattern + i);
         }
 }
 
