@@ -102,7 +102,8 @@ static int joined_add(Joined *joined, const char *line, size_t size, unsigned nu
         if (!joined->line) {
                 joined->line = number;
                 joined->first = *line;
-        }
+        } else if (joined->first == '[')
+                problem = "section header continued on another line";
         if (!joined->problem)
                 joined->problem = problem;
         if (joined->problem)
@@ -181,8 +182,6 @@ static int joined_flush(Joined *joined, ConfItemHandler handler, void *userdata)
                 return handler(userdata, &item);
         }
         text = strip(joined->text);
-        if (!*text)
-                return 0; /* it was a lone backslash */
         if (*text == '[')
                 item_from_header(&item, text);
         else
@@ -208,7 +207,8 @@ static int parse_lines(Joined *joined, const char *text, size_t size, ConfItemHa
                         text++;
                 if (text < stop && (*text == '#' || *text == ';'))
                         continue;
-                if (text == stop && !joined->line)
+                /* Empty, or a backslash that has nothing to continue. */
+                if (!joined->line && (text == stop || (stop - text == 1 && *text == '\\')))
                         continue;
                 more = continues(text, (size_t)(stop - text));
                 r = joined_add(joined, text, (size_t)(stop - text), number);

@@ -164,6 +164,7 @@ static int enter_cgroup(ConfBuilder *b, const char *pattern) {
 }
 
 static int enter(ConfBuilder *b, const char *name, const char *argument) {
+        static const char word[] = "-ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
         const char *problem;
 
         if (strcmp(name, "Daemon") == 0 && !argument) {
@@ -183,8 +184,8 @@ static int enter(ConfBuilder *b, const char *name, const char *argument) {
                 lose(b, problem);
                 return 0;
         }
-        /* Another name for a section of another version; but with a pattern, or but for its case, it is about cgroups. */
-        if (argument || strcasecmp(name, "Cgroup") == 0) {
+        /* A plain word is a section of another version, and not about cgroups; anything more may be. */
+        if (argument || strncasecmp(name, "Cgroup", 6) == 0 || name[strspn(name, word)]) {
                 lose(b, "unknown kind of section (there are [Daemon] and [Cgroup PATTERN])");
                 return 0;
         }

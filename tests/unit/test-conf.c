@@ -127,7 +127,7 @@ static void test_all_keys(void **state) {
 static void test_syntax(void **state) {
         Reports reports;
         _cleanup_(conf_freep) Conf *conf = load(
-                "\xef\xbb\xbf# comment\r\n; another\r\n\r\n  [Daemon]  \r\n\t ScanThreads \t= 3 \r\n"
+                "\xef\xbb\xbf# comment\r\n; another\r\n\r\n\\\n  [Daemon]  \r\n\t ScanThreads \t= 3 \r\n"
                 "Socket=/a\\\r\n# in between\n   b\r\n[  Cgroup   a ]\nExclude=x \\\n  y \\\n\nMerge=yes\n"
                 "Domain=f\xc3\xbcr\nExclude=z\\", &reports);
 
@@ -174,6 +174,8 @@ static void test_later_wins_and_empty_resets(void **state) {
         assert_int_equal(conf->cgroups[1].merge, CONF_MERGE_NO);
 }
 
+#define TEN "0123456789"
+
 /* A mistake in [Daemon]: reported, the value before it stands, and no cgroup pays for it. */
 static void test_daemon_mistakes(void **state) {
         static const char *const lines[] = {
@@ -183,8 +185,7 @@ static void test_daemon_mistakes(void **state) {
                 "MergeAcrossNodes=maybe", "MinimumAge=infinity", "MetadataMax=0%", "MetadataMax=101%",
                 "MetadataMax=1K", "Probes=perhaps", "OnStop=panic", "Socket=relative", "scaninterval=5s",
                 "Merge=yes", "nonsense", "=x",
-                "Socket=/0123456789012345678901234567890123456789012345678901234567890123456789012345678901234567890123456"
-                "7890123456789",
+                "Socket=/" TEN TEN TEN TEN TEN TEN TEN TEN TEN TEN "1234567",
         };
 
         for (size_t i = 0; i < ELEMENTSOF(lines); i++) {
@@ -258,7 +259,8 @@ static void test_malformed_across_files(void **state) {
 static void test_lost_lines(void **state) {
         static const char *const headers[] = {
                 "[Cgroup b", "[Cgroup]", "[Cgroup ]", "[]", "[", "Cgroup b]", "{Cgroup b}", "[Cgroup b] # why", "[Cgroup b//c]",
-                "[Cgroup b/]", "[Cgroup [b]]", "[Cgroup b c]", "[Cgroup b\\]", "[Cgruop b]", "[cgroup b]", "[cgroup]",
+                "[Cgroup b/]", "[Cgroup [b]]", "[Cgroup b c]", "[Cgroup b\\]", "[Cgruop b]", "[cgroup b]", "[cgroup]", "[Cgroup=b]", "[a/*]",
+                "[Cgroup b]\\\n", "[Cgroup\\\n b]\n",
                 "[Cgroup \xff]", "\x01[Cgroup b]", "[Daemon b]",
         };
 
