@@ -14,7 +14,7 @@
 typedef struct Service Service;
 
 /* An answer that is owed. It outlives its peer and the service, so whoever accepted it need not know of either. */
-typedef struct ServiceCall ServiceCall;
+typedef struct VarlinkCall ServiceCall;
 
 /* What an operation that was not done says, beside a negative errno (org.ksmduser.Daemon.Failed). */
 enum {
@@ -51,7 +51,8 @@ void service_call_end(ServiceCall *call, int result, const char *reason, json_t 
 /* fd: a listening socket (varlink_listen(), or from systemd), taken over also on failure. ops is borrowed. Every
  * function of it must be there. */
 int service_new(Loop *loop, int fd, const ServiceOps *ops, void *userdata, Service **ret);
-Service *service_free(Service *service); /* drops every connection; answers that are owed go nowhere */
+Service *service_free(Service *service); /* drops every connection; answers that are owed go nowhere. Not
+                                        * from inside an operation. */
 DEFINE_CLEANUP(Service, service_free)
 
 /* The text of the interface file, as installed. */
