@@ -24,9 +24,9 @@ typedef struct ScanPage {
         uint64_t key;
         uint64_t pfn;
         uint8_t kind;           /* ScanKind */
-        bool first;             /* never read before */
+        bool first;             /* not read before, or not since it was last absent */
         bool changed;           /* read before, and its check byte differs now */
-        bool key_known;
+        bool key_known;         /* always for SCAN_HASHED, SCAN_ZERO and SCAN_SHARED */
         bool writable_alone;    /* mapped exclusively: freeing it frees a frame */
 } ScanPage;
 
@@ -55,17 +55,21 @@ typedef bool (*ScanKnownFrame)(void *userdata, uint64_t pfn, uint64_t *ret_key);
 void scanner_set_known_frames(Scanner *scanner, ScanKnownFrame known, void *userdata);
 
 /* Reads the block, updates its bitmaps (all but twin and twin_next) and check bytes. The target's memory must be open
- * (target_open_memory). TARGET_E_GONE: ended meanwhile, nothing in *ret may be used. -errno. */
+ * (target_open_memory). TARGET_E_GONE: ended or ran exec(2) meanwhile, nothing in *ret may be used. -errno. */
 int scan_block(Scanner *scanner, Block *block, const VmaList *vmas, ScanBatch *ret);
 
-/* Reads one page again: SCAN_HASHED with its key, SCAN_ZERO, or what became of it. */
+/* Reads one page again: SCAN_HASHED, SCAN_ZERO or SCAN_KSM with its key, or what became of it. */
 ScanKind scan_page_again(Scanner *scanner, Target *target, const VmaList *vmas, uint64_t addr, uint64_t *ret_key);
 
 void scanner_stats(const Scanner *scanner, ScanStats *ret);
+uint64_t scanner_zero_key(const Scanner *scanner); /* the key of a page of zeros: SCAN_ZERO has it, SCAN_KSM may */
+/* The flags of n adjacent frames, as /proc/kpageflags has them. -ENODATA: no such frame; -errno. */
+int scanner_page_flags(const Scanner *scanner, uint64_t pfn, unsigned n, uint64_t *ret);
 
-/* What the frames say of a set of address ranges: the only proof of a saving. */
+/* What the frames say of a set of address ranges: the only proof of a saving. A KSM frame that is mapped once saves
+ * nothing and counts nowhere: its page need not be asked about, which is what makes this cheap. */
 typedef struct Census {
-        uint64_t ksm_mappings;  /* pages that map a KSM frame */
+        uint64_t ksm_mappings;  /* pages that map a KSM frame that is mapped elsewhere too */
         uint64_t ksm_frames;    /* distinct KSM frames among them */
         uint64_t zeropage;      /* pages that map the shared zero page */
         uint64_t pages;         /* present anonymous pages */

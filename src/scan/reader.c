@@ -1,0 +1,84 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "scan/reader.h"
+
+#include <sys/uio.h>
+
+/* The pages from pages[i] on that follow each other without a gap, up to n. */
+static unsigned run_length(const uint16_t *pages, unsigned i, unsigned n) {
+        unsigned length = 1;
+
+        while (i + length < n && pages[i + length] == pages[i] + length)
+                length++;
+        return length;
+}
+
+static uint64_t page_bits(unsigned first, uint64_t n) {
+        return (n >= 64 ? UINT64_MAX : ((uint64_t)1 << n) - 1) << first;
+}
+
+/* One call for everything; it ends early at a page it cannot read (process_vm_rw_core() hands out whole pages), and
+ * goes on behind that. */
+static int read_pinning(const Target *target, uint64_t addr, const uint16_t *pages, unsigned n, uint8_t *buffer,
+                        uint64_t *ret_read) {
+        struct iovec remote[READER_PAGES];
+        uint64_t read = 0;
+
+        for (unsigned done = 0; done < n;) {
+                struct iovec local = { buffer + done * PAGE_BYTES, (n - done) * PAGE_BYTES };
+                unsigned runs = 0;
+                ssize_t got;
+
+                for (unsigned i = done; i < n; runs++) {
+                        unsigned length = run_length(pages, i, n);
+                        remote[runs] = (struct iovec) { (void *)(uintptr_t)(addr + pages[i] * PAGE_BYTES),
+                                                        length * PAGE_BYTES };
+                        i += length;
+                }
+                got = process_vm_readv(target->pid, &local, 1, remote, runs, 0);
+                if (got < 0) {
+                        if (errno != EFAULT && errno != EIO && errno != ENOMEM)
+                                return -errno;
+                        got = 0;
+                }
+                read |= page_bits(done, (uint64_t)got / PAGE_BYTES);
+                done += (unsigned)((uint64_t)got / PAGE_BYTES) + 1;
+        }
+        *ret_read = read;
+        return 0;
+}
+
+static int read_keeping(const Target *target, uint64_t addr, const uint16_t *pages, unsigned n, uint8_t *buffer,
+                        uint64_t *ret_read) {
+        uint64_t read = 0;
+
+        for (unsigned done = 0; done < n;) {
+                unsigned length = run_length(pages, done, n);
+                uint64_t from = addr + pages[done] * PAGE_BYTES;
+                ssize_t got = pread(target->memfd, buffer + done * PAGE_BYTES, length * PAGE_BYTES, (off_t)from);
+
+                if (got < 0) {
+                        if (errno == EINTR)
+                                continue;
+                        if (errno != EFAULT && errno != EIO && errno != ENOMEM)
+                                return -errno;
+                        got = 0;
+                } else if (got == 0)
+                        return -ESRCH; /* mem_rw(): the memory that was opened is no more */
+                read |= page_bits(done, (uint64_t)got / PAGE_BYTES);
+                done += (unsigned)((uint64_t)got / PAGE_BYTES) + ((uint64_t)got < length * PAGE_BYTES);
+        }
+        *ret_read = read;
+        return 0;
+}
+
+int reader_read(const Target *target, ReaderWay way, uint64_t addr, const uint16_t *pages, unsigned n, void *buffer,
+                uint64_t *ret_read) {
+        int r = -ENOSYS;
+
+        if (way == READER_PINS)
+                r = read_pinning(target, addr, pages, n, buffer, ret_read);
+        /* A kernel may lack the call (CONFIG_CROSS_MEMORY_ATTACH); nothing depends on it but speed. */
+        if (r == -ENOSYS)
+                r = read_keeping(target, addr, pages, n, buffer, ret_read);
+        return r == -ESRCH ? TARGET_E_GONE : r;
+}
