@@ -9,6 +9,11 @@
  *
  * A page reference is 40 bits: whatever the caller finds the page again by. An entry is a hint: the caller verifies
  * what a look-up returns and drops (unstable_remove) or replaces what no longer holds.
+ *
+ * Of a key the tree keeps 44 bits, the low 32 and the high 12, at any size: two keys that agree in them are one key to
+ * it. So a given entry is mistaken for a given other key's once in 2^44, and a look-up of a content that is not there
+ * returns a false twin with probability n / 2^44 in a tree of n entries (once in 1.7 million look-ups at 10 million
+ * entries). A twin is a candidate, never a proof.
  */
 typedef struct Unstable Unstable;
 typedef uint64_t PageRef;
@@ -26,8 +31,7 @@ enum {
 };
 
 /* Looks the key up; when nobody holds it, inserts ref under it. 0: inserted. UNSTABLE_E_SELF. UNSTABLE_E_TWIN with
- * *ret_other set. -ENOMEM: not inserted, the tree is as before. Only part of the key is kept: a twin is a candidate
- * (wrong once in 2^40 or so), never a proof. */
+ * *ret_other set. -ENOMEM: not inserted, the tree is as before. -EINVAL: ref has more than PAGE_REF_BITS. */
 int unstable_see(Unstable *tree, uint64_t key, PageRef ref, PageRef *ret_other);
 
 /* The same for a batch, prefetching: results[i] is what unstable_see() returns for item i, others[i] its *ret_other.
@@ -35,12 +39,15 @@ int unstable_see(Unstable *tree, uint64_t key, PageRef ref, PageRef *ret_other);
 void unstable_see_batch(Unstable *tree, const uint64_t *keys, const PageRef *refs, size_t n, int *results,
                         PageRef *others);
 
-/* Puts ref where old was (old proved stale). -ENOENT when (key, old) is not there. */
+/* Puts ref where old was (old proved stale). -ENOENT when (key, old) is not there, -EINVAL as above. */
 int unstable_replace(Unstable *tree, uint64_t key, PageRef old, PageRef ref);
-int unstable_remove(Unstable *tree, uint64_t key, PageRef ref); /* -ENOENT */
+/* Needs no memory. -ENOENT. */
+int unstable_remove(Unstable *tree, uint64_t key, PageRef ref);
 
 /* Walks on from where the last sweep stopped, over at least budget entries or once around, and drops those that the
- * callback calls stale. tag is what the tree kept of the key: the key's low 32 bits. Returns how many it dropped. */
+ * callback calls stale; needs no memory. Whatever is inserted and removed between sweeps, an entry that stays is asked
+ * about before any is twice around. tag is what every entry stores of its key: the low 32 bits. The callback must not
+ * call into the tree. Returns how many it dropped. */
 typedef bool (*UnstableStale)(void *userdata, uint32_t tag, PageRef ref);
 size_t unstable_sweep(Unstable *tree, size_t budget, UnstableStale stale, void *userdata);
 

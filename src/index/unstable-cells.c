@@ -1,0 +1,143 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+
+#include "index/unstable-cells.h"
+
+#define CLASS_SLABS_MAX ((size_t)1 << 20)
+
+/* Four tags at once: every machine we run on has 16-byte vectors, and the compiler knows how to use them. */
+typedef uint32_t Tags __attribute__((vector_size(16)));
+typedef uint64_t Halves __attribute__((vector_size(16)));
+
+static inline uint32_t cells_per_slab(uint32_t size) {
+        return SLAB_BYTES / (size * CELL_LINE);
+}
+
+int cell_find(const Cell *cell, uint32_t tag) {
+        const Tags want = { tag, tag, tag, tag };
+        uint32_t n = cell->n;
+
+        /* The last step may look at up to three tags too many: those are bytes of the references, inside the cell. */
+        for (uint32_t i = 0; i < n; i += 4) {
+                Tags tags;
+                memcpy(&tags, cell->tags + i, sizeof tags);
+                Halves equal = (Halves)(tags == want);
+                if (__builtin_expect((equal[0] | equal[1]) == 0, true))
+                        continue;
+                for (uint32_t j = i; j < i + 4 && j < n; j++)
+                        if (cell->tags[j] == tag)
+                                return j;
+        }
+        return -1;
+}
+
+int cell_new(Unstable *tree, uint32_t size, uint32_t bucket, uint32_t *ret_id) {
+        CellClass *class = &tree->classes[size];
+
+        if (class->cells.n_slabs == 0 || class->n_last == cells_per_slab(size)) {
+                if (class->cells.n_slabs == CLASS_SLABS_MAX)
+                        return -ENOMEM;
+                int r = slab_array_grow(&class->cells);
+                if (r < 0)
+                        return r;
+                class->n_last = 0;
+        }
+
+        uint32_t id = size << 28 | (uint32_t)(class->cells.n_slabs - 1) << 8 | class->n_last++;
+        Cell *cell = cell_at(tree, id);
+        *cell = (Cell){ .bucket = bucket };
+        if (size == CELL_SIZES)
+                *cell_link(cell) = 0;
+        *ret_id = id;
+        return 0;
+}
+
+/* A cell moved: whoever named it has to name its new place. */
+static void cell_relink(Unstable *tree, const Cell *moved, uint32_t from, uint32_t to) {
+        uint32_t *name = moved->bucket == CELL_DYING ? &tree->dying : buckets_at(&tree->buckets, moved->bucket);
+
+        while (*name != from)
+                name = cell_link(cell_at(tree, *name));
+        *name = to;
+}
+
+void cell_free(Unstable *tree, uint32_t id) {
+        uint32_t size = cell_size(id);
+        CellClass *class = &tree->classes[size];
+        uint32_t last = size << 28 | (uint32_t)(class->cells.n_slabs - 1) << 8 | (class->n_last - 1);
+
+        if (id != last) {
+                Cell *hole = cell_at(tree, id);
+                memcpy(hole, cell_at(tree, last), size * CELL_LINE);
+                cell_relink(tree, hole, last, id);
+        }
+
+        if (--class->n_last == 0) {
+                slab_array_shrink(&class->cells);
+                class->n_last = cells_per_slab(size);
+        }
+}
+
+int cell_resize(Unstable *tree, uint32_t id, uint32_t size) {
+        const Cell *old = cell_at(tree, id);
+        uint32_t bucket = old->bucket, new_id;
+
+        int r = cell_new(tree, size, bucket, &new_id);
+        if (r < 0)
+                return r;
+
+        Cell *cell = cell_at(tree, new_id);
+        cell->n = old->n;
+        memcpy(cell->tags, old->tags, old->n * sizeof *old->tags);
+        memcpy(cell_ref(cell, size, 0), cell_ref(old, cell_size(id), 0), (size_t)old->n * 5);
+        *buckets_at(&tree->buckets, bucket) = new_id;
+        cell_free(tree, id);
+        return 0;
+}
+
+int chain_new(Unstable *tree, uint32_t bucket, size_t n, uint32_t *ret_id) {
+        uint32_t head = 0;
+
+        while (n > 0) {
+                uint32_t size = CELL_SIZES, full = cell_capacity(CELL_SIZES), id;
+                if (head == 0 && n <= full)
+                        for (size = 1; cell_capacity(size) < n;)
+                                size++;
+
+                int r = cell_new(tree, size, bucket, &id);
+                if (r < 0) {
+                        /* Newest first: each is the last of its size, so nothing moves. */
+                        while (head > 0) {
+                                uint32_t next = cell_next(tree, head);
+                                cell_free(tree, head);
+                                head = next;
+                        }
+                        return r;
+                }
+                if (size == CELL_SIZES)
+                        *cell_link(cell_at(tree, id)) = head;
+                head = id;
+                n -= MIN_OF(n, (size_t)cell_capacity(size));
+        }
+        *ret_id = head;
+        return 0;
+}
+
+void chain_free(Unstable *tree, uint32_t id) {
+        for (uint32_t i = id; i > 0; i = cell_next(tree, i))
+                cell_at(tree, i)->bucket = CELL_DYING;
+
+        tree->dying = id;
+        while (tree->dying > 0) {
+                uint32_t dead = tree->dying;
+                tree->dying = cell_next(tree, dead);
+                cell_free(tree, dead);
+        }
+}
+
+size_t chain_count(const Unstable *tree, uint32_t id) {
+        size_t n = 0;
+
+        for (; id > 0; id = cell_next(tree, id))
+                n += cell_at(tree, id)->n;
+        return n;
+}

@@ -1,0 +1,128 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#pragma once
+
+#include "index/buckets.h"
+#include "index/unstable.h"
+
+#include <string.h>
+
+/*
+ * How the unstable tree keeps a bucket's entries: in one cell, a piece of memory of 1 to 15 cache lines that is
+ * exchanged for the next size when it is full. A cell of s lines begins with its header, then come the tags of its
+ * entries side by side (so that a look-up compares four at a time), then their page references of five bytes:
+ *
+ *         | bucket 4 | n 2 | - 2 | tag 4 … | reference 5 … |                    9 bytes an entry
+ *
+ * Cells of one size form a dense array: a cell that is freed is overwritten with the last one, whose header says which
+ * bucket has to learn of it. Cells are named by 32 bits: 4 of size, 20 of slab, 8 of place in the slab. 0 is no cell.
+ *
+ * Uniform keys never fill the largest cell (105 entries, where 40 in a bucket are many). Keys that do, because somebody
+ * feeds other than hashes, chain cells of that size, and are slow but right: its last word is the next cell's id.
+ */
+
+#define CELL_LINE 64U
+#define CELL_SIZES 15U          /* sizes 1 … 15, in lines */
+#define CELL_DYING UINT32_MAX   /* "bucket" of cells that are being freed */
+
+typedef struct Cell {
+        uint32_t bucket;
+        uint16_t n;
+        uint16_t unused;
+        uint32_t tags[];
+} Cell;
+
+typedef struct CellClass {
+        SlabArray cells;
+        uint32_t n_last;        /* cells in the last slab */
+} CellClass;
+
+struct Unstable {
+        Buckets buckets;        /* words: id of the first cell, 0 when the bucket is empty */
+        CellClass classes[CELL_SIZES + 1]; /* by size; 0 is not used */
+        SlabPool pool;
+        size_t n;
+        uint32_t sweep_position;
+        uint32_t dying;         /* chain that bucket_free() is at: where its moving cells are found */
+};
+
+static inline uint32_t cell_size(uint32_t id) {
+        return id >> 28;
+}
+
+/* Entries that fit a size: the largest gives a word away to the chain. */
+static inline uint32_t cell_capacity(uint32_t size) {
+        static const uint8_t capacity[CELL_SIZES + 1] = { 0, 6, 13, 20, 27, 34, 41, 48, 56, 63, 70, 77, 84, 91, 98, 105 };
+        return capacity[size];
+}
+
+static inline Cell *cell_at(const Unstable *tree, uint32_t id) {
+        const SlabArray *cells = &tree->classes[cell_size(id)].cells;
+        return (Cell *)(void *)(slab_array_at(cells, id >> 8 & 0xfffff) + (size_t)(id & 0xff) * cell_size(id) * CELL_LINE);
+}
+
+static inline uint32_t *cell_link(Cell *cell) {
+        return (uint32_t *)(void *)((uint8_t *)cell + CELL_SIZES * CELL_LINE) - 1;
+}
+
+/* The next cell of the same bucket, 0 after the last. */
+static inline uint32_t cell_next(const Unstable *tree, uint32_t id) {
+        return cell_size(id) == CELL_SIZES ? *cell_link(cell_at(tree, id)) : 0;
+}
+
+static inline uint8_t *cell_ref(const Cell *cell, uint32_t size, uint32_t i) {
+        return (uint8_t *)cell + offsetof(Cell, tags) + cell_capacity(size) * 4 + i * 5;
+}
+
+static inline PageRef cell_get_ref(const Cell *cell, uint32_t size, uint32_t i) {
+        const uint8_t *p = cell_ref(cell, size, i);
+        uint32_t low;
+        memcpy(&low, p, 4);
+        return low | (PageRef)p[4] << 32;
+}
+
+static inline void cell_set_ref(Cell *cell, uint32_t size, uint32_t i, PageRef ref) {
+        uint8_t *p = cell_ref(cell, size, i);
+        uint32_t low = ref;
+        memcpy(p, &low, 4);
+        p[4] = ref >> 32;
+}
+
+static inline void cell_append(Cell *cell, uint32_t size, uint32_t tag, PageRef ref) {
+        cell->tags[cell->n] = tag;
+        cell_set_ref(cell, size, cell->n, ref);
+        cell->n++;
+}
+
+/* Where in the cell the tag is, -1 when it is not. */
+int cell_find(const Cell *cell, uint32_t tag);
+
+/* A new, empty cell. Moves nothing. -ENOMEM: as before. */
+int cell_new(Unstable *tree, uint32_t size, uint32_t bucket, uint32_t *ret_id);
+/* The bucket must not name the cell any more. Other cells may move: pointers and ids of cells are void after it. */
+void cell_free(Unstable *tree, uint32_t id);
+/* Exchanges the only cell of a bucket for one of another size that holds its entries too. -ENOMEM: as before. */
+int cell_resize(Unstable *tree, uint32_t id, uint32_t size);
+
+/* Makes cells with room for n entries, chained where one is not enough; 0 for none. Moves nothing. The bucket is not
+ * told. -ENOMEM: as before. */
+int chain_new(Unstable *tree, uint32_t bucket, size_t n, uint32_t *ret_id);
+/* Frees a chain that no bucket names (any more). Moves cells. */
+void chain_free(Unstable *tree, uint32_t id);
+
+/* How many entries a chain holds. */
+size_t chain_count(const Unstable *tree, uint32_t id);
+
+/* The bits of a key beyond its tag that the tree keeps: its highest ones, by the bucket that an entry is in. */
+#define UNSTABLE_HIGH_BITS 12U
+#define UNSTABLE_BUCKETS_MIN ((uint32_t)1 << UNSTABLE_HIGH_BITS)
+
+/* The tag scattered, so that clustered keys spread as uniform ones do (multiplication by 2^64 / golden ratio). */
+static inline uint32_t unstable_scatter(uint32_t tag) {
+        return tag * UINT64_C(0x9e3779b97f4a7c15) >> 32;
+}
+
+/* The key's highest bits enter below bit 12 only. There are 4096 buckets at least, so all of them always count, and
+ * whatever a split asks for beyond them comes from the tag, which every entry still has. */
+static inline uint32_t unstable_hash(uint64_t key) {
+        return unstable_scatter(key) ^ (uint32_t)(key >> (64 - UNSTABLE_HIGH_BITS));
+}

@@ -1,0 +1,371 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+
+/*
+ * A hash table without empty places and without a moment of rehashing. Of a key, the low 32 bits are stored (the tag)
+ * and the high 12 are known from the bucket that the entry is in. Buckets are split and joined one at a time as the
+ * tree grows and shrinks (index/buckets.h), so one holds between half of ENTRIES_MEAN and twice that, give or take, and
+ * lives in a cell just large enough (index/unstable-cells.h). A red-black tree over the
+ * same entries would pay 24 bytes for its pointers alone, an open-addressed table that doubles pays for its empty
+ * places and stops everything while it does.
+ *
+ * What must always hold:
+ *   - an entry is in the bucket that buckets_find(unstable_hash(key)) names, in a cell of that bucket's chain;
+ *   - a tag occurs once in a bucket: equal tags of different keys differ in the high bits, hence in the bucket;
+ *   - a bucket's first cell is not empty, and it is the only one but with keys that are no hashes;
+ *   - splitting, joining, and shrinking a cell are improvements: without memory they are left for the next time.
+ */
+
+#include "index/unstable-cells.h"
+
+#include <limits.h>
+
+/* Entries in a bucket on average. More saves headers and half-filled lines, less has shorter look-ups. */
+#define ENTRIES_MEAN 24U
+/* Joined below this, split above the mean: the distance keeps a swinging count from splitting and joining. */
+#define ENTRIES_LOW 20U
+/* A cell is exchanged for a smaller one when this many places would still be free in that. */
+#define SHRINK_SLACK 2U
+/* How far ahead a batch fetches the bucket's word, and then its cell: about what a core can have under way. */
+#define FETCH_WORD 16U
+#define FETCH_CELL 8U
+
+int unstable_new(Unstable **ret) {
+        Unstable *tree = calloc(1, sizeof *tree);
+        if (!tree)
+                return -ENOMEM;
+
+        tree->buckets.words.pool = &tree->pool;
+        for (uint32_t size = 1; size <= CELL_SIZES; size++)
+                tree->classes[size].cells.pool = &tree->pool;
+        *ret = tree;
+        return 0;
+}
+
+Unstable *unstable_free(Unstable *tree) {
+        if (!tree)
+                return NULL;
+
+        slab_array_destroy(&tree->buckets.words);
+        for (uint32_t size = 1; size <= CELL_SIZES; size++)
+                slab_array_destroy(&tree->classes[size].cells);
+        slab_pool_destroy(&tree->pool);
+        free(tree);
+        return NULL;
+}
+
+/* Moves the entries of a chain to those of two others that they hash to; none is zero when it is to have an entry. */
+static void chain_distribute(Unstable *tree, uint32_t from, uint32_t bit, const uint32_t to[2]) {
+        uint32_t id[2] = { to[0], to[1] };
+
+        for (; from > 0; from = cell_next(tree, from)) {
+                const Cell *cell = cell_at(tree, from);
+                for (uint32_t i = 0; i < cell->n; i++) {
+                        bool one = unstable_scatter(cell->tags[i]) & bit;
+                        Cell *target = cell_at(tree, id[one]);
+                        if (target->n == cell_capacity(cell_size(id[one]))) {
+                                id[one] = cell_next(tree, id[one]);
+                                target = cell_at(tree, id[one]);
+                        }
+                        cell_append(target, cell_size(id[one]), cell->tags[i], cell_get_ref(cell, cell_size(from), i));
+                }
+        }
+}
+
+/* Adds a bucket, with its share of its parent's entries. */
+static int unstable_split(Unstable *tree) {
+        uint32_t child = tree->buckets.n, parent = buckets_parent(child), bit = buckets_bit(child);
+        uint32_t old = *buckets_at(&tree->buckets, parent), ids[2];
+        size_t n[2] = {};
+
+        for (uint32_t id = old; id > 0; id = cell_next(tree, id)) {
+                const Cell *cell = cell_at(tree, id);
+                for (uint32_t i = 0; i < cell->n; i++)
+                        n[(unstable_scatter(cell->tags[i]) & bit) != 0]++;
+        }
+
+        int r = buckets_add(&tree->buckets, 0);
+        if (r < 0)
+                return r;
+        r = chain_new(tree, parent, n[0], &ids[0]);
+        if (r < 0) {
+                buckets_drop(&tree->buckets);
+                return r;
+        }
+        r = chain_new(tree, child, n[1], &ids[1]);
+        if (r < 0) {
+                chain_free(tree, ids[0]);
+                buckets_drop(&tree->buckets);
+                return r;
+        }
+
+        chain_distribute(tree, old, bit, ids);
+        *buckets_at(&tree->buckets, parent) = ids[0];
+        *buckets_at(&tree->buckets, child) = ids[1];
+        chain_free(tree, old);
+        return 0;
+}
+
+/* Drops the last bucket; its entries go to its parent. */
+static int unstable_join(Unstable *tree) {
+        uint32_t child = tree->buckets.n - 1, parent = buckets_parent(child), id;
+        uint32_t *parent_word = buckets_at(&tree->buckets, parent), *child_word = buckets_at(&tree->buckets, child);
+        uint32_t old = *parent_word;
+
+        int r = chain_new(tree, parent, chain_count(tree, old) + chain_count(tree, *child_word), &id);
+        if (r < 0)
+                return r;
+
+        /* The parent's go first, then the child's behind them: the second call has to find the place. */
+        uint32_t both[2] = { id, id };
+        chain_distribute(tree, old, 0, both);
+        while (both[0] > 0 && cell_at(tree, both[0])->n == cell_capacity(cell_size(both[0])))
+                both[0] = cell_next(tree, both[0]);
+        chain_distribute(tree, *child_word, 0, both);
+
+        /* One after the other: while the first chain's cells are freed, the child's must be named by its bucket. */
+        *parent_word = id;
+        chain_free(tree, old);
+        old = *buckets_at(&tree->buckets, child);
+        *buckets_at(&tree->buckets, child) = 0;
+        chain_free(tree, old);
+        buckets_drop(&tree->buckets);
+        return 0;
+}
+
+/* Keeps the number of buckets at the number of entries. Two steps for each change of one entry catch up after a time
+ * without memory. */
+static void unstable_adapt(Unstable *tree, unsigned steps) {
+        while (steps-- > 0) {
+                int r;
+                if (tree->n > (size_t)tree->buckets.n * ENTRIES_MEAN)
+                        r = unstable_split(tree);
+                else if (tree->buckets.n > UNSTABLE_BUCKETS_MIN && tree->n < (size_t)tree->buckets.n * ENTRIES_LOW)
+                        r = unstable_join(tree);
+                else
+                        return;
+                if (r < 0)
+                        return;
+        }
+}
+
+static int unstable_prepare(Unstable *tree) {
+        while (tree->buckets.n < UNSTABLE_BUCKETS_MIN) {
+                int r = buckets_add(&tree->buckets, 0);
+                if (r < 0)
+                        return r;
+        }
+        return 0;
+}
+
+/* Where the key's entry is: true with its cell and place in it. */
+static bool unstable_find(const Unstable *tree, uint64_t key, uint32_t *ret_bucket, uint32_t *ret_id, uint32_t *ret_i) {
+        if (tree->buckets.n < UNSTABLE_BUCKETS_MIN)
+                return false;
+
+        *ret_bucket = buckets_find(&tree->buckets, unstable_hash(key));
+        for (uint32_t id = *buckets_at(&tree->buckets, *ret_bucket); id > 0; id = cell_next(tree, id)) {
+                int i = cell_find(cell_at(tree, id), key);
+                if (i >= 0) {
+                        *ret_id = id;
+                        *ret_i = i;
+                        return true;
+                }
+        }
+        return false;
+}
+
+/* Makes room for one entry in the bucket's first cell. */
+static int bucket_make_room(Unstable *tree, uint32_t bucket) {
+        uint32_t id = *buckets_at(&tree->buckets, bucket), size = cell_size(id), new_id;
+
+        if (id > 0 && cell_at(tree, id)->n < cell_capacity(size))
+                return 0;
+        if (id > 0 && size < CELL_SIZES)
+                return cell_resize(tree, id, size + 1);
+
+        int r = cell_new(tree, id > 0 ? CELL_SIZES : 1, bucket, &new_id);
+        if (r < 0)
+                return r;
+        if (id > 0)
+                *cell_link(cell_at(tree, new_id)) = id;
+        *buckets_at(&tree->buckets, bucket) = new_id;
+        return 0;
+}
+
+int unstable_see(Unstable *tree, uint64_t key, PageRef ref, PageRef *ret_other) {
+        uint32_t bucket, id, i;
+
+        if (ref >> PAGE_REF_BITS != 0)
+                return -EINVAL;
+        int r = unstable_prepare(tree);
+        if (r < 0)
+                return r;
+
+        if (unstable_find(tree, key, &bucket, &id, &i)) {
+                PageRef other = cell_get_ref(cell_at(tree, id), cell_size(id), i);
+                if (other == ref)
+                        return UNSTABLE_E_SELF;
+                *ret_other = other;
+                return UNSTABLE_E_TWIN;
+        }
+
+        r = bucket_make_room(tree, bucket);
+        if (r < 0)
+                return r;
+        id = *buckets_at(&tree->buckets, bucket);
+        cell_append(cell_at(tree, id), cell_size(id), key, ref);
+        tree->n++;
+        unstable_adapt(tree, 2);
+        return 0;
+}
+
+/* Forced into the caller: gcc 12 takes a function that does nothing but prefetch for one without effect, and drops the
+ * calls. */
+#define _fetch_ __attribute__((always_inline)) static inline
+
+_fetch_ void unstable_fetch_word(const Unstable *tree, uint64_t key) {
+        __builtin_prefetch(buckets_at(&tree->buckets, buckets_find(&tree->buckets, unstable_hash(key))));
+}
+
+/* The lines that a look-up and an insertion touch: header and tags, and where the next reference goes. */
+_fetch_ void unstable_fetch_cell(const Unstable *tree, uint64_t key) {
+        uint32_t id = *buckets_at(&tree->buckets, buckets_find(&tree->buckets, unstable_hash(key)));
+        const uint8_t *cell = (const uint8_t *)cell_at(tree, id);
+
+        if (id == 0)
+                return;
+        for (uint32_t line = 0; line < MIN_OF(cell_size(id), 4U); line++)
+                __builtin_prefetch(cell + line * CELL_LINE, 1);
+}
+
+void unstable_see_batch(Unstable *tree, const uint64_t *keys, const PageRef *refs, size_t n, int *results,
+                        PageRef *others) {
+        bool fetch = unstable_prepare(tree) >= 0;
+
+        for (size_t i = 0; i < MIN_OF(n, (size_t)FETCH_WORD) && fetch; i++)
+                unstable_fetch_word(tree, keys[i]);
+        for (size_t i = 0; i < MIN_OF(n, (size_t)FETCH_CELL) && fetch; i++)
+                unstable_fetch_cell(tree, keys[i]);
+        for (size_t i = 0; i < n; i++) {
+                if (fetch && n - i > FETCH_WORD)
+                        unstable_fetch_word(tree, keys[i + FETCH_WORD]);
+                if (fetch && n - i > FETCH_CELL)
+                        unstable_fetch_cell(tree, keys[i + FETCH_CELL]);
+                results[i] = unstable_see(tree, keys[i], refs[i], &others[i]);
+        }
+}
+
+int unstable_replace(Unstable *tree, uint64_t key, PageRef old, PageRef ref) {
+        uint32_t bucket, id, i;
+
+        if (ref >> PAGE_REF_BITS != 0)
+                return -EINVAL;
+        if (!unstable_find(tree, key, &bucket, &id, &i) || cell_get_ref(cell_at(tree, id), cell_size(id), i) != old)
+                return -ENOENT;
+        cell_set_ref(cell_at(tree, id), cell_size(id), i, ref);
+        return 0;
+}
+
+/* After entries left: frees the first cell when it is empty, or exchanges a bucket's only one for one that fits. */
+static void bucket_tidy(Unstable *tree, uint32_t bucket) {
+        uint32_t id;
+
+        while ((id = *buckets_at(&tree->buckets, bucket)) > 0 && cell_at(tree, id)->n == 0) {
+                *buckets_at(&tree->buckets, bucket) = cell_next(tree, id);
+                cell_free(tree, id);
+        }
+        if (id == 0 || cell_next(tree, id) > 0)
+                return;
+
+        uint32_t n = cell_at(tree, id)->n, size = cell_size(id);
+        while (size > 1 && n + SHRINK_SLACK <= cell_capacity(size - 1))
+                size--;
+        if (size < cell_size(id))
+                (void)cell_resize(tree, id, size);
+}
+
+int unstable_remove(Unstable *tree, uint64_t key, PageRef ref) {
+        uint32_t bucket, id, i;
+
+        if (!unstable_find(tree, key, &bucket, &id, &i) || cell_get_ref(cell_at(tree, id), cell_size(id), i) != ref)
+                return -ENOENT;
+
+        /* The first cell's last entry moves into the gap. */
+        uint32_t head = *buckets_at(&tree->buckets, bucket);
+        Cell *first = cell_at(tree, head), *cell = cell_at(tree, id);
+        uint32_t last = --first->n;
+        cell->tags[i] = first->tags[last];
+        cell_set_ref(cell, cell_size(id), i, cell_get_ref(first, cell_size(head), last));
+
+        tree->n--;
+        bucket_tidy(tree, bucket);
+        unstable_adapt(tree, 2);
+        return 0;
+}
+
+/* Asks about every entry of the bucket. */
+static size_t bucket_sweep(Unstable *tree, uint32_t bucket, UnstableStale stale, void *userdata) {
+        uint32_t head = *buckets_at(&tree->buckets, bucket), fresh;
+        size_t dropped = 0;
+
+        for (uint32_t id = head; id > 0; id = cell_next(tree, id)) {
+                uint32_t size = cell_size(id);
+                Cell *cell = cell_at(tree, id);
+                for (uint32_t i = 0; i < cell->n;) {
+                        PageRef ref = cell_get_ref(cell, size, i);
+                        if (!stale(userdata, cell->tags[i], ref)) {
+                                i++;
+                                continue;
+                        }
+                        uint32_t last = --cell->n;
+                        cell->tags[i] = cell->tags[last];
+                        cell_set_ref(cell, size, i, cell_get_ref(cell, size, last));
+                        dropped++;
+                }
+        }
+        tree->n -= dropped;
+        if (dropped == 0)
+                return 0;
+
+        bucket_tidy(tree, bucket);
+        head = *buckets_at(&tree->buckets, bucket);
+        if (head > 0 && cell_next(tree, head) > 0 && chain_new(tree, bucket, chain_count(tree, head), &fresh) >= 0) {
+                chain_distribute(tree, head, 0, (uint32_t[2]){ fresh, fresh });
+                *buckets_at(&tree->buckets, bucket) = fresh;
+                chain_free(tree, head);
+        }
+        return dropped;
+}
+
+size_t unstable_sweep(Unstable *tree, size_t budget, UnstableStale stale, void *userdata) {
+        size_t dropped = 0, asked = 0;
+
+        if (tree->n == 0 || budget == 0)
+                return 0;
+
+        /* Once around is every bucket once: their number changes only after the walk. */
+        for (uint32_t i = 0; i < tree->buckets.n && asked < budget; i++) {
+                uint32_t bucket = buckets_position_bucket(&tree->buckets, tree->sweep_position);
+                uint32_t head = *buckets_at(&tree->buckets, bucket);
+                if (head > 0) {
+                        asked += chain_count(tree, head);
+                        dropped += bucket_sweep(tree, bucket, stale, userdata);
+                }
+                tree->sweep_position = buckets_position_next(&tree->buckets, tree->sweep_position);
+        }
+        unstable_adapt(tree, UINT_MAX);
+        return dropped;
+}
+
+size_t unstable_count(const Unstable *tree) {
+        return tree->n;
+}
+
+size_t unstable_bytes(const Unstable *tree) {
+        size_t bytes = sizeof *tree + SLAB_MALLOC_OVERHEAD + slab_pool_bytes(&tree->pool) +
+                       slab_array_bytes(&tree->buckets.words);
+
+        for (uint32_t size = 1; size <= CELL_SIZES; size++)
+                bytes += slab_array_bytes(&tree->classes[size].cells);
+        return bytes;
+}

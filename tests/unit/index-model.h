@@ -1,0 +1,64 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#pragma once
+
+/* What the tests of the index share: random numbers from a seed, and memory that runs out on command. The programs
+ * are linked with --wrap for what src/index/slab.c and the trees allocate by. */
+
+#include "test.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <sys/mman.h>
+
+#include <cmocka.h>
+
+static uint64_t random_state;
+
+/* splitmix64 */
+static inline uint64_t random_next(void) {
+        uint64_t z = random_state += UINT64_C(0x9e3779b97f4a7c15);
+        z = (z ^ z >> 30) * UINT64_C(0xbf58476d1ce4e5b9);
+        z = (z ^ z >> 27) * UINT64_C(0x94d049bb133111eb);
+        return z ^ z >> 31;
+}
+
+static inline uint32_t random_below(uint32_t n) {
+        return (random_next() >> 32) * n >> 32;
+}
+
+/* Allocations until memory runs out, and for how many it stays so; what was asked for so far. */
+static size_t fail_after = SIZE_MAX, fail_for = SIZE_MAX, n_allocations, n_failed;
+
+static inline bool allocation_fails(void) {
+        size_t i = n_allocations++;
+        if (i < fail_after || i - fail_after >= fail_for)
+                return false;
+        n_failed++;
+        return true;
+}
+
+static inline void fail_never(void) {
+        fail_after = fail_for = SIZE_MAX;
+}
+
+void *__real_mmap(void *p, size_t size, int prot, int flags, int fd, off_t offset);
+void *__wrap_mmap(void *p, size_t size, int prot, int flags, int fd, off_t offset);
+void *__wrap_mmap(void *p, size_t size, int prot, int flags, int fd, off_t offset) {
+        if (allocation_fails()) {
+                errno = ENOMEM;
+                return MAP_FAILED;
+        }
+        return __real_mmap(p, size, prot, flags, fd, offset);
+}
+
+void *__real_reallocarray(void *p, size_t n, size_t size);
+void *__wrap_reallocarray(void *p, size_t n, size_t size);
+void *__wrap_reallocarray(void *p, size_t n, size_t size) {
+        return allocation_fails() ? NULL : __real_reallocarray(p, n, size);
+}
+
+void *__real_calloc(size_t n, size_t size);
+void *__wrap_calloc(size_t n, size_t size);
+void *__wrap_calloc(size_t n, size_t size) {
+        return allocation_fails() ? NULL : __real_calloc(n, size);
+}

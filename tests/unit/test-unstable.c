@@ -1,0 +1,385 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+
+/* The unstable tree against a model: an array of which key is held by which page, indexed by the key itself. */
+
+#include "index-model.h"
+
+#include "index/unstable-cells.h"
+
+#define KEYS 60000U
+
+/* How the i-th of KEYS keys looks. Each shape keeps them distinct in the 44 bits that count. */
+typedef uint64_t (*KeyShape)(uint32_t i);
+
+static uint64_t key_uniform(uint32_t i) {
+        uint64_t z = (i + 1) * UINT64_C(0x9e3779b97f4a7c15);
+        z = (z ^ z >> 30) * UINT64_C(0xbf58476d1ce4e5b9);
+        return (z ^ z >> 27 ^ (uint64_t)i << 32) * UINT64_C(0x94d049bb133111eb);
+}
+
+static uint64_t key_counted(uint32_t i) {
+        return i;
+}
+
+static uint64_t key_strided(uint32_t i) {
+        return (uint64_t)i << 16;
+}
+
+/* few tags, all of the high bits */
+static uint64_t key_high(uint32_t i) {
+        return (uint64_t)i << 52 | i >> 12;
+}
+
+/* The worst there is: all in the same bucket as long as it is not split 15 times. Searched for, as nobody can who
+ * does not know the hash secret. */
+static uint64_t key_same_bucket(uint32_t i) {
+        static uint32_t tags[KEYS], n;
+        static uint64_t next;
+
+        while (n <= i) {
+                if ((unstable_scatter(next) & 0x7fff) == 0x1234)
+                        tags[n++] = next;
+                next++;
+        }
+        return tags[i];
+}
+
+/* Every rule of unstable.c and unstable-cells.h, from the words of the buckets to the last entry. */
+static void tree_check(const Unstable *tree, bool after_failures) {
+        size_t n = 0, n_cells[CELL_SIZES + 1] = {}, n_slabs = tree->buckets.words.n_slabs;
+
+        for (uint32_t b = 0; b < tree->buckets.n; b++) {
+                uint32_t head = *buckets_at(&tree->buckets, b);
+                for (uint32_t id = head; id > 0; id = cell_next(tree, id)) {
+                        const Cell *cell = cell_at(tree, id);
+                        uint32_t size = cell_size(id);
+                        n_cells[size]++;
+                        assert_int_equal(cell->bucket, b);
+                        assert_true(size == CELL_SIZES || (id == head && cell_next(tree, id) == 0));
+                        assert_in_range(cell->n, id == head ? 1 : 0, cell_capacity(size));
+                        for (uint32_t i = 0; i < cell->n; i++) {
+                                uint32_t hash = unstable_scatter(cell->tags[i]);
+                                hash ^= (hash ^ b) % UNSTABLE_BUCKETS_MIN;
+                                assert_int_equal(buckets_find(&tree->buckets, hash), b);
+                                if (id == head && cell_next(tree, id) == 0)
+                                        assert_int_equal(cell_find(cell, cell->tags[i]), i);
+                        }
+                        n += cell->n;
+                }
+        }
+        assert_int_equal(n, tree->n);
+
+        /* dense: as many cells as the buckets name, as many slabs as the arrays have */
+        for (uint32_t size = 1; size <= CELL_SIZES; size++) {
+                const CellClass *class = &tree->classes[size];
+                size_t per_slab = SLAB_BYTES / (size * CELL_LINE);
+                size_t held = class->cells.n_slabs > 0 ? (class->cells.n_slabs - 1) * per_slab + class->n_last : 0;
+                assert_int_equal(held, n_cells[size]);
+                n_slabs += class->cells.n_slabs;
+        }
+        assert_int_equal(n_slabs, tree->pool.n_used);
+        for (size_t i = 0; i < tree->pool.n_used; i++)
+                assert_int_equal(tree->pool.owners[i].array->ids[tree->pool.owners[i].position], i);
+
+        if (tree->buckets.n > UNSTABLE_BUCKETS_MIN && !after_failures)
+                assert_in_range(tree->n, (size_t)tree->buckets.n * 20 - 20, (size_t)tree->buckets.n * 24);
+}
+
+typedef struct Model {
+        KeyShape shape;
+        Unstable *tree;
+        PageRef held[KEYS];     /* PAGE_REF_NONE: by nobody */
+        size_t n;
+} Model;
+
+static Model *model_new(KeyShape shape) {
+        Model *m = malloc(sizeof *m);
+        CHECK(m);
+        *m = (Model){ .shape = shape };
+        memset(m->held, 0xff, sizeof m->held);
+        while (unstable_new(&m->tree) < 0)
+                ;
+        return m;
+}
+
+static void model_free(Model *m) {
+        assert_null(unstable_free(m->tree));
+        free(m);
+}
+
+static PageRef random_ref(void) {
+        return random_next() >> (64 - PAGE_REF_BITS);
+}
+
+/* What a look-up did must be what the model says; or it ran out of memory, and did nothing. */
+static void model_saw(Model *m, uint32_t i, PageRef ref, int r, PageRef other) {
+        if (r == -ENOMEM) {
+                assert_true(n_failed > 0);
+                assert_true(m->held[i] == PAGE_REF_NONE);
+        } else if (m->held[i] == PAGE_REF_NONE) {
+                assert_int_equal(r, 0);
+                m->held[i] = ref;
+                m->n++;
+        } else if (m->held[i] == ref)
+                assert_int_equal(r, UNSTABLE_E_SELF);
+        else {
+                assert_int_equal(r, UNSTABLE_E_TWIN);
+                assert_int_equal(other, m->held[i]);
+        }
+}
+
+static void model_see(Model *m, uint32_t i) {
+        PageRef other = 0, ref = m->held[i] != PAGE_REF_NONE && random_below(2) ? m->held[i] : random_ref();
+        int r = unstable_see(m->tree, m->shape(i), ref, &other);
+        model_saw(m, i, ref, r, other);
+}
+
+static void model_see_batch(Model *m) {
+        uint64_t keys[100];
+        PageRef refs[100], others[100];
+        uint32_t which[100], n = random_below(100) + 1;
+        int results[100];
+
+        for (uint32_t i = 0; i < n; i++) {
+                which[i] = random_below(i > 0 && random_below(8) == 0 ? 50 : KEYS);
+                keys[i] = m->shape(which[i]);
+                refs[i] = random_ref();
+        }
+        unstable_see_batch(m->tree, keys, refs, n, results, others);
+        for (uint32_t i = 0; i < n; i++)
+                model_saw(m, which[i], refs[i], results[i], others[i]);
+}
+
+static void model_remove(Model *m, uint32_t i) {
+        assert_int_equal(unstable_remove(m->tree, m->shape(i), m->held[i] ^ 1), -ENOENT);
+        if (m->held[i] == PAGE_REF_NONE)
+                return;
+        assert_int_equal(unstable_remove(m->tree, m->shape(i), m->held[i]), 0);
+        m->held[i] = PAGE_REF_NONE;
+        m->n--;
+}
+
+static void model_replace(Model *m, uint32_t i) {
+        PageRef ref = random_ref();
+        assert_int_equal(unstable_replace(m->tree, m->shape(i), m->held[i] ^ 1, ref), -ENOENT);
+        assert_int_equal(unstable_replace(m->tree, m->shape(i), m->held[i], UINT64_MAX), -EINVAL);
+        if (m->held[i] == PAGE_REF_NONE)
+                return;
+        assert_int_equal(unstable_replace(m->tree, m->shape(i), m->held[i], ref), 0);
+        m->held[i] = ref;
+}
+
+/* Stale is what the low digits of the reference say, so that the model can tell too. */
+static PageRef stale_modulus;
+static size_t n_asked;
+
+static bool sweep_stale(void *userdata, uint32_t tag, PageRef ref) {
+        n_asked++;
+        return ref % stale_modulus == 0;
+}
+
+static void model_sweep_all(Model *m) {
+        size_t dropped = 0;
+        stale_modulus = random_below(4) + 1;
+        n_asked = 0;
+        for (uint32_t i = 0; i < KEYS; i++)
+                if (m->held[i] != PAGE_REF_NONE && m->held[i] % stale_modulus == 0) {
+                        m->held[i] = PAGE_REF_NONE;
+                        dropped++;
+                }
+        assert_int_equal(unstable_sweep(m->tree, SIZE_MAX, sweep_stale, NULL), dropped);
+        assert_int_equal(n_asked, m->n);
+        m->n -= dropped;
+}
+
+static void model_check(Model *m, bool after_failures) {
+        tree_check(m->tree, after_failures);
+        assert_int_equal(unstable_count(m->tree), m->n);
+        PageRef other;
+        for (uint32_t i = 0; i < KEYS; i++)
+                if (m->held[i] != PAGE_REF_NONE)
+                        assert_int_equal(unstable_see(m->tree, m->shape(i), m->held[i], &other), UNSTABLE_E_SELF);
+}
+
+/* Phases that mostly insert, mostly remove, or do a bit of everything. */
+static void model_run(Model *m, unsigned phases, unsigned operations) {
+        for (unsigned phase = 0; phase < phases; phase++) {
+                uint32_t inserts = (uint32_t[]){ 70, 10, 40, 90, 2 }[random_below(5)];
+                for (unsigned o = 0; o < operations; o++) {
+                        uint32_t what = random_below(100), i = random_below(KEYS);
+                        if (what < inserts)
+                                model_see(m, i);
+                        else if (what < 98)
+                                model_remove(m, i);
+                        else if (what < 99)
+                                model_replace(m, i);
+                        else
+                                model_see_batch(m);
+                }
+                if (random_below(3) == 0)
+                        model_sweep_all(m);
+                model_check(m, n_failed > 0);
+        }
+}
+
+static void run_shape(KeyShape shape, unsigned seeds, unsigned phases, unsigned operations) {
+        for (unsigned seed = 0; seed < seeds; seed++) {
+                random_state = seed;
+                n_failed = 0;
+                Model *m = model_new(shape);
+                model_run(m, phases, operations);
+                model_free(m);
+        }
+}
+
+static void test_uniform(void **state) {
+        run_shape(key_uniform, 4, 8, 100000);
+}
+
+static void test_clustered(void **state) {
+        run_shape(key_counted, 1, 8, 100000);
+        run_shape(key_strided, 1, 8, 100000);
+        run_shape(key_high, 1, 8, 100000);
+}
+
+static void test_same_bucket(void **state) {
+        run_shape(key_same_bucket, 1, 4, 20000);
+}
+
+/* Small sweeps between changes: whoever is there from the start of a round to its end is asked, though the tree
+ * doubles or empties around the cursor. */
+static bool sweep_mark(void *userdata, uint32_t tag, PageRef ref) {
+        uint8_t *marks = userdata;
+        if (ref < KEYS)
+                marks[ref]++;
+        return false;
+}
+
+static void sweep_around(size_t before, size_t after) {
+        _cleanup_(unstable_freep) Unstable *tree = NULL;
+        _cleanup_free_ uint8_t *marks = calloc(KEYS, 1);
+        PageRef other;
+        size_t n = before, asked_at_most = 0;
+
+        assert_int_equal(unstable_new(&tree), 0);
+        for (uint32_t i = 0; i < KEYS / 10; i++)
+                assert_int_equal(unstable_see(tree, key_uniform(i), i, &other), 0);
+        for (size_t i = 0; i < before; i++)
+                assert_int_equal(unstable_see(tree, ~key_uniform(i), KEYS + i, &other), 0);
+        unstable_sweep(tree, random_below(before), sweep_mark, marks);
+        memset(marks, 0, KEYS);
+
+        while (n != after) {
+                for (unsigned i = 0; i < 100 && n != after; i++)
+                        if (after > n) {
+                                assert_int_equal(unstable_see(tree, ~key_uniform(n), KEYS + n, &other), 0);
+                                n++;
+                        } else {
+                                n--;
+                                assert_int_equal(unstable_remove(tree, ~key_uniform(n), KEYS + n), 0);
+                        }
+                unstable_sweep(tree, 150, sweep_mark, marks);
+                asked_at_most += 150;
+        }
+        /* as many budgets as the tree ever had entries are one round */
+        size_t most = MAX_OF(before, after) + KEYS / 10;
+        while (asked_at_most < most) {
+                unstable_sweep(tree, 150, sweep_mark, marks);
+                asked_at_most += 150;
+        }
+        for (uint32_t i = 0; i < KEYS / 10; i++)
+                assert_in_range(marks[i], 1, 255);
+        tree_check(tree, false);
+}
+
+static void test_sweep_survives_growth(void **state) {
+        random_state = 1;
+        sweep_around(100000, 400000);
+        sweep_around(400000, 100000);
+        sweep_around(300000, 0);
+}
+
+/* Memory stays within its bound while the tree grows and while it shrinks, and what the system lent comes back. */
+static void test_memory(void **state) {
+        _cleanup_(unstable_freep) Unstable *tree = NULL;
+        const size_t n = 1000000;
+        PageRef other;
+
+        assert_int_equal(unstable_new(&tree), 0);
+        for (size_t i = 0; i < n; i++) {
+                assert_int_equal(unstable_see(tree, key_uniform(i), i, &other), 0);
+                if (i >= 100000 && i % 1000 == 0)
+                        assert_in_range(unstable_bytes(tree), (i + 1) * 9, (i + 1) * 143 / 10);
+        }
+        assert_in_range(unstable_bytes(tree), n * 9, n * 12);
+        tree_check(tree, false);
+
+        size_t left = n;
+        for (size_t i = 0; i < n; i++) {
+                size_t k = i * 7919 % n;
+                assert_int_equal(unstable_remove(tree, key_uniform(k), k), 0);
+                left--;
+                if (left >= 200000 && left % 1000 == 0)
+                        assert_in_range(unstable_bytes(tree), left * 9, left * 16);
+        }
+        assert_int_equal(unstable_count(tree), 0);
+        assert_in_range(unstable_bytes(tree), 1, 256 * 1024);
+}
+
+/* Every allocation of a run fails once, alone or with all after it; then memory is there again. */
+static void test_out_of_memory(void **state) {
+        for (unsigned lasting = 0; lasting < 2; lasting++) {
+                size_t last = SIZE_MAX;
+                for (size_t at = 0; at < last; at++) {
+                        random_state = at;
+                        n_allocations = n_failed = 0;
+                        fail_after = at;
+                        fail_for = lasting ? 1000 : 1;
+                        Model *m = model_new(at % 4 == 3 ? key_same_bucket : key_uniform);
+                        if (at % 4 != 3)
+                                for (uint32_t i = 0; i < KEYS; i++)
+                                        model_see(m, i);
+                        model_run(m, 1, 5000);
+                        if (n_failed == 0 && at % 4 != 3)
+                                last = at;
+                        model_check(m, true);
+
+                        fail_never();
+                        model_run(m, 1, 5000);
+                        model_free(m);
+                }
+                assert_in_range(last, 10, 1000);
+        }
+        fail_never();
+}
+
+static void test_arguments(void **state) {
+        Unstable *tree = NULL;
+        PageRef other = 7;
+
+        assert_null(unstable_free(NULL));
+        assert_int_equal(unstable_new(&tree), 0);
+        assert_int_equal(unstable_remove(tree, 1, 1), -ENOENT);
+        assert_int_equal(unstable_sweep(tree, 10, sweep_stale, NULL), 0);
+        assert_int_equal(unstable_see(tree, 1, (PageRef)1 << PAGE_REF_BITS, &other), -EINVAL);
+        assert_int_equal(unstable_count(tree), 0);
+
+        /* exactly 44 bits of the key count */
+        assert_int_equal(unstable_see(tree, 0, 1, &other), 0);
+        for (unsigned bit = 0; bit < 64; bit++) {
+                bool kept = bit < 32 || bit >= 52;
+                assert_int_equal(unstable_see(tree, UINT64_C(1) << bit, 2, &other), kept ? 0 : UNSTABLE_E_TWIN);
+        }
+        assert_int_equal(other, 1);
+        assert_null(unstable_free(tree));
+}
+
+int main(void) {
+        const struct CMUnitTest tests[] = {
+                cmocka_unit_test(test_arguments),      cmocka_unit_test(test_uniform),
+                cmocka_unit_test(test_clustered),      cmocka_unit_test(test_same_bucket),
+                cmocka_unit_test(test_sweep_survives_growth), cmocka_unit_test(test_memory),
+                cmocka_unit_test(test_out_of_memory),
+        };
+        return cmocka_run_group_tests(tests, NULL, NULL);
+}
