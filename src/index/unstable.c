@@ -230,10 +230,10 @@ _fetch_ void unstable_fetch_word(const Unstable *tree, uint64_t key) {
 /* The lines that a look-up and an insertion touch: header and tags, and where the next reference goes. */
 _fetch_ void unstable_fetch_cell(const Unstable *tree, uint64_t key) {
         uint32_t id = *buckets_at(&tree->buckets, buckets_find(&tree->buckets, unstable_hash(key)));
-        const uint8_t *cell = (const uint8_t *)cell_at(tree, id);
-
         if (id == 0)
                 return;
+
+        const uint8_t *cell = (const uint8_t *)cell_at(tree, id);
         for (uint32_t line = 0; line < MIN_OF(cell_size(id), 4U); line++)
                 __builtin_prefetch(cell + line * CELL_LINE, 1);
 }
