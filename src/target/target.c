@@ -294,14 +294,12 @@ static int inspect(Target *target, uint64_t minimum_age_nsec, TargetSkip *ret, b
 }
 
 int target_inspect(Target *target, uint64_t minimum_age_nsec, TargetSkip *ret, bool *ret_ask_dumpable) {
-        TargetSkip skip;
+        TargetSkip skip = TARGET_SKIP_DENIED;
         bool ask;
         int r;
 
         r = inspect(target, minimum_age_nsec, &skip, &ask);
-        if (r == TARGET_E_DENIED)
-                skip = TARGET_SKIP_DENIED;
-        else if (r != 0)
+        if (r != 0 && r != TARGET_E_DENIED)
                 return r;
         *ret = skip;
         *ret_ask_dumpable = ask;
