@@ -38,7 +38,7 @@ struct pm_scan_arg_6_7 {
 #define PAGEMAP_EXCLUSIVE ((uint64_t)1 << 56)
 #define PAGEMAP_PFN (((uint64_t)1 << 55) - 1)
 
-#define REGIONS 2048U
+#define REGIONS 2048
 #define CALL_BYTES ((uint64_t)1 << 30)
 /* Walking so much that is skipped or unmapped costs less than another call. */
 #define BRIDGE_BYTES ((uint64_t)1 << 20)
@@ -106,9 +106,12 @@ static int scan_span(int fd, uint64_t start, uint64_t end, const VmaList *vmas, 
                         if (r < 0)
                                 return r;
                 }
-                if (arg.walk_end <= start)
-                        return -EBADMSG;
-                start = arg.walk_end;
+                /* Not walk_end alone: where one call took several rounds of 512 ranges and the last one reached the
+                 * end, it is left where the round before stopped (do_pagemap_scan(), fs/proc/task_mmu.c, 6.18). */
+                if (n < REGIONS)
+                        start = arg.end;
+                else
+                        start = MAX_OF((uint64_t)arg.walk_end, (uint64_t)regions[n - 1].end);
         }
         return 0;
 }

@@ -237,6 +237,25 @@ static void test_small_mappings(void **state) {
         munmap(p, 3 * BLOCK_BYTES);
 }
 
+/* As many ranges as there can be: every other page, in more than one call may look at. */
+static void test_fragmented(void **state) {
+        Self *self = *state;
+        size_t blocks = 640, before;
+        char *p = map_blocks(blocks, PROT_READ | PROT_WRITE);
+
+        refresh(self);
+        before = self->space.n;
+        for (size_t i = 0; i < blocks; i += 10)
+                for (size_t page = 0; page < BLOCK_PAGES; page += 2)
+                        p[i * BLOCK_BYTES + page * PAGE_BYTES] = 1;
+        refresh(self);
+        assert_in_range(self->space.n, before + blocks / 10, before + blocks / 10 + 2);
+        for (size_t i = 0; i < blocks; i++)
+                if (!at(self, p + i * BLOCK_BYTES) != (i % 10 != 0))
+                        fail_msg("block %zu", i);
+        munmap(p, blocks * BLOCK_BYTES);
+}
+
 /* What is gone is kept for some passes, then its number waits. */
 static void test_dying(void **state) {
         Self *self = *state;
@@ -327,7 +346,7 @@ static void test_gone(void **state) {
 int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(test_page_set), cmocka_unit_test(test_table),
-                BOTH(test_sparse), BOTH(test_kinds), BOTH(test_small_mappings),
+                BOTH(test_sparse), BOTH(test_kinds), BOTH(test_small_mappings), BOTH(test_fragmented),
                 BOTH(test_dying), BOTH(test_huge), BOTH(test_gone),
         };
 
