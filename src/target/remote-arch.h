@@ -1,0 +1,87 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#pragma once
+
+#include "base/util.h"
+
+#include <sys/types.h>
+#include <sys/user.h>
+
+/*
+ * What of a remote call depends on the architecture: registers, the signal frame that brings a thread back, the stub.
+ */
+typedef struct RemoteRegs {
+        struct user_regs_struct r;
+        long nr;                /* of the interrupted call; -1: none (x86_64: orig_rax) */
+} RemoteRegs;
+
+int remote_arch_get_regs(pid_t tid, RemoteRegs *ret);                   /* -errno */
+int remote_arch_set_regs(pid_t tid, const RemoteRegs *regs);            /* -errno */
+uint64_t remote_arch_pc(const RemoteRegs *regs);
+uint64_t remote_arch_sp(const RemoteRegs *regs);
+int64_t remote_arch_result(const RemoteRegs *regs);                     /* of the last call */
+int remote_arch_thread_pointer(pid_t tid, const RemoteRegs *regs, uint64_t *ret);
+uint64_t remote_arch_cookie(const RemoteRegs *regs);                    /* what remote_arch_aim_*() put there */
+
+/* Runs native 64-bit code and its calls reach the kernel. */
+bool remote_arch_fit(pid_t tid, const RemoteRegs *regs);
+
+/* In an interrupt-stop: makes the kernel restart a call that was made to return -EINTR and can be repeated. */
+void remote_arch_repair(RemoteRegs *regs);
+
+/* Bytes below the stack pointer that belong to the function running there. */
+#define REMOTE_ARCH_FRAME_MAX 32768U
+
+/* Builds, for a thread stopped with these registers, what lies on its stack: the address of sigreturn and a complete
+ * signal frame whose sigreturn makes it go on as if nothing had been. *ret_address is its lowest address,
+ * below the red zone; ret holds REMOTE_ARCH_FRAME_MAX. -errno. */
+int remote_arch_frame(pid_t tid, const RemoteRegs *regs, uint64_t mask, uint64_t sigreturn, uint8_t *ret,
+                      uint64_t *ret_address, size_t *ret_size);
+
+/* Registers that make one call through code->call and then fall into the frame. */
+void remote_arch_aim_call(RemoteRegs *regs, uint64_t call, uint64_t sigreturn, uint64_t frame, uint64_t cookie, long nr,
+                          const uint64_t args[6]);
+/* Registers that start the stub at region for n descriptors. */
+void remote_arch_aim_stub(RemoteRegs *regs, uint64_t region, uint64_t frame, uint64_t cookie, uint64_t n);
+
+/* Right behind the borrowed call instruction. */
+bool remote_arch_called(const RemoteRegs *regs, uint64_t call);
+
+/* Byte patterns of the two snippets; pure. Offset of the first in text, or -1. */
+ssize_t remote_arch_find_call(const uint8_t *text, size_t size);
+ssize_t remote_arch_find_sigreturn(const uint8_t *text, size_t size);
+#define REMOTE_ARCH_SNIPPET_MAX 16U
+
+/* The region: a head with the code, descriptors (both RX, written by us from outside), results (RW). Its address spells
+ * "ksmd", so that a leftover is known even when nothing was written to it, and nothing of the target's adjoins it. */
+#define REMOTE_REGION_HEAD_BYTES ((uint64_t)4096)
+#define REMOTE_REGION_CALLS_OFFSET REMOTE_REGION_HEAD_BYTES
+#define REMOTE_REGION_RESULTS_OFFSET (REMOTE_REGION_CALLS_OFFSET + 65536)
+#define REMOTE_REGION_BYTES (REMOTE_REGION_RESULTS_OFFSET + 3 * 4096)
+
+#define REMOTE_REGION_BASE ((uint64_t)0x6b736d640000) /* "ksmd" */
+#define REMOTE_REGION_STRIDE ((uint64_t)0x20000)
+#define REMOTE_REGION_SLOTS 16U
+#define REMOTE_MAGIC_0 ((uint64_t)0x6573752d646d736b) /* "ksmd-user remote" */
+#define REMOTE_MAGIC_1 ((uint64_t)0x65746f6d65722072)
+
+typedef struct RemoteHead {
+        uint64_t magic[2];
+        uint64_t stop;          /* we want no further call made: the time box is full */
+        uint64_t spins;         /* to wait for us at the end */
+        uint64_t unmap;         /* going home alone, unmap the region by the code at call */
+        uint64_t call;
+        uint64_t reserved[2];
+        uint8_t code[];
+} RemoteHead;
+
+typedef struct RemoteDescriptor {
+        uint64_t nr, args[6], ignore_error;
+} RemoteDescriptor;
+
+typedef struct RemoteResults {
+        uint64_t done, left;    /* left: descriptors not made */
+        uint64_t reserved[6];
+        int64_t ret[];
+} RemoteResults;
+
+extern const uint8_t remote_stub_start[], remote_stub_end[];

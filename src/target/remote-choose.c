@@ -1,0 +1,188 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "target/remote-internal.h"
+
+#include "base/io.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+
+/*
+ * Which thread of a target to stop. Stopping wakes a sleeping thread out of its system call as a signal would, only
+ * that no handler runs. Most calls are then restarted by the kernel and nobody notices; some return -EINTR, which
+ * is repaired; and some return part of what was asked for (a long write, io_uring_enter that had submitted already),
+ * which nobody can take back. So we look first (/proc/PID/task/TID/syscall tells call, arguments and stack pointer of a
+ * thread that is blocked, and "running" of one that is not), and stop one where it cannot matter. For a thread that
+ * was running a small chance remains that it enters such a call before the interrupt reaches it.
+ */
+#define LOOK_AT_MAX 64U
+
+typedef struct SleepRule {
+        long nr;
+        RemoteSleep sleep;
+        bool repeatable;        /* returns -EINTR only with nothing done */
+        int8_t flags_arg;       /* an argument that must not hold flags; 0: none (arguments count from 1) */
+        uint64_t flags;
+} SleepRule;
+
+/* EXACT: no timeout, or one the kernel goes on with (a restart block, or the remaining time written back). */
+static const SleepRule sleep_rules[] = {
+        {SYS_restart_syscall, REMOTE_SLEEP_EXACT, false, 0, 0},
+        {SYS_futex, REMOTE_SLEEP_EXACT, false, 0, 0},
+        {SYS_nanosleep, REMOTE_SLEEP_EXACT, false, 0, 0},
+        {SYS_clock_nanosleep, REMOTE_SLEEP_EXACT, false, 0, 0},
+        {SYS_ppoll, REMOTE_SLEEP_EXACT, false, 0, 0},
+        {SYS_pselect6, REMOTE_SLEEP_EXACT, false, 0, 0},
+#ifdef SYS_poll
+        {SYS_poll, REMOTE_SLEEP_EXACT, false, 0, 0},
+        {SYS_select, REMOTE_SLEEP_EXACT, false, 0, 0},
+        {SYS_pause, REMOTE_SLEEP_EXACT, false, 0, 0},
+#endif
+        {SYS_rt_sigsuspend, REMOTE_SLEEP_EXACT, false, 0, 0},
+        {SYS_read, REMOTE_SLEEP_EXACT, false, 0, 0},
+        {SYS_wait4, REMOTE_SLEEP_EXACT, false, 0, 0},
+        {SYS_waitid, REMOTE_SLEEP_EXACT, false, 0, 0},
+        {SYS_accept, REMOTE_SLEEP_EXACT, true, 0, 0},
+        {SYS_accept4, REMOTE_SLEEP_EXACT, true, 0, 0},
+        {SYS_recvfrom, REMOTE_SLEEP_AGAIN, true, 4, MSG_WAITALL},
+        {SYS_recvmsg, REMOTE_SLEEP_AGAIN, true, 3, MSG_WAITALL},
+        {SYS_msgrcv, REMOTE_SLEEP_EXACT, false, 0, 0},
+#ifdef SYS_epoll_wait
+        {SYS_epoll_wait, REMOTE_SLEEP_AGAIN, true, 0, 0},
+#endif
+        {SYS_epoll_pwait, REMOTE_SLEEP_AGAIN, true, 0, 0},
+#ifdef SYS_epoll_pwait2
+        {SYS_epoll_pwait2, REMOTE_SLEEP_AGAIN, true, 0, 0},
+#endif
+        {SYS_rt_sigtimedwait, REMOTE_SLEEP_AGAIN, true, 0, 0},
+        {SYS_semop, REMOTE_SLEEP_AGAIN, true, 0, 0},
+        {SYS_semtimedop, REMOTE_SLEEP_AGAIN, true, 0, 0},
+        {SYS_mq_timedreceive, REMOTE_SLEEP_AGAIN, true, 0, 0},
+        {SYS_io_getevents, REMOTE_SLEEP_AGAIN, true, 0, 0},
+        {SYS_io_uring_enter, REMOTE_SLEEP_AGAIN, true, 2, UINT64_MAX}, /* submits nothing, only waits */
+};
+
+static const SleepRule *find_rule(long nr) {
+        for (size_t i = 0; i < ELEMENTSOF(sleep_rules); i++)
+                if (sleep_rules[i].nr == nr)
+                        return &sleep_rules[i];
+        return NULL;
+}
+
+RemoteSleep remote_sleep_class(long nr, const uint64_t args[6]) {
+        if (nr == -1)
+                return REMOTE_SLEEP_NONE;
+        const SleepRule *rule = find_rule(nr);
+        if (!rule || (rule->flags_arg && (args[rule->flags_arg - 1] & rule->flags)))
+                return REMOTE_SLEEP_REFUSE;
+#ifdef SYS_epoll_wait
+        if (nr == SYS_epoll_wait && (int)args[3] == -1)
+                return REMOTE_SLEEP_EXACT;
+#endif
+        if (nr == SYS_epoll_pwait && (int)args[3] == -1)
+                return REMOTE_SLEEP_EXACT;
+        return rule->sleep;
+}
+
+bool remote_sleep_repeatable(long nr) {
+        const SleepRule *rule = find_rule(nr);
+        return rule && rule->repeatable;
+}
+
+int remote_thread_status(const Target *target, pid_t tid, RemoteThreadStatus *ret) {
+        char path[64];
+        _cleanup_free_ char *text = NULL;
+        snprintf(path, sizeof path, "task/%d/status", tid);
+        int r = read_file(target->procfd, path, &text, NULL);
+        if (r < 0)
+                return r == -ENOENT || r == -ESRCH ? REMOTE_E_GONE : r;
+        RemoteThreadStatus status = {.seccomp = -1};
+        const char *p;
+        if ((p = strstr(text, "\nState:\t")))
+                status.state = p[8];
+        if ((p = strstr(text, "\nTracerPid:\t")))
+                status.tracer = atoi(p + 12);
+        if ((p = strstr(text, "\nSeccomp:\t")))
+                status.seccomp = atoi(p + 10);
+        if ((p = strstr(text, "\nx86_Thread_features:\t")))
+                status.shadow_stack = memmem(p, strcspn(p + 1, "\n") + 1, "shstk", 5);
+        *ret = status;
+        return 0;
+}
+
+/* What one thread is doing. False: it ended, or may not be looked at. */
+static bool look_at(const Target *target, const RemoteMaps *maps, pid_t tid, RemoteSleep *ret) {
+        char path[64], text[256];
+        snprintf(path, sizeof path, "task/%d/syscall", tid);
+        _cleanup_close_ int fd = openat(target->procfd, path, O_RDONLY | O_CLOEXEC);
+        ssize_t n = fd >= 0 ? read(fd, text, sizeof text - 1) : -1;
+        if (n <= 0)
+                return false;
+        text[n] = '\0';
+        if (strncmp(text, "running", 7) == 0) {
+                *ret = REMOTE_SLEEP_NONE;
+                return true;
+        }
+        long nr;
+        uint64_t args[6], sp, pc;
+        if (sscanf(text, "%ld %lx %lx %lx %lx %lx %lx %lx %lx", &nr, &args[0], &args[1], &args[2], &args[3], &args[4],
+                   &args[5], &sp, &pc) == 9)
+                *ret = remote_sleep_class(nr, args);
+        else if (sscanf(text, "%ld %lx %lx", &nr, &sp, &pc) == 3 && nr == -1)
+                *ret = REMOTE_SLEEP_NONE;
+        else
+                return false;
+        /* A stack that cannot be one of the C library's is known from here; the thread pointer only once it stands. */
+        const RemoteMap *map = remote_maps_find(maps, sp - 1);
+        if (!map || !map->write || map->inode || (map->main_stack && tid != target->pid))
+                *ret = REMOTE_SLEEP_REFUSE;
+        return true;
+}
+
+static void insert(RemoteCandidate *list, size_t *n, RemoteCandidate candidate) {
+        size_t at = *n;
+        while (at > 0 && list[at - 1].sleep > candidate.sleep)
+                at--;
+        if (at >= REMOTE_CANDIDATES)
+                return;
+        size_t end = MIN_OF(*n, (size_t)REMOTE_CANDIDATES - 1);
+        memmove(list + at + 1, list + at, (end - at) * sizeof *list);
+        list[at] = candidate;
+        *n = end + 1;
+}
+
+int remote_choose(const Target *target, const RemoteMaps *maps, int memfd, RemoteCandidate ret[static REMOTE_CANDIDATES],
+                  size_t *ret_n) {
+        size_t n = 0;
+        RemoteCandidate leader = {.tid = target->pid};
+        if (look_at(target, maps, leader.tid, &leader.sleep) && leader.sleep != REMOTE_SLEEP_REFUSE)
+                insert(ret, &n, leader);
+        if (n == 0 || leader.sleep != REMOTE_SLEEP_EXACT) {
+                int taskfd = openat(target->procfd, "task", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+                if (taskfd < 0)
+                        return errno == ENOENT || errno == ESRCH ? REMOTE_E_GONE : -errno;
+                DIR *tasks = fdopendir(taskfd);
+                if (!tasks) {
+                        safe_close(taskfd);
+                        return -ENOMEM;
+                }
+                size_t looked = 0;
+                for (struct dirent *d; looked < LOOK_AT_MAX && (d = readdir(tasks));) {
+                        RemoteCandidate candidate = {.tid = atoi(d->d_name)};
+                        if (candidate.tid <= 0 || candidate.tid == target->pid)
+                                continue;
+                        looked++;
+                        if (look_at(target, maps, candidate.tid, &candidate.sleep) &&
+                            candidate.sleep != REMOTE_SLEEP_REFUSE)
+                                insert(ret, &n, candidate);
+                        if (n == REMOTE_CANDIDATES && ret[n - 1].sleep == REMOTE_SLEEP_EXACT)
+                                break;
+                }
+                closedir(tasks);
+        }
+        *ret_n = n;
+        return 0;
+}

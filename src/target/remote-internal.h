@@ -1,0 +1,189 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#pragma once
+
+#include "target/remote-arch.h"
+#include "target/remote.h"
+
+/*
+ * Shared by the files of the remote call: remote.c (the interface, batches, the time box), remote-choose.c (which
+ * thread), remote-thread.c (stop it, let it go, wait), remote-inject.c (run calls in it and take them back),
+ * remote-map.c (its mappings and the two snippets of its own code we borrow), remote-<arch>.c (registers, frame, stub).
+ */
+
+/* What a target's maps file says, by address. */
+typedef struct RemoteMap {
+        uint64_t start, end, offset, inode;
+        uint32_t dev;
+        bool read, write, exec, shared;
+        bool main_stack;        /* [stack] */
+        bool vdso;
+        bool libc;              /* by its name: searched first */
+} RemoteMap;
+
+typedef struct RemoteMaps {
+        RemoteMap *maps;
+        size_t n, allocated;
+} RemoteMaps;
+
+void remote_maps_done(RemoteMaps *maps);
+int remote_maps_parse(char *text, RemoteMaps *ret);     /* pure; cuts text up */
+int remote_maps_read(const Target *target, RemoteMaps *ret); /* REMOTE_E_GONE, REMOTE_E_DENIED, -errno */
+const RemoteMap *remote_maps_find(const RemoteMaps *maps, uint64_t address);
+
+/* Addresses in the target of a system call instruction followed by a return, and of a complete rt_sigreturn. */
+typedef struct RemoteCode {
+        uint64_t call, sigreturn;
+} RemoteCode;
+int remote_code_find(const Target *target, int memfd, const RemoteMaps *maps, RemoteCode *ret); /* REMOTE_E_UNFIT, -errno */
+bool remote_code_verify(int memfd, const RemoteCode *code);
+
+/* The first address the stack pointer may be lowered to for a thread whose registers say this: only where the kernel
+ * itself would put a signal frame, and nothing else lives. 0: not a stack that can be recognised. */
+uint64_t remote_stack_floor(int memfd, const RemoteMaps *maps, bool leader, uint64_t sp, uint64_t thread_pointer);
+
+/* How harmless it is to wake a thread out of a system call. */
+typedef enum RemoteSleep {
+        REMOTE_SLEEP_EXACT,     /* the kernel restarts it with what is left of its timeout */
+        REMOTE_SLEEP_AGAIN,     /* can be repeated; a timeout starts over */
+        REMOTE_SLEEP_NONE,      /* not asleep: running, or about to */
+        REMOTE_SLEEP_REFUSE,    /* may return a part, or must not be repeated */
+} RemoteSleep;
+RemoteSleep remote_sleep_class(long nr, const uint64_t args[6]);
+/* -EINTR out of this call means that nothing happened: it may be made again. */
+bool remote_sleep_repeatable(long nr);
+
+typedef struct RemoteCandidate {
+        pid_t tid;
+        RemoteSleep sleep;
+} RemoteCandidate;
+
+#define REMOTE_CANDIDATES 4U
+/* The best threads to stop, best first. *ret_n may be 0. REMOTE_E_GONE, -errno. */
+int remote_choose(const Target *target, const RemoteMaps *maps, int memfd, RemoteCandidate ret[static REMOTE_CANDIDATES],
+                  size_t *ret_n);
+
+typedef struct RemoteThreadStatus {
+        char state;
+        pid_t tracer;
+        int seccomp;            /* -1: the kernel has none */
+        bool shadow_stack;
+} RemoteThreadStatus;
+int remote_thread_status(const Target *target, pid_t tid, RemoteThreadStatus *ret); /* REMOTE_E_GONE, -errno */
+
+/* How far a thread has been taken: what has to be undone. */
+typedef enum RemoteStage {
+        REMOTE_STAGE_SEIZED,    /* nothing of it was changed */
+        REMOTE_STAGE_INSIDE,    /* registers and mask are ours, the frame below its stack undoes them */
+} RemoteStage;
+
+/* A thread that is ours to let go. Only remote_thread_free() ends it, and that restores and detaches, or keeps it among
+ * the lingering ones until that is possible. */
+typedef struct RemoteThread RemoteThread;
+struct RemoteThread {
+        Remote *remote;
+        RemoteThread *next;     /* among the lingering */
+        pid_t pid, tid;
+        int memfd;              /* /proc/PID/mem of the mm it had when chosen; owned */
+        RemoteStage stage;
+        bool stopped, dead;
+        bool seccomp;           /* it has a filter: what runs without a tracer must not make unusual calls */
+        int inject;             /* a signal it had taken already when it stopped: goes back with the next resume */
+        uint64_t interrupt_nsec, stopped_nsec;
+        RemoteCode code;
+        RemoteRegs regs;        /* as found */
+        uint64_t mask;
+        bool masked;            /* all signals are blocked */
+        uint64_t cookie;        /* in a register while they are ours */
+        uint64_t frame;         /* address of the sigreturn address that precedes the frame */
+        uint64_t region;        /* our mapping; 0: none, as far as we know */
+        uint64_t wanted;        /* where it is being mapped */
+        uint8_t *below;         /* what stood below the stack, and is to stand there again */
+        size_t below_size;
+};
+
+int remote_thread_seize(Remote *remote, const Target *target, pid_t tid, const RemoteThreadStatus *status,
+                        int *memfd, RemoteThread **ret);
+/* Interrupts a running thread and waits until it stands in an interrupt-stop (not in a group-stop: REMOTE_E_BUSY). */
+int remote_thread_stop(RemoteThread *thread, uint64_t timeout_nsec);
+/* Waits for the next stop of any kind; *ret_status as from waitpid(). REMOTE_E_BUSY: not in time. REMOTE_E_GONE. */
+int remote_thread_wait(RemoteThread *thread, uint64_t timeout_nsec, int *ret_status);
+int remote_thread_resume(RemoteThread *thread, int request);
+RemoteThread *remote_thread_free(RemoteThread *thread);
+DEFINE_CLEANUP(RemoteThread, remote_thread_free)
+bool remote_thread_in_rseq(RemoteThread *thread, uint64_t pc);
+int remote_thread_gone(RemoteThread *thread); /* a ptrace request said ESRCH: collects its end */
+void remote_nap(uint64_t nsec);
+
+/* Puts the thread at our call: saves what is to be saved, writes the frame, maps the region. */
+int remote_enter(RemoteThread *thread, uint64_t floor, uint64_t region);
+/* Runs the calls; *ret_done: made. May be called once after remote_enter(). */
+int remote_run(RemoteThread *thread, RemoteCall *calls, size_t n, uint64_t deadline_nsec, size_t *ret_done,
+               uint64_t *ret_run_nsec);
+/* From any stop of a thread in stage INSIDE: unmaps, restores; stage SEIZED afterwards. */
+int remote_leave(RemoteThread *thread);
+
+/* The snippets of one process, verified before each use. */
+typedef struct RemoteCodeCache {
+        pid_t pid;
+        uint64_t start_ticks;
+        RemoteCode code;
+} RemoteCodeCache;
+
+struct Remote {
+        RemoteCodeCache codes[64];
+        RemoteThread *lingering;
+        RemoteStats stats;
+        uint64_t call_nsec;     /* learnt: of one call in a batch */
+        uint64_t spins;         /* pauses that take REMOTE_SPIN_NSEC here */
+};
+
+/* The stub waits this long for us at its end before it goes home alone. */
+#define REMOTE_SPIN_NSEC (15 * NSEC_PER_MSEC)
+/* One call of ours that comes back at once (mmap, munmap), however busy the machine is. */
+#define REMOTE_STEP_NSEC (200 * NSEC_PER_MSEC)
+
+/* The protocol's steps: tests end the caller at each of them, and leave single safeguards out to see them missed. */
+typedef enum RemoteStep {
+        REMOTE_STEP_SEIZED,
+        REMOTE_STEP_INTERRUPTED,
+        REMOTE_STEP_STOPPED,
+        REMOTE_STEP_FRAME,
+        REMOTE_STEP_MAP_REGS,
+        REMOTE_STEP_MASKED,
+        REMOTE_STEP_MAP_ENTRY,
+        REMOTE_STEP_MAPPED,
+        REMOTE_STEP_CODE,
+        REMOTE_STEP_STUB_REGS,
+        REMOTE_STEP_RUNNING,
+        REMOTE_STEP_DONE,
+        REMOTE_STEP_BACK,
+        REMOTE_STEP_UNMAP_REGS,
+        REMOTE_STEP_UNMAP_ENTRY,
+        REMOTE_STEP_UNMAPPED,
+        REMOTE_STEP_MASK_BACK,
+        REMOTE_STEP_REGS_BACK,
+        REMOTE_STEP_STACK_BACK,
+        REMOTE_STEP_DETACHED,
+        _REMOTE_STEP_MAX,
+} RemoteStep;
+
+enum {
+        REMOTE_GUARD_EINTR = 1 << 0,    /* the repair of an interrupted call */
+        REMOTE_GUARD_RSEQ = 1 << 1,     /* not inside a restartable sequence */
+        REMOTE_GUARD_RED_ZONE = 1 << 2,
+        REMOTE_GUARD_XSTATE = 1 << 3,   /* vector state in the frame */
+        REMOTE_GUARD_ORDER = 1 << 4,    /* registers before mask going in, after it going out */
+        REMOTE_GUARD_SECCOMP = 1 << 5,
+        REMOTE_GUARD_MASK = 1 << 6,     /* signals blocked meanwhile */
+        REMOTE_GUARD_DONTFORK = 1 << 7,
+};
+
+#ifdef REMOTE_TEST
+extern unsigned remote_test_leave_out;
+void remote_test_step(RemoteStep step);
+#define remote_guards(guard) (!(remote_test_leave_out & (guard)))
+#define remote_step(step) remote_test_step(step)
+#else
+#define remote_guards(guard) true
+#define remote_step(step) ((void)0)
+#endif

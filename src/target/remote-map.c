@@ -1,0 +1,156 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "target/remote-internal.h"
+
+#include "base/io.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/sysmacros.h>
+
+/*
+ * What a remote call has to know of a target's memory: where a thread's stack may be lowered, and where its own code
+ * holds the two snippets that we borrow. The text is read from the mapped file where that can be had (map_files), so
+ * that looking for it does not fault pages into the target; the bytes are verified in the target once a thread stands.
+ */
+#define SEARCH_CHUNK ((size_t)1 << 20)
+#define SEARCH_MAX ((uint64_t)64 << 20)
+/* A thread's control block lies at the top of its stack's mapping: glibc's struct pthread is 2.3 KiB, musl keeps its
+ * thread-specific data above. */
+#define THREAD_BLOCK_MAX 16384U
+#define THREAD_STACK_MAX ((uint64_t)8 << 20)
+
+void remote_maps_done(RemoteMaps *maps) {
+        free(maps->maps);
+        *maps = (RemoteMaps){};
+}
+
+int remote_maps_parse(char *text, RemoteMaps *ret) {
+        _cleanup_(remote_maps_done) RemoteMaps maps = {};
+        for (char *line = text; *line;) {
+                char *end = strchrnul(line, '\n');
+                char *next = *end ? end + 1 : end;
+                *end = '\0';
+                RemoteMap map = {};
+                char perms[5];
+                unsigned dev_major, dev_minor;
+                int name = 0;
+                if (sscanf(line, "%lx-%lx %4s %lx %x:%x %lu %n", &map.start, &map.end, perms, &map.offset, &dev_major,
+                           &dev_minor, &map.inode, &name) < 7 || strlen(perms) != 4)
+                        return -EINVAL;
+                map.dev = (uint32_t)makedev(dev_major, dev_minor);
+                map.read = perms[0] == 'r';
+                map.write = perms[1] == 'w';
+                map.exec = perms[2] == 'x';
+                map.shared = perms[3] == 's';
+                if (name > 0) {
+                        const char *path = line + name, *base = strrchr(path, '/');
+                        map.main_stack = strcmp(path, "[stack]") == 0;
+                        map.vdso = strcmp(path, "[vdso]") == 0;
+                        map.libc = base && (strncmp(base, "/libc", 5) == 0 || strncmp(base, "/ld-musl", 8) == 0);
+                }
+                int r = GROW(maps.maps, maps.n, maps.allocated);
+                if (r < 0)
+                        return r;
+                maps.maps[maps.n++] = map;
+                line = next;
+        }
+        *ret = maps;
+        maps = (RemoteMaps){};
+        return 0;
+}
+
+int remote_maps_read(const Target *target, RemoteMaps *ret) {
+        _cleanup_free_ char *text = NULL;
+        int r = read_file(target->procfd, "maps", &text, NULL);
+        if (r == -EACCES || r == -EPERM)
+                return REMOTE_E_DENIED;
+        if (r == -ESRCH || r == -ENOENT || (r >= 0 && !*text))
+                return REMOTE_E_GONE;
+        return r < 0 ? r : remote_maps_parse(text, ret);
+}
+
+const RemoteMap *remote_maps_find(const RemoteMaps *maps, uint64_t address) {
+        size_t low = 0, high = maps->n;
+        while (low < high) {
+                size_t middle = (low + high) / 2;
+                if (maps->maps[middle].end <= address)
+                        low = middle + 1;
+                else
+                        high = middle;
+        }
+        return low < maps->n && maps->maps[low].start <= address ? &maps->maps[low] : NULL;
+}
+
+uint64_t remote_stack_floor(int memfd, const RemoteMaps *maps, bool leader, uint64_t sp, uint64_t thread_pointer) {
+        const RemoteMap *map = remote_maps_find(maps, sp - 1);
+        if (!map || !map->read || !map->write || map->exec || map->shared || map->inode)
+                return 0;
+        /* The room below the main stack's mapping is the kernel's to give: we use what is mapped. */
+        if (map->main_stack)
+                return leader ? map->start : 0;
+
+        /* A stack that the C library made: guarded below, the thread's control block at its top, pointing to itself.
+         * Stacks of goroutines, fibers and the like have neither; the memory below their pointer is somebody's. */
+        uint64_t self;
+        if (thread_pointer <= sp || thread_pointer - sp > THREAD_STACK_MAX || thread_pointer >= map->end ||
+            map->end - thread_pointer > THREAD_BLOCK_MAX)
+                return 0;
+        if (map > maps->maps && map[-1].end == map->start && (map[-1].read || map[-1].write || map[-1].exec))
+                return 0;
+        if (pread(memfd, &self, sizeof self, (off_t)thread_pointer) != sizeof self || self != thread_pointer)
+                return 0;
+        return map->start;
+}
+
+/* A piece of one mapping's text, from its file or, failing that, from the target's memory. */
+static ssize_t read_text(int filefd, int memfd, const RemoteMap *map, uint64_t at, uint8_t *buffer, size_t size) {
+        ssize_t n = filefd >= 0 ? pread(filefd, buffer, size, (off_t)(map->offset + at)) : -1;
+        return n > 0 ? n : pread(memfd, buffer, size, (off_t)(map->start + at));
+}
+
+static void search_map(const Target *target, int memfd, const RemoteMap *map, uint8_t *buffer, RemoteCode *code) {
+        char path[64];
+        snprintf(path, sizeof path, "map_files/%lx-%lx", map->start, map->end);
+        _cleanup_close_ int filefd = map->inode ? openat(target->procfd, path, O_RDONLY | O_CLOEXEC | O_NOCTTY) : -EBADF;
+        uint64_t size = MIN_OF(map->end - map->start, SEARCH_MAX);
+        for (uint64_t at = 0; at < size && (!code->call || !code->sigreturn);) {
+                ssize_t n = read_text(filefd, memfd, map, at, buffer, (size_t)MIN_OF(size - at, (uint64_t)SEARCH_CHUNK));
+                if (n <= 0)
+                        return;
+                ssize_t call = code->call ? -1 : remote_arch_find_call(buffer, (size_t)n);
+                ssize_t sigreturn = code->sigreturn ? -1 : remote_arch_find_sigreturn(buffer, (size_t)n);
+                if (call >= 0)
+                        code->call = map->start + at + (uint64_t)call;
+                if (sigreturn >= 0)
+                        code->sigreturn = map->start + at + (uint64_t)sigreturn;
+                if (at + (uint64_t)n >= size || n <= (ssize_t)REMOTE_ARCH_SNIPPET_MAX)
+                        return;
+                at += (uint64_t)n - REMOTE_ARCH_SNIPPET_MAX; /* a snippet may lie across two pieces */
+        }
+}
+
+int remote_code_find(const Target *target, int memfd, const RemoteMaps *maps, RemoteCode *ret) {
+        _cleanup_free_ uint8_t *buffer = malloc(SEARCH_CHUNK);
+        if (!buffer)
+                return -ENOMEM;
+        RemoteCode code = {};
+        for (int libc = 1; libc >= 0; libc--)
+                for (size_t i = 0; i < maps->n && (!code.call || !code.sigreturn); i++) {
+                        const RemoteMap *map = &maps->maps[i];
+                        if (map->read && map->exec && !map->write && !map->shared && (map->inode || map->vdso) &&
+                            map->libc == (libc == 1))
+                                search_map(target, memfd, map, buffer, &code);
+                }
+        if (!code.call || !code.sigreturn)
+                return REMOTE_E_UNFIT;
+        *ret = code;
+        return 0;
+}
+
+bool remote_code_verify(int memfd, const RemoteCode *code) {
+        uint8_t call[REMOTE_ARCH_SNIPPET_MAX] = {}, sigreturn[REMOTE_ARCH_SNIPPET_MAX] = {};
+        return pread(memfd, call, sizeof call, (off_t)code->call) > 0 && remote_arch_find_call(call, sizeof call) == 0 &&
+               pread(memfd, sigreturn, sizeof sigreturn, (off_t)code->sigreturn) > 0 &&
+               remote_arch_find_sigreturn(sigreturn, sizeof sigreturn) == 0;
+}

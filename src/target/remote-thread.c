@@ -1,0 +1,220 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "target/remote-internal.h"
+
+#include "base/clock.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <sys/ptrace.h>
+#include <sys/wait.h>
+
+/*
+ * One thread of a target: seized, stopped, let go. ptrace(2)'s rules that this leans on: a tracee can only be detached
+ * while it stands; PTRACE_INTERRUPT cannot be taken back; a stop by PTRACE_INTERRUPT happens in the kernel's get_signal(),
+ * the one place from which an interrupted system call is restarted; a signal that was taken already when the thread stopped
+ * goes back in with the next resume; a group-stop that begins meanwhile is taken up again by the kernel at the detach; a
+ * tracee that dies has to be waited for, or its parent never hears of it.
+ *
+ * So a thread that does not stop in time is not forgotten: it goes on a list, and is let go the moment it stops.
+ */
+#ifndef PTRACE_GET_RSEQ_CONFIGURATION
+#define PTRACE_GET_RSEQ_CONFIGURATION 0x420f
+#endif
+#define POLL_FIRST_NSEC (5 * NSEC_PER_USEC)
+#define POLL_MAX_NSEC (200 * NSEC_PER_USEC)
+#define DEATH_WAIT_NSEC (2 * NSEC_PER_MSEC)
+
+int remote_thread_seize(Remote *remote, const Target *target, pid_t tid, const RemoteThreadStatus *status, int *memfd,
+                        RemoteThread **ret) {
+        _cleanup_free_ RemoteThread *thread = calloc(1, sizeof *thread);
+        if (!thread)
+                return -ENOMEM;
+        unsigned long options = PTRACE_O_TRACESYSGOOD;
+        int r = -1;
+        if (remote_guards(REMOTE_GUARD_SECCOMP))
+                r = ptrace(PTRACE_SEIZE, tid, 0, options | PTRACE_O_SUSPEND_SECCOMP);
+        if (r < 0 && (status->seccomp <= 0 || !remote_guards(REMOTE_GUARD_SECCOMP)))
+                r = ptrace(PTRACE_SEIZE, tid, 0, options);
+        if (r < 0)
+                return errno == ESRCH ? REMOTE_E_GONE : errno == EPERM || errno == EINVAL || errno == EIO ? REMOTE_E_DENIED : -errno;
+        thread->remote = remote;
+        thread->pid = target->pid;
+        thread->tid = tid;
+        thread->memfd = TAKE_FD(*memfd);
+        thread->seccomp = status->seccomp > 0;
+        thread->stage = REMOTE_STAGE_SEIZED;
+
+        /* The number may have been reused between the look and the seize. Ours stands in our process's directory. */
+        char path[64];
+        snprintf(path, sizeof path, "task/%d", tid);
+        RemoteThread *seized = TAKE_PTR(thread);
+        if (faccessat(target->procfd, path, F_OK, 0) < 0 || !target_alive(target)) {
+                ptrace(PTRACE_INTERRUPT, tid, 0, 0);
+                remote_thread_free(seized);
+                return REMOTE_E_GONE;
+        }
+        remote_step(REMOTE_STEP_SEIZED);
+        *ret = seized;
+        return 0;
+}
+
+void remote_nap(uint64_t nsec) {
+        struct timespec ts = {.tv_sec = 0, .tv_nsec = (long)nsec};
+        clock_nanosleep(CLOCK_MONOTONIC, 0, &ts, NULL);
+}
+
+int remote_thread_wait(RemoteThread *thread, uint64_t timeout_nsec, int *ret_status) {
+        uint64_t until = now_nsec() + timeout_nsec, pause = POLL_FIRST_NSEC;
+        for (;;) {
+                int status;
+                pid_t p = waitpid(thread->tid, &status, WNOHANG | __WALL);
+                if (p == thread->tid) {
+                        if (!WIFSTOPPED(status)) {
+                                thread->dead = true;
+                                return REMOTE_E_GONE;
+                        }
+                        thread->stopped = true;
+                        *ret_status = status;
+                        return 0;
+                }
+                if (p < 0 && errno != EINTR) {
+                        thread->dead = true; /* ECHILD: taken over by an exec in another thread */
+                        return REMOTE_E_GONE;
+                }
+                if (now_nsec() >= until)
+                        return REMOTE_E_BUSY;
+                remote_nap(pause);
+                pause = MIN_OF(pause + pause / 2, (uint64_t)POLL_MAX_NSEC);
+        }
+}
+
+/* A ptrace request failed: the thread was killed under us, and its end has to be collected. */
+int remote_thread_gone(RemoteThread *thread) {
+        int status;
+        thread->stopped = false;
+        (void)remote_thread_wait(thread, DEATH_WAIT_NSEC, &status);
+        return REMOTE_E_GONE;
+}
+
+int remote_thread_resume(RemoteThread *thread, int request) {
+        if (ptrace(request, thread->tid, 0, thread->inject) < 0)
+                return errno == ESRCH ? remote_thread_gone(thread) : -errno;
+        thread->inject = 0;
+        thread->stopped = false;
+        return 0;
+}
+
+static bool is_interrupt_stop(int status) { return status >> 16 == PTRACE_EVENT_STOP; }
+
+int remote_thread_stop(RemoteThread *thread, uint64_t timeout_nsec) {
+        uint64_t until = now_nsec() + timeout_nsec;
+        if (ptrace(PTRACE_INTERRUPT, thread->tid, 0, 0) < 0)
+                return errno == ESRCH ? remote_thread_gone(thread) : -errno;
+        remote_step(REMOTE_STEP_INTERRUPTED);
+        if (thread->stopped) {
+                int r = remote_thread_resume(thread, PTRACE_CONT);
+                if (r != 0)
+                        return r;
+        }
+        for (;;) {
+                int status;
+                uint64_t now = now_nsec();
+                int r = remote_thread_wait(thread, until > now ? until - now : 0, &status);
+                if (r != 0)
+                        return r;
+                if (is_interrupt_stop(status))
+                        /* A group-stop of the whole process shows as the stop of the signal that began it. */
+                        return WSTOPSIG(status) == SIGTRAP || thread->stage == REMOTE_STAGE_INSIDE ? 0 : REMOTE_E_BUSY;
+                /* It had taken a signal already: that takes its course, the interrupt comes right after it. */
+                if (status >> 16 == 0 && WSTOPSIG(status) != (SIGTRAP | 0x80))
+                        thread->inject = WSTOPSIG(status);
+                r = remote_thread_resume(thread, PTRACE_CONT);
+                if (r != 0)
+                        return r;
+        }
+}
+
+bool remote_thread_in_rseq(RemoteThread *thread, uint64_t pc) {
+        struct {
+                uint64_t pointer;
+                uint32_t size, signature, flags, pad;
+        } area = {};
+        struct {
+                uint32_t version, flags;
+                uint64_t start, length, abort;
+        } section;
+        uint64_t current = 0;
+        if (!remote_guards(REMOTE_GUARD_RSEQ))
+                return false;
+        if (ptrace(PTRACE_GET_RSEQ_CONFIGURATION, thread->tid, sizeof area, &area) < 0 || !area.pointer)
+                return false;
+        if (pread(thread->memfd, &current, sizeof current, (off_t)(area.pointer + 8)) != sizeof current || !current)
+                return false;
+        if (pread(thread->memfd, &section, sizeof section, (off_t)current) != sizeof section)
+                return true; /* nobody's memory: the kernel will have its say, not we */
+        return pc - section.start < section.length;
+}
+
+/* A call that was interrupted by us and returned -EINTR is made again. Only in an interrupt-stop. */
+static void repair(RemoteThread *thread) {
+        RemoteRegs regs;
+        if (!remote_guards(REMOTE_GUARD_EINTR) || remote_arch_get_regs(thread->tid, &regs) < 0)
+                return;
+        int64_t before = remote_arch_result(&regs);
+        remote_arch_repair(&regs);
+        if (remote_arch_result(&regs) != before)
+                (void)remote_arch_set_regs(thread->tid, &regs);
+}
+
+static RemoteThread *destroy(RemoteThread *thread) {
+        safe_close(thread->memfd);
+        free(thread->below);
+        free(thread);
+        return NULL;
+}
+
+/* A standing thread goes on as it would have. False: it is not possible yet. */
+static bool let_go(RemoteThread *thread) {
+        if (thread->stage == REMOTE_STAGE_INSIDE && remote_leave(thread) != 0)
+                return false;
+        if (!thread->inject)
+                repair(thread);
+        if (ptrace(PTRACE_DETACH, thread->tid, 0, thread->inject) < 0) {
+                (void)remote_thread_gone(thread);
+                return thread->dead;
+        }
+        remote_step(REMOTE_STEP_DETACHED);
+        return true;
+}
+
+RemoteThread *remote_thread_free(RemoteThread *thread) {
+        if (!thread)
+                return NULL;
+        if (thread->dead || (thread->stopped && let_go(thread)) || thread->dead)
+                return destroy(thread);
+        thread->next = thread->remote->lingering;
+        thread->remote->lingering = thread;
+        return NULL;
+}
+
+void remote_reap(Remote *remote) {
+        RemoteThread *list = TAKE_PTR(remote->lingering);
+        while (list) {
+                RemoteThread *thread = list;
+                list = thread->next;
+                thread->next = NULL;
+                int status;
+                if (!thread->stopped && !thread->dead && remote_thread_wait(thread, 0, &status) == 0 &&
+                    !is_interrupt_stop(status)) {
+                        /* A signal on its way in comes first; the interrupt is still owed to us. */
+                        if (status >> 16 == 0 && WSTOPSIG(status) != (SIGTRAP | 0x80))
+                                thread->inject = WSTOPSIG(status);
+                        ptrace(PTRACE_INTERRUPT, thread->tid, 0, 0);
+                        (void)remote_thread_resume(thread, PTRACE_CONT);
+                }
+                remote_thread_free(thread);
+        }
+}
+
+bool remote_has_lingering(const Remote *remote) { return remote->lingering; }
