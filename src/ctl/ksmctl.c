@@ -1,0 +1,93 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+
+/* ksmctl: the command line of ksmd-user (ksmctl(1)). Options and the table of commands; each lives in a file of its
+ * kind. */
+
+#include "ctl/ctl.h"
+
+#include <getopt.h>
+#include <stdio.h>
+#include <string.h>
+
+#define DEFAULT_SOCKET "/run/ksmd-user/org.ksmduser.Daemon"
+
+static const struct {
+        const char *name, *arguments, *help;
+        int min, max; /* number of arguments */
+        CtlCommand run;
+} commands[] = {
+        {"status", "", "what the daemon is doing and what it saves", 0, 0, command_status},
+        {"stats", "", "all counters: the daemon, each domain, each cgroup", 0, 0, command_stats},
+        {"targets", "", "the processes of the cgroups that are opted in", 0, 0, command_targets},
+        {"why", "PID", "why the pages of a process are merged or not", 1, 1, command_why},
+        {"scan", "", "begin a pass now and wait for its end", 0, 0, command_scan},
+        {"pause", "", "begin no more passes; what is merged stays merged", 0, 0, command_pause},
+        {"resume", "", "go on after pause", 0, 0, command_resume},
+        {"unmerge", "CGROUP", "take apart what was merged in a cgroup", 1, 1, command_unmerge},
+        {"reload", "", "read the configuration again", 0, 0, command_reload},
+};
+
+static void print_help(FILE *f) {
+        fprintf(f, "ksmctl [--socket PATH] [--json] COMMAND\n\n");
+        for (size_t i = 0; i < ELEMENTSOF(commands); i++)
+                fprintf(f, "  %-10s %-16s %s\n", commands[i].name, commands[i].arguments, commands[i].help);
+        fprintf(f, "\n"
+                   "  --socket PATH   the daemon's socket (default: " DEFAULT_SOCKET ")\n"
+                   "  --json          print JSON\n"
+                   "  --help, --version\n\n"
+                   "Exit status: 0 done, 1 failed, 2 wrong usage, 3 no daemon.\n");
+}
+
+static int usage(const char *what, const char *of) {
+        fprintf(stderr, "ksmctl: %s%s%s; see ksmctl --help\n", of ?: "", of ? ": " : "", what);
+        return CTL_USAGE;
+}
+
+static int run_command(const Ctl *ctl, int argc, char **argv) {
+        if (argc == 0)
+                return usage("no command given", NULL);
+        for (size_t i = 0; i < ELEMENTSOF(commands); i++) {
+                if (strcmp(argv[0], commands[i].name) != 0)
+                        continue;
+                if (argc - 1 < commands[i].min)
+                        return usage("too few arguments", argv[0]);
+                if (argc - 1 > commands[i].max)
+                        return usage("too many arguments", argv[0]);
+                return commands[i].run(ctl, argc - 1, argv + 1);
+        }
+        return usage("no such command", argv[0]);
+}
+
+int main(int argc, char **argv) {
+        static const struct option options[] = {
+                {"socket", required_argument, NULL, 's'},
+                {"json", no_argument, NULL, 'j'},
+                {"help", no_argument, NULL, 'h'},
+                {"version", no_argument, NULL, 'v'},
+                {},
+        };
+        Ctl ctl = {.socket = DEFAULT_SOCKET};
+        int c, r;
+
+        while ((c = getopt_long(argc, argv, "h", options, NULL)) >= 0)
+                switch (c) {
+                case 's':
+                        ctl.socket = optarg;
+                        break;
+                case 'j':
+                        ctl.json = true;
+                        break;
+                case 'h':
+                        print_help(stdout);
+                        return CTL_DONE;
+                case 'v':
+                        printf("ksmctl %s\n", KSMD_USER_VERSION);
+                        return CTL_DONE;
+                default:
+                        return CTL_USAGE;
+                }
+        r = run_command(&ctl, argc - optind, argv + optind);
+        if (fflush(stdout) == EOF || ferror(stdout))
+                return ctl_fail("the output could not be written");
+        return r;
+}
