@@ -128,14 +128,20 @@ static int parse_on_stop(const ConfKey *key, const char *value, void *base) {
         return r;
 }
 
+static void clear_string(void *field) {
+        char **string = field;
+
+        free(*string);
+        *string = NULL;
+}
+
 static int store_string(const ConfKey *key, const char *value, void *base) {
-        char **field = FIELD(char *, key, base);
         char *copy = strdup(value);
 
         if (!copy)
                 return -ENOMEM;
-        free(*field);
-        *field = copy;
+        clear_string(FIELD(char *, key, base));
+        *FIELD(char *, key, base) = copy;
         return 0;
 }
 
@@ -172,11 +178,13 @@ static int parse_domain(const ConfKey *key, const char *value, void *base) {
         return store_string(key, value, base);
 }
 
-static char **strings_free(char **strings) {
-        for (char **s = strings; s && *s; s++)
-                free(*s);
-        free(strings);
-        return NULL;
+static void clear_patterns(void *field) {
+        char ***patterns = field;
+
+        for (char **p = *patterns; p && *p; p++)
+                free(*p);
+        free(*patterns);
+        *patterns = NULL;
 }
 
 /* Patterns, separated by space; they add to those given before. */
@@ -219,12 +227,13 @@ static int parse_patterns(const ConfKey *key, const char *value, void *base) {
 #define DAEMON(...) KEY(CONF_SCOPE_DAEMON, ConfDaemon, __VA_ARGS__)
 #define CGROUP(...) KEY(CONF_SCOPE_CGROUP, ConfCgroup, __VA_ARGS__)
 #define RANGE(min_, max_) .min = min_, .max = max_
+#define OWNED(clear_) .clear = clear_
 #define YES_NO "yes or no"
 #define WEEK (7 * 86400 * NSEC_PER_SEC)
 
 static const ConfKey keys[] = {
         DAEMON("Socket", parse_socket, socket, "/run/ksmd-user/org.ksmduser.Daemon",
-               "an absolute path of at most 107 bytes"),
+               "an absolute path of at most 107 bytes", OWNED(clear_string)),
         DAEMON("ScanInterval", parse_time, scan_interval_nsec, "10s", "a time like 10s, from 10ms to 1w",
                RANGE(10 * NSEC_PER_MSEC, WEEK)),
         DAEMON("CPUQuota", parse_share, cpu_quota, "10%", "a share of one CPU like 10%, above 0%", RANGE(1, UINT32_MAX)),
@@ -240,7 +249,7 @@ static const ConfKey keys[] = {
 
         CGROUP("Merge", parse_merge, merge, "no", "no, yes or dry-run"),
         CGROUP("Domain", parse_domain, domain, NULL,
-               "a name without spaces of at most 255 bytes, with no % but %c and %%"),
+               "a name without spaces of at most 255 bytes, with no % but %c and %%", OWNED(clear_string)),
         CGROUP("Route", parse_route, route, "auto", "auto, advise, remap or zero"),
         CGROUP("Track", parse_switch, track, "auto", "auto, yes or no"),
         CGROUP("MinimumRun", parse_number, minimum_run_pages, "1", "a number of pages from 1 to 262144",
@@ -249,7 +258,8 @@ static const ConfKey keys[] = {
                RANGE(0, CONF_SHARE_ONE)),
         CGROUP("IncludeDontDump", parse_boolean, include_dontdump, "no", YES_NO),
         CGROUP("Exclude", parse_patterns, exclude, NULL,
-               "cgroup patterns without brackets, braces or empty components, and \\\\ for a backslash"),
+               "cgroup patterns without brackets, braces or empty components, and \\\\ for a backslash",
+               OWNED(clear_patterns)),
 };
 
 const ConfKey *conf_keys(size_t *ret_n) {
@@ -264,21 +274,12 @@ const ConfKey *conf_key_find(ConfScope scope, const char *name) {
         return NULL;
 }
 
-static void key_clear(const ConfKey *key, void *base) {
-        if (key->parse == parse_patterns)
-                *FIELD(char **, key, base) = strings_free(*FIELD(char **, key, base));
-        else if (key->parse == parse_domain || key->parse == parse_socket) {
-                free(*FIELD(char *, key, base));
-                *FIELD(char *, key, base) = NULL;
-        }
-}
-
 int conf_key_set(const ConfKey *key, const char *value, void *base) {
         if (*value)
                 return key->parse(key, value, base);
         if (key->initial)
                 return key->parse(key, key->initial, base);
-        key_clear(key, base);
+        key->clear(FIELD(void, key, base));
         return 0;
 }
 
@@ -294,8 +295,8 @@ int conf_section_init(ConfScope scope, void *base) {
 
 void conf_section_done(ConfScope scope, void *base) {
         for (size_t i = 0; i < ELEMENTSOF(keys); i++)
-                if (keys[i].scope == scope)
-                        key_clear(&keys[i], base);
+                if (keys[i].scope == scope && keys[i].clear)
+                        keys[i].clear(FIELD(void, &keys[i], base));
 }
 
 const char *conf_merge_name(ConfMerge merge) { return merge_names[merge]; }

@@ -18,9 +18,10 @@ struct ConfKey {
         /* Stores value in the section at base: -EINVAL, -ERANGE (what was there stands), -ENOMEM. */
         int (*parse)(const ConfKey *key, const char *value, void *base);
         size_t offset;                  /* of the field in its section */
-        const char *initial;            /* NULL: an unset string or list, which is what parse starts from */
+        const char *initial;            /* NULL: unset, as clear leaves it */
         const char *expected;           /* for the message when a value is none */
         uint64_t min, max;              /* of numbers, in the field's unit */
+        void (*clear)(void *field);     /* frees what the field owns and unsets it; NULL: it owns nothing */
 };
 
 /* All of them; the tests compare the shipped file with it. */

@@ -495,6 +495,29 @@ static void test_shipped_file(void **state) {
         assert_null(c->exclude);
 }
 
+/* The manual explains every key, with its default in the same words as the table. */
+static void test_manual(void **state) {
+        _cleanup_free_ char *text = NULL;
+        size_t n;
+        const ConfKey *keys = conf_keys(&n);
+
+        assert_int_equal(read_file(AT_FDCWD, TEST_SOURCE_DIR "/../../man/ksmd-user.conf.5", &text, NULL), 0);
+        for (size_t i = 0; i < n; i++) {
+                char head[64], tail[128];
+                const char *line, *end;
+
+                snprintf(head, sizeof head, "\n.It Cm %s= Ns Ar ", keys[i].name);
+                snprintf(tail, sizeof tail, " Pq default: %s\n", keys[i].initial ? keys[i].initial : "");
+                line = strstr(text, head);
+                if (!line)
+                        fail_msg("not in the manual: %s", keys[i].name);
+                end = strchr(line + 1, '\n') + 1;
+                if (keys[i].initial && ((size_t)(end - line) < strlen(tail) ||
+                                        strncmp(end - strlen(tail), tail, strlen(tail)) != 0))
+                        fail_msg("the manual does not give %s as default of %s", keys[i].initial, keys[i].name);
+        }
+}
+
 int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(test_defaults),
@@ -514,6 +537,7 @@ int main(void) {
                 cmocka_unit_test(test_many_sections),
                 cmocka_unit_test(test_values),
                 cmocka_unit_test(test_shipped_file),
+                cmocka_unit_test(test_manual),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);
 }
