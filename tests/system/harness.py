@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What the tests of the whole daemon share: cgroups, processes in them, a daemon with its own configuration and state
+directory, its control socket, KSM's knobs, and the frames behind a process's pages (the only proof of anything).
+
+A test is a program that ends with 0 (passed), 77 (skipped, the reason printed) or anything else. KSM is one for the
+whole machine: every test takes the lock below and leaves the knobs as it found them."""
+import contextlib
+import fcntl
+import json
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+
+PAGE = 4096
+KSM = pathlib.Path("/sys/kernel/mm/ksm")
+KNOBS = ["advisor_mode", "sleep_millisecs", "pages_to_scan", "smart_scan", "use_zero_pages", "max_page_sharing",
+         "merge_across_nodes", "run"]
+BUILD = pathlib.Path(os.environ.get("KSMD_USER_BUILD_DIR", "."))
+DAEMON = BUILD / "src/daemon/ksmd-user"
+KSMCTL = BUILD / "src/ctl/ksmctl"
+
+
+def skip(reason):
+    print(f"SKIP: {reason}", flush=True)
+    sys.exit(77)
+
+
+def check(condition, message):
+    if not condition:
+        raise AssertionError(message)
+
+
+def wait_for(what, condition, seconds=30.0, interval=0.05):
+    """Returns condition()'s first true value; fails naming what did not come."""
+    end = time.monotonic() + seconds
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > end:
+            raise AssertionError(f"not within {seconds} s: {what}")
+        time.sleep(interval)
+
+
+def cgroup_root():
+    for line in open("/proc/mounts"):
+        fields = line.split()
+        if fields[2] == "cgroup2":
+            return pathlib.Path(fields[1])
+    skip("no cgroup v2 hierarchy is mounted")
+
+
+def knobs():
+    return {name: (KSM / name).read_text().strip() for name in KNOBS if (KSM / name).exists()}
+
+
+def ksmd_ticks():
+    """CPU time of ksmd, in nanoseconds (schedstat) or clock ticks."""
+    for entry in pathlib.Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (entry / "comm").read_text().strip() == "ksmd" and not os.path.exists(f"{entry}/exe/x"):
+                try:
+                    return int((entry / "schedstat").read_text().split()[0])
+                except OSError:
+                    fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+                    return int(fields[11]) + int(fields[12])
+    raise AssertionError("no ksmd")
+
+
+class Frames:
+    """The frames behind a process's pages: pagemap and kpageflags."""
+    KSM_FLAG, ZERO_FLAG = 1 << 21, 1 << 24
+
+    def __init__(self):
+        self.flags_fd = os.open("/proc/kpageflags", os.O_RDONLY)
+        self.cache = {}
+
+    def flags(self, pfn):
+        if pfn not in self.cache:
+            self.cache[pfn] = struct.unpack("Q", os.pread(self.flags_fd, 8, pfn * 8))[0]
+        return self.cache[pfn]
+
+    def of(self, pid):
+        """{page number: PFN} of every present anonymous page in private mappings."""
+        out = {}
+        with open(f"/proc/{pid}/pagemap", "rb", buffering=0) as pagemap:
+            for line in open(f"/proc/{pid}/maps"):
+                fields = line.split()
+                if fields[1][3] != "p" or (len(fields) > 5 and fields[5] in ("[vvar]", "[vdso]", "[vsyscall]")):
+                    continue
+                start, end = (int(x, 16) // PAGE for x in fields[0].split("-"))
+                for base in range(start, end, 1 << 16):
+                    n = min(end - base, 1 << 16)
+                    data = os.pread(pagemap.fileno(), n * 8, base * 8)
+                    for i, (entry,) in enumerate(struct.iter_unpack("Q", data)):
+                        if entry >> 63 and not entry >> 61 & 1:
+                            out[base + i] = entry & (1 << 55) - 1
+        return out
+
+    def ksm(self, pids):
+        """(pages that map a KSM frame, distinct KSM frames) over the processes."""
+        self.cache = {}
+        mappings, frames = 0, set()
+        for pid in pids:
+            for pfn in self.of(pid).values():
+                if self.flags(pfn) & self.KSM_FLAG:
+                    mappings += 1
+                    frames.add(pfn)
+        return mappings, len(frames)
+
+
+class Varlink:
+    def __init__(self, path):
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.settimeout(60)
+        self.socket.connect(str(path))
+        self.buffer = b""
+
+    def send(self, method, parameters=None, **more):
+        self.socket.sendall(json.dumps({"method": method, "parameters": parameters or {}, **more}).encode() + b"\0")
+
+    def receive(self):
+        while b"\0" not in self.buffer:
+            data = self.socket.recv(65536)
+            if not data:
+                raise EOFError
+            self.buffer += data
+        message, self.buffer = self.buffer.split(b"\0", 1)
+        return json.loads(message)
+
+    def call(self, method, **parameters):
+        self.send("org.ksmduser.Daemon." + method, parameters)
+        reply = self.receive()
+        if "error" in reply:
+            raise RuntimeError(f"{reply['error']}: {reply.get('parameters')}")
+        return reply.get("parameters", {})
+
+
+class Host:
+    """A with-block: the KSM lock, a scratch directory, cgroups, processes and daemons that are gone afterwards, and a
+    check that KSM's knobs are as they were."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def __enter__(self):
+        if os.geteuid() != 0:
+            skip("needs root")
+        self.lock = open("/run/lock/ksmd-user-tests.ksm", "w")
+        fcntl.flock(self.lock, fcntl.LOCK_EX)
+        if not KSM.exists():
+            skip("this kernel has no KSM")
+        self.knobs = knobs()
+        self.dir = pathlib.Path(tempfile.mkdtemp(prefix=f"ksmd-user-{self.name}."))
+        self.root = cgroup_root()
+        self.groups, self.processes, self.daemons = [], [], []
+        return self
+
+    def __exit__(self, kind, value, trace):
+        for process in self.daemons + self.processes:
+            with contextlib.suppress(OSError):
+                process.kill()
+            process.wait()
+        for group in reversed(self.groups):
+            for pid in (self.root / group / "cgroup.procs").read_text().split() if (self.root / group).exists() else []:
+                with contextlib.suppress(OSError):
+                    os.kill(int(pid), signal.SIGKILL)
+            wait_for("an empty cgroup", lambda g=group: self.remove(g), 10)
+        after = knobs()
+        # Leave the machine usable for the next test, whatever this one did.
+        for name in ["run"] + [k for k in KNOBS if k != "run"]:
+            if after.get(name) != self.knobs.get(name) and name != "advisor_mode":
+                with contextlib.suppress(OSError):
+                    (KSM / name).write_text(self.knobs[name])
+        shutil.rmtree(self.dir, ignore_errors=True)
+        if kind is None:
+            check(after == self.knobs, f"KSM's knobs were left changed: {self.knobs} -> {after}")
+
+    def remove(self, group):
+        try:
+            (self.root / group).rmdir()
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False
+        return True
+
+    def cgroup(self, name):
+        """Makes a cgroup; returns its path relative to the root."""
+        path = f"ksmd-user-test-{self.name}-{os.getpid()}-{name}"
+        (self.root / path).mkdir()
+        self.groups.append(path)
+        return path
+
+    def move(self, group, pid):
+        (self.root / group / "cgroup.procs").write_text(str(pid))
+
+    def spawn(self, group, *command, ready=None, **options):
+        """Starts a process inside the cgroup; waits for a line that begins with ready on its standard output."""
+        def enter():
+            (self.root / group / "cgroup.procs").write_text("0")
+        process = subprocess.Popen([str(c) for c in command], preexec_fn=enter if group else None,
+                                   stdout=subprocess.PIPE if ready else None, text=True, **options)
+        self.processes.append(process)
+        if ready:
+            for line in process.stdout:
+                if line.startswith(ready):
+                    break
+            else:
+                raise AssertionError(f"{command[0]} ended without saying {ready!r}")
+        return process
+
+    def configure(self, text, name="test.conf"):
+        """Writes a configuration whose control socket is ours; text is what follows the [Daemon] section's Socket=."""
+        path = self.dir / name
+        path.write_text(f"[Daemon]\nSocket={self.socket}\n{text}")
+        return path
+
+    @property
+    def socket(self):
+        return self.dir / "socket"
+
+    def daemon(self, config, *arguments, wait=True, environment=None, **options):
+        process = subprocess.Popen([str(DAEMON), "--config", str(config), *arguments],
+                                   env={**os.environ, "RUNTIME_DIRECTORY": str(self.dir / "run"),
+                                        **(environment or {})}, **options)
+        self.daemons.append(process)
+        if wait:
+            wait_for("the daemon's socket", lambda: process.poll() is not None or self.reachable())
+            check(process.poll() is None, f"the daemon ended with {process.returncode}")
+        return process
+
+    def once(self, config):
+        """Runs --once; returns its statistics."""
+        result = subprocess.run([str(DAEMON), "--config", str(config), "--once"], stdout=subprocess.PIPE, check=True,
+                                env={**os.environ, "RUNTIME_DIRECTORY": str(self.dir / "run")})
+        return json.loads(result.stdout)
+
+    def reachable(self):
+        try:
+            return Varlink(self.socket)
+        except OSError:
+            return None
+
+    def call(self, method, **parameters):
+        return Varlink(self.socket).call(method, **parameters)
+
+    def stats(self):
+        return self.call("GetStats")["daemon"]
+
+    def stop(self, daemon, how=signal.SIGTERM):
+        daemon.send_signal(how)
+        daemon.wait(30)
+        return daemon.returncode
+
+    def ctl(self, *arguments, expect=0):
+        result = subprocess.run([str(KSMCTL), "--socket", str(self.socket), *[str(a) for a in arguments]],
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        check(expect is None or result.returncode == expect,
+              f"ksmctl {arguments}: exit {result.returncode}\n{result.stdout}{result.stderr}")
+        return result.stdout
