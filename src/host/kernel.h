@@ -11,15 +11,16 @@ typedef struct HostFeature {
         const char *name;       /* "process_madvise(MADV_MERGEABLE)" */
         int state;              /* 1: works; 0: absent; -errno: refused or broken */
         bool required;          /* the daemon cannot work without it */
-        const char *follows;    /* what follows from its state, one sentence */
+        const char *follows;    /* what follows from its state, one sentence; static */
 } HostFeature;
 
 typedef struct HostKernel {
         bool page_size_supported, pagemap_pfns, kpageflags, process_vm_readv, proc_mem, ptrace, suspend_seccomp;
         bool pidfd, pidfd_getfd, io_uring, process_madvise_mergeable, pagemap_scan, uffd_wp_async, ksm, ksm_zero_pages;
-        bool swap;
+        bool ksm_writable, swap;
         uint64_t memory_bytes;
         unsigned max_map_count, n_nodes, n_cpus;
+        unsigned n_ksm_processes;       /* processes with pages in KSM's care now (/proc/PID/ksm_stat, 6.1) */
         char release[65];
         HostFeature features[32];
         size_t n_features;
