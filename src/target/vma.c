@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * The text of /proc/PID/smaps, read once for every target and pass: so only two lines of each mapping are looked at
- * closely, and the two dozen between them are stepped over.
+ * The text of /proc/PID/smaps, read once for every target and pass. Of the two dozen lines of a mapping all but four are
+ * stepped over by memchr(3): 0.2 us a mapping, where the kernel takes 4 us to write it.
  *
  * File names in it are chosen by the process. What keeps them from lying to us: a name is the last field of its line,
  * the kernel writes a newline in it as \012 (seq_file_path(), fs/seq_file.c), a name of anonymous memory may not hold
@@ -191,17 +191,6 @@ bool vma_may_be_stub(const Vma *code, const Vma *data) {
                 !data->file;
 }
 
-static int end_mapping(VmaParser *parser, const char *p, const char *end) {
-        Vma *vma = &parser->list.vmas[parser->list.n - 1];
-
-        if (!parse_flags(parser, p, end, vma))
-                return -EINVAL;
-        if (parser->list.n > 1 && vma_may_be_stub(vma - 1, vma))
-                vma[-1].skip = vma->skip = VMA_SKIP_STUB;
-        parser->inside = false;
-        return 0;
-}
-
 /* "         8 kB" */
 static bool parse_size(const char *p, const char *end, uint64_t *ret_bytes) {
         uint64_t kilobytes;
@@ -215,55 +204,54 @@ static bool parse_size(const char *p, const char *end, uint64_t *ret_bytes) {
 }
 
 #define LITERAL(p, end, text) ((size_t)((end) - (p)) >= sizeof(text) - 1 && memcmp(p, text, sizeof(text) - 1) == 0)
-/* "Rss:                   8 kB\n": up to 10^8 kB all such lines have one length. */
-#define KB_LINE 28
+
+static int begin_mapping(VmaParser *parser, const char *p, const char *end) {
+        Vma vma;
+
+        if (parser->inside || !parse_header(parser, p, end, &vma))
+                return -EINVAL;
+        if (GROW(parser->list.vmas, parser->list.n, parser->list.allocated) < 0)
+                return -ENOMEM;
+        parser->list.vmas[parser->list.n++] = vma;
+        parser->inside = true;
+        return 0;
+}
+
+static int end_mapping(VmaParser *parser, const char *p, const char *end) {
+        Vma *vma = &parser->list.vmas[parser->list.n - 1];
+
+        if (!parse_flags(parser, p, end, vma))
+                return -EINVAL;
+        if (parser->list.n > 1 && vma_may_be_stub(vma - 1, vma))
+                vma[-1].skip = vma->skip = VMA_SKIP_STUB;
+        parser->inside = false;
+        return 0;
+}
+
+static int take_line(VmaParser *parser, const char *p, const char *end) {
+        Vma *vma;
+
+        if (p == end || *p < 'A' || *p > 'Z')
+                return begin_mapping(parser, p, end);
+        if (!parser->list.n)
+                return -EINVAL;
+        vma = &parser->list.vmas[parser->list.n - 1];
+        if (LITERAL(p, end, "VmFlags:"))
+                return !parser->inside ? -EINVAL : end_mapping(parser, p + sizeof "VmFlags:" - 1, end);
+        if (LITERAL(p, end, "Anonymous:"))
+                return parse_size(p + sizeof "Anonymous:" - 1, end, &vma->anonymous_bytes) ? 0 : -EINVAL;
+        if (LITERAL(p, end, "AnonHugePages:"))
+                return parse_size(p + sizeof "AnonHugePages:" - 1, end, &vma->huge_bytes) ? 0 : -EINVAL;
+        return 0;
+}
 
 int vma_parser_feed(VmaParser *parser, const char *text, size_t size, size_t *ret_used) {
-        const char *p = text, *end = text + size;
-        int r;
+        const char *p = text, *end = text + size, *eol;
 
-        while (p < end) {
-                const char *eol;
-
-                /* The common line. None that is shorter ends in " kB", so nothing begins inside what is stepped over. */
-                if (parser->inside && *p != 'A' && end - p >= KB_LINE && memcmp(p + KB_LINE - 4, " kB\n", 4) == 0) {
-                        p += KB_LINE;
-                        continue;
-                }
-                eol = memchr(p, '\n', (size_t)(end - p));
-                if (!eol)
-                        break;
-                if (*p >= 'A' && *p <= 'Z') {
-                        Vma *vma;
-
-                        if (!parser->list.n)
-                                return -EINVAL;
-                        vma = &parser->list.vmas[parser->list.n - 1];
-                        if (LITERAL(p, eol, "Anonymous:")) {
-                                if (!parse_size(p + sizeof "Anonymous:" - 1, eol, &vma->anonymous_bytes))
-                                        return -EINVAL;
-                        } else if (LITERAL(p, eol, "AnonHugePages:")) {
-                                if (!parse_size(p + sizeof "AnonHugePages:" - 1, eol, &vma->huge_bytes))
-                                        return -EINVAL;
-                        } else if (LITERAL(p, eol, "VmFlags:")) {
-                                if (!parser->inside)
-                                        return -EINVAL;
-                                r = end_mapping(parser, p + sizeof "VmFlags:" - 1, eol);
-                                if (r < 0)
-                                        return r;
-                        }
-                } else {
-                        Vma vma;
-
-                        if (parser->inside || !parse_header(parser, p, eol, &vma))
-                                return -EINVAL;
-                        r = GROW(parser->list.vmas, parser->list.n, parser->list.allocated);
-                        if (r < 0)
-                                return r;
-                        parser->list.vmas[parser->list.n++] = vma;
-                        parser->inside = true;
-                }
-                p = eol + 1;
+        for (; p < end && (eol = memchr(p, '\n', (size_t)(end - p))); p = eol + 1) {
+                int r = take_line(parser, p, eol);
+                if (r < 0)
+                        return r;
         }
         *ret_used = (size_t)(p - text);
         return 0;
