@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 
 #include <cmocka.h>
@@ -154,7 +155,7 @@ static Block *at(Self *self, const char *p) { return space_find(&self->space, (u
 static void test_sparse(void **state) {
         Self *self = *state;
         /* Plain pagemap has an entry for each mapped page: less of it. */
-        size_t blocks = self->plain ? 4096 : 512 * 1024;
+        size_t blocks = self->plain ? 4096 : 64 * 1024;
         char *p = map_blocks(blocks, PROT_READ | PROT_WRITE);
         size_t before, step = blocks / 64;
 
@@ -166,7 +167,7 @@ static void test_sparse(void **state) {
         for (size_t i = 0; i < blocks; i += step)
                 p[i * BLOCK_BYTES + i % BLOCK_PAGES * PAGE_BYTES] = 1;
         refresh(self);
-        assert_in_range(self->space.n, before + 64, before + 64 + 2); /* our own heap grows too */
+        assert_in_range(self->space.n, before + 64, before + 64 + 8); /* our own heap grows too */
         for (size_t i = 0; i < blocks; i++)
                 if (!at(self, p + i * BLOCK_BYTES) != (i % step != 0))
                         fail_msg("block %zu", i);
@@ -197,7 +198,8 @@ static void test_kinds(void **state) {
         p[6 * BLOCK_BYTES] = 1;
         assert_int_equal(madvise(p + 6 * BLOCK_BYTES, BLOCK_BYTES, MADV_DONTNEED), 0);
         p[8 * BLOCK_BYTES - 1] = 1;
-        assert_int_equal(mlock(p + 8 * BLOCK_BYTES, PAGE_BYTES), 0);
+        /* mlock(3) does nothing under the address sanitizer. */
+        assert_int_equal(syscall(SYS_mlock, p + 8 * BLOCK_BYTES, PAGE_BYTES), 0);
         p[8 * BLOCK_BYTES] = 1;
         refresh(self);
         if (!self->space.plain_pagemap)
@@ -249,7 +251,7 @@ static void test_fragmented(void **state) {
                 for (size_t page = 0; page < BLOCK_PAGES; page += 2)
                         p[i * BLOCK_BYTES + page * PAGE_BYTES] = 1;
         refresh(self);
-        assert_in_range(self->space.n, before + blocks / 10, before + blocks / 10 + 2);
+        assert_in_range(self->space.n, before + blocks / 10, before + blocks / 10 + 8);
         for (size_t i = 0; i < blocks; i++)
                 if (!at(self, p + i * BLOCK_BYTES) != (i % 10 != 0))
                         fail_msg("block %zu", i);
