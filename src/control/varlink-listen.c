@@ -4,9 +4,11 @@
  * Creates the socket of a Varlink server in the file system.
  *
  * A socket that a crashed daemon left behind is replaced, one that somebody listens on is not. The directory is locked
- * meanwhile, so that of two daemons that start together one replaces and the other finds it taken. The mode is set
- * before bind(2), which takes it over from the socket's own inode: at no moment is the file open to others, and the
- * process's umask is left alone.
+ * meanwhile, so that of two daemons that start together one replaces and the other finds it taken. The kernel takes
+ * down the io_uring of a killed process some time after its death, and the sockets polled there live on until then:
+ * what still listens is asked again for a second before it counts as somebody. The mode is set before bind(2), which
+ * takes it over from the socket's own inode: at no moment is the file open to others, and the process's umask is left
+ * alone.
  */
 
 #include "control/varlink.h"
@@ -19,6 +21,8 @@
 #include <sys/un.h>
 
 #define BACKLOG 64
+#define LINGER_TRIES 20U
+#define LINGER_USEC 50000U
 
 /* Every directory above path; existing ones are left as they are. */
 static int make_parents(const char *path) {
@@ -49,23 +53,32 @@ static int lock_parent(const char *path, int *ret) {
         return 0;
 }
 
+static int try_connect(const struct sockaddr_un *address) {
+        _cleanup_close_ int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+
+        if (fd < 0)
+                return -errno;
+        return connect(fd, (const struct sockaddr *)address, sizeof *address) < 0 ? -errno : 0;
+}
+
 static int remove_stale(const char *path, const struct sockaddr_un *address) {
         struct stat st;
-        _cleanup_close_ int fd = -EBADF;
+        int r;
 
         if (lstat(path, &st) < 0)
                 return errno == ENOENT ? 0 : -errno;
         if (!S_ISSOCK(st.st_mode))
                 return -EEXIST;
-        fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-        if (fd < 0)
-                return -errno;
-        /* EAGAIN: somebody listens whose backlog is full. */
-        if (connect(fd, (const struct sockaddr *)address, sizeof *address) == 0 || errno == EAGAIN)
-                return -EADDRINUSE;
-        if (errno != ECONNREFUSED)
-                return -errno;
-        return unlink(path) < 0 && errno != ENOENT ? -errno : 0;
+        for (unsigned i = 0;; i++) {
+                r = try_connect(address);
+                if (r == -ECONNREFUSED)
+                        return unlink(path) < 0 && errno != ENOENT ? -errno : 0;
+                if (r < 0 && r != -EAGAIN) /* EAGAIN: somebody listens whose backlog is full */
+                        return r;
+                if (i == LINGER_TRIES)
+                        return -EADDRINUSE;
+                usleep(LINGER_USEC);
+        }
 }
 
 int varlink_listen(const char *path, int *ret_fd) {

@@ -627,6 +627,24 @@ static void test_listen(void **state) {
         rmdir(directory);
 }
 
+/* The kernel holds a killed server's socket a little longer than the process: its successor must not mind. */
+static void test_listen_after_kill(void **state) {
+        Fixture *fixture;
+        char parent[96];
+        int fd, status;
+
+        assert_int_equal(start((void **)&fixture, 0), 0);
+        kill(fixture->pid, SIGKILL);
+        assert_int_equal(waitpid(fixture->pid, &status, 0), fixture->pid);
+        assert_int_equal(varlink_listen(fixture->path, &fd), 0);
+        close(fd);
+        unlink(fixture->path);
+        snprintf(parent, sizeof parent, "%s/sub", fixture->directory);
+        rmdir(parent);
+        rmdir(fixture->directory);
+        free(fixture);
+}
+
 #define WITH(f, setup) cmocka_unit_test_setup_teardown(f, setup, stop)
 
 int main(void) {
@@ -644,6 +662,7 @@ int main(void) {
                 WITH(test_slow_writer, start_impatient),
                 WITH(test_slow_reader, start_impatient),
                 cmocka_unit_test(test_listen),
+                cmocka_unit_test(test_listen_after_kill),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);
 }
