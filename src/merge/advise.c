@@ -15,7 +15,7 @@
  *     none;
  *   - at once, whatever it holds, to what has become a secret (locked, DONTDUMP);
  *   - by undo.
- * It takes 2 to 3 µs for each page it un-shares, so it is made in pieces: remote_call() ends a stop between calls only.
+ * It takes about 10 µs for each page it un-shares, so it is made in pieces: remote_call() ends a stop between calls only.
  *
  * madvise(2) goes on past a hole in the range and says ENOMEM then; so after a call that failed, the kernel is asked
  * what was marked.
@@ -32,7 +32,7 @@
 
 #define UNMARK_PLANS 4U
 #define UNMARK_MIDDLE_PAGES BLOCK_PAGES
-#define UNMARK_PIECE_BYTES (128 * PAGE_BYTES)
+#define UNMARK_PIECE_BYTES (16 * PAGE_BYTES)
 #define UNDO_ROUNDS 3U
 
 int advise_new(Remote *remote, Ksm *ksm, const char *state_dir, bool process_madvise, Advise **ret) {

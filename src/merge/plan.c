@@ -8,17 +8,18 @@
  * first and the last gap of a mapping (one mapping more, no call) alike. As the costs of gaps do not depend on one
  * another, deciding each by itself is the optimum: no plan is cheaper, neither "mark each run" nor "mark it all".
  *
- * The costs, in nanoseconds of CPU, memory priced at what KSM itself pays for memory: 5.3 µs of ksmd for each 4,096
- * bytes saved, so 1.3 ns a byte. Measured by tests/bench/mark-cost on Linux 6.18, x86_64, a VM with 2 CPUs, 256 MiB:
+ * The costs, in nanoseconds of CPU, memory priced at what KSM itself pays for memory: 5.6 µs of ksmd for each 4,096
+ * bytes saved, so 1.4 ns a byte. Measured by tests/bench/mark-cost on Linux 6.18, x86_64, a VM with 2 CPUs, 256 MiB:
  *
- *   a unique page marked: 0.5 µs in the first scan (checksum), 4.8 µs in the second (descent of the trees), and a
- *     rmap_item of 64 bytes for as long as it is marked                                       5,300 + 83 -> PAGE_NSEC
- *   a page that is not there, or is the zero page: 30 ns a scan                                      60 -> HOLE_NSEC
- *   madvise on part of a mapping: 2.3 to 2.5 µs, with 300 as with 25,000 ranges                  2,400 -> CALL_NSEC
- *   a mapping: 192 bytes and its part of a maple node (30), and 0.3 µs of ksmd's walk a scan
- *                                                                                          290 + 600 -> VMA_NSEC
+ *   a unique page marked: 0.5 to 0.8 µs in the first scan (checksum), 5.0 µs in the second (descent of the trees),
+ *     and a rmap_item of 64 bytes for as long as it is marked                                 5,600 + 90 -> PAGE_NSEC
+ *   a page that is not there, or is the zero page: 5 to 28 ns a scan; but it may be filled later, and not
+ *     measured but assumed is that one in ten gets unique contents                              30 + 570 -> HOLE_NSEC
+ *   madvise on part of a mapping: 2.4 µs, with 300 as with 25,000 ranges                           2,400 -> CALL_NSEC
+ *   a mapping: 192 bytes and its part of a maple node (some 30), and 0.25 µs of ksmd's walk a scan
+ *                                                                                           310 + 500 -> VMA_NSEC
  *
- * So leaving a gap (4.2 µs) is cheaper than bridging it when it holds a single unique page; bridged are gaps of some
+ * So leaving a gap (4.0 µs) is cheaper than bridging it when it holds a single unique page; bridged are gaps of some
  * pages that are not there. What bridges unique pages is want of mappings only: a process may have vmas_max of them,
  * a quarter of vm.max_map_count, so that it cannot run into the limit because of us. Beyond, gaps are bridged, the
  * cheapest for each mapping saved first, as long as that costs less than leaving out the smaller neighbour, a saved
@@ -30,17 +31,18 @@
  * mapping, the first merge the page).
  *
  * A mapping that is mergeable already needs no call and no split for what it holds; nothing wanted in it is ever left
- * out, so that whatever is outside the plan may be unmarked without un-sharing a page.
+ * out, so that whatever is outside the plan may be unmarked without un-sharing a page. Wanted there is the zero page
+ * too: it may be KSM's doing (use_zero_pages), and unmarking would put a frame of its own back in its place.
  */
 
 #include "merge/plan.h"
 
-#define PAGE_NSEC 5400ULL
-#define HOLE_NSEC 60ULL
+#define PAGE_NSEC 5700ULL
+#define HOLE_NSEC 600ULL
 #define CALL_NSEC 2400ULL
-#define VMA_NSEC 900ULL
+#define VMA_NSEC 800ULL
 
-/* Bridging sixteen unique pages costs 1 KiB of rmap_items of the 4 KiB that one wanted page saves, and 85 µs of ksmd
+/* Bridging sixteen unique pages costs 1 KiB of rmap_items of the 4 KiB that one wanted page saves, and 90 µs of ksmd
  * in each burst: about where it stops being sensible. */
 #define SAVED_NSEC (16 * PAGE_NSEC)
 
@@ -146,8 +148,11 @@ static int block_add(Planner *p, const Block *block, unsigned from, unsigned to)
         PageSet wanted;
         int r;
 
-        for (unsigned i = 0; i < ELEMENTSOF(wanted); i++)
+        for (unsigned i = 0; i < ELEMENTSOF(wanted); i++) {
                 wanted[i] = block->twin[i] | block->zero[i] | block->merged[i];
+                if (p->vma->mergeable)
+                        wanted[i] |= block->zeropage[i];
+        }
         if (block->huge && !p->vma->mergeable &&
             (uint64_t)set_count(wanted, 0, BLOCK_PAGES) * 10000 < (uint64_t)p->rules->huge_page_split * BLOCK_PAGES) {
                 unsigned n = set_count(wanted, from, to);

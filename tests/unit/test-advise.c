@@ -183,7 +183,7 @@ static void test_mark_and_undo(void **state) {
         assert_int_equal(advise_undo(f->advise, &f->target, &f->marks, &result), 0);
         assert_int_equal(result.pages_unmarked, 980);
         assert_int_equal(result.failed_ranges, 0);
-        assert_int_equal(result.calls, 1 + DIV_ROUND_UP(970, 128)); /* in pieces */
+        assert_int_equal(result.calls, 1 + DIV_ROUND_UP(970, 16)); /* in pieces */
         assert_int_equal(marked(0, N_PAGES), 0);
         assert_false(has_state(f));
 }
