@@ -57,7 +57,7 @@ static bool states_step(const States *from, const char *pattern, size_t size, ch
 }
 
 bool cgroup_pattern_match(const char *pattern, const char *path) {
-        States states[2] = {};
+        States states[2];
         unsigned now = 0;
         size_t size;
 
@@ -66,6 +66,7 @@ bool cgroup_pattern_match(const char *pattern, const char *path) {
         size = strlen(pattern);
         if (size > CONF_PATTERN_BYTES_MAX)
                 return false;
+        memset(states[now].at, 0, size + 1);
         states_enter(&states[now], pattern, 0);
         for (; *path; path++, now ^= 1)
                 if (!states_step(&states[now], pattern, size, *path, &states[now ^ 1]))

@@ -315,6 +315,7 @@ static void test_nul_and_length(void **state) {
 
         assert_non_null(text);
         assert_string_equal(reports.places, "a:3;");
+        assert_non_null(strstr(reports.message, "NUL byte"));
         assert_int_equal(conf->cgroups[0].merge, CONF_MERGE_NO);
         assert_int_equal(conf->cgroups[1].merge, CONF_MERGE_YES);
         conf_free(conf);
