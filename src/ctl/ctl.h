@@ -13,6 +13,7 @@ enum { CTL_DONE = 0, CTL_FAILED = 1, CTL_USAGE = 2, CTL_NO_DAEMON = 3 };
 
 typedef struct Ctl {
         const char *socket;
+        const char *config;     /* for the commands that need no daemon; NULL: the default files */
         bool json;              /* print what was received instead of a text for people */
 } Ctl;
 
@@ -37,3 +38,4 @@ int command_pause(const Ctl *ctl, int argc, char **argv);
 int command_resume(const Ctl *ctl, int argc, char **argv);
 int command_unmerge(const Ctl *ctl, int argc, char **argv);
 int command_reload(const Ctl *ctl, int argc, char **argv);
+int command_doctor(const Ctl *ctl, int argc, char **argv);

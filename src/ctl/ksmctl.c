@@ -25,6 +25,7 @@ static const struct {
         {"resume", "", "go on after pause", 0, 0, command_resume},
         {"unmerge", "CGROUP", "take apart what was merged in a cgroup", 1, 1, command_unmerge},
         {"reload", "", "read the configuration again", 0, 0, command_reload},
+        {"doctor", "", "what works on this host and what does not (needs no daemon)", 0, 0, command_doctor},
 };
 
 static void print_help(FILE *f) {
@@ -33,6 +34,7 @@ static void print_help(FILE *f) {
                 fprintf(f, "  %-10s %-16s %s\n", commands[i].name, commands[i].arguments, commands[i].help);
         fprintf(f, "\n"
                    "  --socket PATH   the daemon's socket (default: " DEFAULT_SOCKET ")\n"
+                   "  --config FILE   the configuration that doctor looks at (default: the daemon's)\n"
                    "  --json          print JSON\n"
                    "  --help, --version\n\n"
                    "Exit status: 0 done, 1 failed, 2 wrong usage, 3 no daemon.\n");
@@ -61,6 +63,7 @@ static int run_command(const Ctl *ctl, int argc, char **argv) {
 int main(int argc, char **argv) {
         static const struct option options[] = {
                 {"socket", required_argument, NULL, 's'},
+                {"config", required_argument, NULL, 'c'},
                 {"json", no_argument, NULL, 'j'},
                 {"help", no_argument, NULL, 'h'},
                 {"version", no_argument, NULL, 'v'},
@@ -73,6 +76,9 @@ int main(int argc, char **argv) {
                 switch (c) {
                 case 's':
                         ctl.socket = optarg;
+                        break;
+                case 'c':
+                        ctl.config = optarg;
                         break;
                 case 'j':
                         ctl.json = true;

@@ -1,0 +1,234 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * What works here, what does not, and what follows: the kernel's features, the configuration against the cgroups that
+ * exist, KSM as it is set, and who else shares its merge space. Needs no daemon and changes nothing. Collected as JSON
+ * first, so that people and programs are told the same.
+ */
+#include "ctl/ctl.h"
+
+#include "base/io.h"
+#include "cgroup/policy.h"
+#include "cgroup/tree.h"
+#include "conf/conf.h"
+#include "host/kernel.h"
+#include "host/ksm.h"
+
+#include <dirent.h>
+#include <jansson.h>
+#include <stdio.h>
+#include <string.h>
+
+typedef struct Doctor {
+        Conf *conf;
+        json_t *warnings, *sections, *foreign;
+        size_t *n_cgroups, *n_processes;        /* by section */
+        CgroupTree *tree;
+} Doctor;
+
+static const char *state_name(int state) {
+        return state == 1 ? "works" : state == 0 ? "absent" : strerrordesc_np(-state);
+}
+
+static json_t *features_json(const HostKernel *kernel) {
+        json_t *array = json_array();
+
+        for (size_t i = 0; i < kernel->n_features; i++) {
+                const HostFeature *feature = &kernel->features[i];
+                json_array_append_new(array, json_pack("{s:s, s:s, s:b, s:b, s:s}", "name", feature->name, "state",
+                                                       state_name(feature->state), "works", feature->state == 1,
+                                                       "required", feature->required, "follows", feature->follows));
+        }
+        return array;
+}
+
+static void on_warning(void *userdata, const char *file, unsigned line, const char *message) {
+        Doctor *doctor = userdata;
+
+        json_array_append_new(doctor->warnings, line ? json_sprintf("%s:%u: %s", file, line, message)
+                                                     : json_sprintf("%s: %s", file, message));
+}
+
+static void on_cgroup(void *userdata, const char *path, bool appeared) {
+        Doctor *doctor = userdata;
+        const ConfCgroup *section = policy_find(doctor->conf, path);
+        _cleanup_free_ pid_t *pids = NULL;
+        size_t n = 0;
+
+        if (!section)
+                return;
+        doctor->n_cgroups[section - doctor->conf->cgroups]++;
+        /* tree is not known yet while cgroup_tree_new() reports what exists. */
+        if (doctor->tree && cgroup_processes(doctor->tree, path, &pids, &n) == 0)
+                doctor->n_processes[section - doctor->conf->cgroups] += n;
+}
+
+static const char *section_verdict(const Doctor *doctor, const ConfCgroup *section, size_t index) {
+        if (section->malformed)
+                return "malformed: nothing in it is merged";
+        if (section->merge == CONF_MERGE_NO)
+                return "Merge=no: left alone";
+        if (section->route == CONF_ROUTE_REMAP || section->route == CONF_ROUTE_ZERO)
+                return "its route is not part of this version: nothing in it is merged";
+        if (doctor->n_cgroups[index] == 0)
+                return "matches no cgroup that exists now";
+        return section->merge == CONF_MERGE_DRY_RUN ? "read and matched, nothing is merged" : "merged by route advise";
+}
+
+static void check_sections(Doctor *doctor) {
+        size_t n = doctor->conf->n_cgroups;
+
+        doctor->n_cgroups = calloc(n + 1, sizeof(size_t));
+        doctor->n_processes = calloc(n + 1, sizeof(size_t));
+        if (!doctor->n_cgroups || !doctor->n_processes)
+                return;
+        if (cgroup_tree_new(NULL, on_cgroup, doctor, &doctor->tree) == 0) {
+                memset(doctor->n_cgroups, 0, n * sizeof(size_t));
+                cgroup_tree_foreach(doctor->tree, on_cgroup, doctor);
+        }
+        for (size_t i = 0; i < n; i++) {
+                const ConfCgroup *section = &doctor->conf->cgroups[i];
+                json_array_append_new(
+                        doctor->sections,
+                        json_pack("{s:s, s:s, s:i, s:s, s:s, s:s, s:I, s:I, s:s}", "pattern", section->pattern, "file",
+                                  section->file, "line", (int)section->line, "merge", conf_merge_name(section->merge),
+                                  "domain", section->domain, "route", conf_route_name(section->route), "cgroups",
+                                  (json_int_t)doctor->n_cgroups[i], "processes", (json_int_t)doctor->n_processes[i],
+                                  "verdict", section_verdict(doctor, section, i)));
+        }
+}
+
+/* A process that offers memory to KSM itself (ksm_stat, Linux 6.1; its fields ksm_mergeable and ksm_merge_any, 6.17)
+ * and is not of a managed cgroup shares KSM's one merge space with whoever is. */
+static void check_process(Doctor *doctor, int proc, const char *pid) {
+        char path[300];
+        _cleanup_free_ char *stat = NULL, *comm = NULL, *cgroup = NULL;
+        unsigned long long merging = 0;
+        const ConfCgroup *section;
+        const char *field;
+
+        snprintf(path, sizeof path, "%s/ksm_stat", pid);
+        if (read_file(proc, path, &stat, NULL) < 0)
+                return;
+        field = strstr(stat, "ksm_merging_pages ");
+        if (field)
+                merging = strtoull(field + strlen("ksm_merging_pages "), NULL, 10);
+        if (!merging && !strstr(stat, "ksm_mergeable: yes") && !strstr(stat, "ksm_merge_any: yes"))
+                return;
+        if (cgroup_of_process((pid_t)atoi(pid), &cgroup) == 0) {
+                section = policy_find(doctor->conf, cgroup);
+                if (section && section->merge == CONF_MERGE_YES && !section->malformed)
+                        return;
+        }
+        snprintf(path, sizeof path, "%s/comm", pid);
+        if (read_file(proc, path, &comm, NULL) == 0)
+                comm[strcspn(comm, "\n")] = 0;
+        json_array_append_new(doctor->foreign,
+                              json_pack("{s:i, s:o, s:o, s:I}", "pid", atoi(pid), "name",
+                                        json_string(comm ?: "") ?: json_string("?"), "cgroup",
+                                        json_string(cgroup ?: "") ?: json_string("?"), "pages_merging",
+                                        (json_int_t)merging));
+}
+
+static void check_foreign(Doctor *doctor) {
+        DIR *dir = opendir("/proc");
+        struct dirent *entry;
+
+        if (!dir)
+                return;
+        while ((entry = readdir(dir)))
+                if (entry->d_name[0] >= '1' && entry->d_name[0] <= '9')
+                        check_process(doctor, dirfd(dir), entry->d_name);
+        closedir(dir);
+}
+
+static json_t *ksm_json(void) {
+        _cleanup_(ksm_freep) Ksm *ksm = NULL;
+        KsmKnobs knobs;
+        KsmCounters counters;
+        int r = ksm_new(NULL, NULL, &ksm);
+
+        if (r < 0 || ksm_knobs(ksm, &knobs) < 0 || ksm_counters(ksm, &counters) < 0)
+                return json_pack("{s:b, s:s}", "usable", 0, "verdict",
+                                 r == -ENOENT ? "this kernel has no KSM: route advise is not possible"
+                                              : "KSM's settings cannot be changed: nothing is merged");
+        return json_pack("{s:b, s:I, s:b, s:I, s:I, s:s}", "usable", 1, "run", (json_int_t)knobs.run, "advisor",
+                         knobs.advisor, "pages_shared", (json_int_t)counters.pages_shared, "pages_sharing",
+                         (json_int_t)counters.pages_sharing, "verdict",
+                         knobs.run == 1
+                                 ? "ksmd runs: either the daemon merges at this moment, or the administrator runs it, "
+                                   "and then the daemon marks pages and leaves his settings alone"
+                                 : "ksmd rests: the daemon runs it in bursts and puts its settings back");
+}
+
+static void print_text(const json_t *report) {
+        const json_t *one;
+        size_t i;
+        const char *head = "\nConfiguration\n";
+
+        printf("Kernel %s, %lld CPUs, %lld NUMA nodes, %lld MiB\n",
+               json_string_value(json_object_get(report, "kernel")),
+               (long long)json_integer_value(json_object_get(report, "cpus")),
+               (long long)json_integer_value(json_object_get(report, "numa_nodes")),
+               (long long)json_integer_value(json_object_get(report, "memory_bytes")) >> 20);
+        json_array_foreach(json_object_get(report, "features"), i, one) {
+                bool works = json_is_true(json_object_get(one, "works"));
+
+                printf("  %-8s %s%s%s\n", works ? "ok" : json_is_true(json_object_get(one, "required")) ? "MISSING" : "no",
+                       json_string_value(json_object_get(one, "name")), works ? "" : ": ",
+                       works ? "" : json_string_value(json_object_get(one, "state")));
+                printf("           %s\n", json_string_value(json_object_get(one, "follows")));
+        }
+        printf("\nKSM\n  %s\n", json_string_value(json_object_get(json_object_get(report, "ksm"), "verdict")));
+        json_array_foreach(json_object_get(report, "foreign"), i, one)
+                printf("  process %lld (%s, cgroup %s) offers its memory to KSM itself: it shares the merge space\n",
+                       (long long)json_integer_value(json_object_get(one, "pid")),
+                       json_string_value(json_object_get(one, "name")),
+                       json_string_value(json_object_get(one, "cgroup")));
+        json_array_foreach(json_object_get(report, "warnings"), i, one) {
+                printf("%s  %s\n", head, json_string_value(one));
+                head = "";
+        }
+        json_array_foreach(json_object_get(report, "sections"), i, one) {
+                printf("%s  [Cgroup %s] %s (%lld cgroups, %lld processes, domain %s)\n", head,
+                       json_string_value(json_object_get(one, "pattern")),
+                       json_string_value(json_object_get(one, "verdict")),
+                       (long long)json_integer_value(json_object_get(one, "cgroups")),
+                       (long long)json_integer_value(json_object_get(one, "processes")),
+                       json_string_value(json_object_get(one, "domain")));
+                head = "";
+        }
+        if (*head)
+                printf("%s  no cgroup is opted in: nothing is merged\n", head);
+}
+
+int command_doctor(const Ctl *ctl, int argc, char **argv) {
+        Doctor doctor = { .warnings = json_array(), .sections = json_array(), .foreign = json_array() };
+        bool missing = false;
+        HostKernel kernel;
+        json_t *report;
+        int r;
+
+        r = conf_load("", ctl->config, on_warning, &doctor, &doctor.conf);
+        if (r < 0)
+                return ctl_fail("%s: %s", ctl->config ?: KSMD_USER_SYSCONFDIR "/ksmd-user.conf", strerror(-r));
+        host_kernel_probe(&kernel);
+        check_sections(&doctor);
+        check_foreign(&doctor);
+        report = json_pack("{s:s, s:i, s:i, s:I, s:o, s:o, s:o, s:o, s:o}", "kernel", kernel.release, "cpus",
+                           (int)kernel.n_cpus, "numa_nodes", (int)kernel.n_nodes, "memory_bytes",
+                           (json_int_t)kernel.memory_bytes, "features", features_json(&kernel), "ksm", ksm_json(),
+                           "foreign", doctor.foreign, "warnings", doctor.warnings, "sections", doctor.sections);
+        r = CTL_DONE;
+        if (ctl->json)
+                r = ctl_print_json(report);
+        else
+                print_text(report);
+        for (size_t i = 0; i < kernel.n_features; i++)
+                missing |= kernel.features[i].required && kernel.features[i].state != 1;
+        json_decref(report);
+        cgroup_tree_free(doctor.tree);
+        free(doctor.n_cgroups);
+        free(doctor.n_processes);
+        conf_free(doctor.conf);
+        return missing ? CTL_FAILED : r;
+}
