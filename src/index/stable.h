@@ -30,16 +30,19 @@ typedef struct StableHit {
 bool stable_lookup(const Stable *tree, uint64_t key, StableHit *ret);
 bool stable_has_frame(const Stable *tree, uint64_t frame, uint64_t *ret_key /* may be NULL */);
 
-/* A frame of this content exists and is mapped sharers times. -EEXIST: the frame is there already. -ENOMEM. */
+/* A frame of this content exists and is mapped sharers times. -EEXIST: the frame is there already, under this key or
+ * another. -EINVAL: no sharers, or a frame number of more than 40 bits. -ENOMEM: the tree is as before. */
 int stable_insert(Stable *tree, uint64_t key, uint64_t frame, uint32_t sharers);
-/* Sets how often the frame is mapped now; 0 removes the dup, and the node with its last dup. -ENOENT. */
+/* Sets how often the frame is mapped now; 0 removes the dup, and the node with its last dup. Needs no memory. -ENOENT. */
 int stable_set_sharers(Stable *tree, uint64_t frame, uint32_t sharers);
 int stable_get_sharers(const Stable *tree, uint64_t frame, uint32_t *ret); /* -ENOENT */
 
+/* From now on a dup has room when it has fewer sharers than this; those above keep what they have. */
 void stable_set_max_sharing(Stable *tree, uint32_t max_sharing);
 
-/* Asks about the next budget dups, in the order of their last check. The callback returns how often the frame is
- * mapped now with this content; 0 when it is gone or something else. Returns how many dups were removed. */
+/* Asks about the next budget dups, once around at most: in rounds, so that none is asked about again before all others
+ * were, new ones included. The callback returns how often the frame is mapped now with this content; 0 when it is gone
+ * or something else; it must not call into the tree. Needs no memory. Returns how many dups were removed. */
 typedef uint32_t (*StableCheck)(void *userdata, uint64_t key, uint64_t frame);
 size_t stable_prune(Stable *tree, size_t budget, StableCheck check, void *userdata);
 

@@ -94,7 +94,7 @@ int cell_resize(Unstable *tree, uint32_t id, uint32_t size) {
         return 0;
 }
 
-int chain_new(Unstable *tree, uint32_t bucket, size_t n, uint32_t *ret_id) {
+int cells_new(Unstable *tree, uint32_t bucket, size_t n, uint32_t *ret_id) {
         uint32_t head = 0;
 
         while (n > 0) {
@@ -122,7 +122,7 @@ int chain_new(Unstable *tree, uint32_t bucket, size_t n, uint32_t *ret_id) {
         return 0;
 }
 
-void chain_free(Unstable *tree, uint32_t id) {
+void cells_free(Unstable *tree, uint32_t id) {
         for (uint32_t i = id; i > 0; i = cell_next(tree, i))
                 cell_at(tree, i)->bucket = CELL_DYING;
 
@@ -134,7 +134,7 @@ void chain_free(Unstable *tree, uint32_t id) {
         }
 }
 
-size_t chain_count(const Unstable *tree, uint32_t id) {
+size_t cells_count(const Unstable *tree, uint32_t id) {
         size_t n = 0;
 
         for (; id > 0; id = cell_next(tree, id))

@@ -105,12 +105,12 @@ int cell_resize(Unstable *tree, uint32_t id, uint32_t size);
 
 /* Makes cells with room for n entries, chained where one is not enough; 0 for none. Moves nothing. The bucket is not
  * told. -ENOMEM: as before. */
-int chain_new(Unstable *tree, uint32_t bucket, size_t n, uint32_t *ret_id);
+int cells_new(Unstable *tree, uint32_t bucket, size_t n, uint32_t *ret_id);
 /* Frees a chain that no bucket names (any more). Moves cells. */
-void chain_free(Unstable *tree, uint32_t id);
+void cells_free(Unstable *tree, uint32_t id);
 
 /* How many entries a chain holds. */
-size_t chain_count(const Unstable *tree, uint32_t id);
+size_t cells_count(const Unstable *tree, uint32_t id);
 
 /* The bits of a key beyond its tag that the tree keeps: its highest ones, by the bucket that an entry is in. */
 #define UNSTABLE_HIGH_BITS 12U

@@ -54,7 +54,7 @@ Unstable *unstable_free(Unstable *tree) {
 }
 
 /* Moves the entries of a chain to those of two others that they hash to; none is zero when it is to have an entry. */
-static void chain_distribute(Unstable *tree, uint32_t from, uint32_t bit, const uint32_t to[2]) {
+static void cells_distribute(Unstable *tree, uint32_t from, uint32_t bit, const uint32_t to[2]) {
         uint32_t id[2] = { to[0], to[1] };
 
         for (; from > 0; from = cell_next(tree, from)) {
@@ -86,22 +86,22 @@ static int unstable_split(Unstable *tree) {
         int r = buckets_add(&tree->buckets, 0);
         if (r < 0)
                 return r;
-        r = chain_new(tree, parent, n[0], &ids[0]);
+        r = cells_new(tree, parent, n[0], &ids[0]);
         if (r < 0) {
                 buckets_drop(&tree->buckets);
                 return r;
         }
-        r = chain_new(tree, child, n[1], &ids[1]);
+        r = cells_new(tree, child, n[1], &ids[1]);
         if (r < 0) {
-                chain_free(tree, ids[0]);
+                cells_free(tree, ids[0]);
                 buckets_drop(&tree->buckets);
                 return r;
         }
 
-        chain_distribute(tree, old, bit, ids);
+        cells_distribute(tree, old, bit, ids);
         *buckets_at(&tree->buckets, parent) = ids[0];
         *buckets_at(&tree->buckets, child) = ids[1];
-        chain_free(tree, old);
+        cells_free(tree, old);
         return 0;
 }
 
@@ -111,23 +111,23 @@ static int unstable_join(Unstable *tree) {
         uint32_t *parent_word = buckets_at(&tree->buckets, parent), *child_word = buckets_at(&tree->buckets, child);
         uint32_t old = *parent_word;
 
-        int r = chain_new(tree, parent, chain_count(tree, old) + chain_count(tree, *child_word), &id);
+        int r = cells_new(tree, parent, cells_count(tree, old) + cells_count(tree, *child_word), &id);
         if (r < 0)
                 return r;
 
         /* The parent's go first, then the child's behind them: the second call has to find the place. */
         uint32_t both[2] = { id, id };
-        chain_distribute(tree, old, 0, both);
+        cells_distribute(tree, old, 0, both);
         while (both[0] > 0 && cell_at(tree, both[0])->n == cell_capacity(cell_size(both[0])))
                 both[0] = cell_next(tree, both[0]);
-        chain_distribute(tree, *child_word, 0, both);
+        cells_distribute(tree, *child_word, 0, both);
 
         /* One after the other: while the first chain's cells are freed, the child's must be named by its bucket. */
         *parent_word = id;
-        chain_free(tree, old);
+        cells_free(tree, old);
         old = *buckets_at(&tree->buckets, child);
         *buckets_at(&tree->buckets, child) = 0;
-        chain_free(tree, old);
+        cells_free(tree, old);
         buckets_drop(&tree->buckets);
         return 0;
 }
@@ -329,10 +329,10 @@ static size_t bucket_sweep(Unstable *tree, uint32_t bucket, UnstableStale stale,
 
         bucket_tidy(tree, bucket);
         head = *buckets_at(&tree->buckets, bucket);
-        if (head > 0 && cell_next(tree, head) > 0 && chain_new(tree, bucket, chain_count(tree, head), &fresh) >= 0) {
-                chain_distribute(tree, head, 0, (uint32_t[2]){ fresh, fresh });
+        if (head > 0 && cell_next(tree, head) > 0 && cells_new(tree, bucket, cells_count(tree, head), &fresh) >= 0) {
+                cells_distribute(tree, head, 0, (uint32_t[2]){ fresh, fresh });
                 *buckets_at(&tree->buckets, bucket) = fresh;
-                chain_free(tree, head);
+                cells_free(tree, head);
         }
         return dropped;
 }
@@ -348,7 +348,7 @@ size_t unstable_sweep(Unstable *tree, size_t budget, UnstableStale stale, void *
                 uint32_t bucket = buckets_position_bucket(&tree->buckets, tree->sweep_position);
                 uint32_t head = *buckets_at(&tree->buckets, bucket);
                 if (head > 0) {
-                        asked += chain_count(tree, head);
+                        asked += cells_count(tree, head);
                         dropped += bucket_sweep(tree, bucket, stale, userdata);
                 }
                 tree->sweep_position = buckets_position_next(&tree->buckets, tree->sweep_position);
