@@ -12,6 +12,8 @@
  */
 #include "scan/present.h"
 
+#include "scan/pagemap.h"
+
 #include <linux/types.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -31,12 +33,6 @@ struct pm_scan_arg_6_7 {
 #define CATEGORY_PRESENT ((__u64)1 << 3)
 #define CATEGORY_PFNZERO ((__u64)1 << 5)
 #define CATEGORY_HUGE ((__u64)1 << 6)
-
-/* Bits of a pagemap entry, same document. */
-#define PAGEMAP_PRESENT ((uint64_t)1 << 63)
-#define PAGEMAP_FILE ((uint64_t)1 << 61)
-#define PAGEMAP_EXCLUSIVE ((uint64_t)1 << 56)
-#define PAGEMAP_PFN (((uint64_t)1 << 55) - 1)
 
 #define REGIONS 2048
 #define CALL_BYTES ((uint64_t)1 << 30)
@@ -174,7 +170,7 @@ static int read_vma(int fd, const Vma *vma, uint64_t *entries, PresentList *list
                         int r;
 
                         for (; i < stop; i++)
-                                if ((entries[i] & (PAGEMAP_PRESENT | PAGEMAP_FILE)) == PAGEMAP_PRESENT) {
+                                if (pagemap_is_anonymous(entries[i])) {
                                         any = true;
                                         /* Only what is surely one of the pages that smaps counted: not the zero
                                          * page. */
