@@ -15,6 +15,8 @@
  */
 #include "target/vma.h"
 
+#include "target/remote-arch.h"
+
 #include <string.h>
 
 static const char *const skip_names[_VMA_SKIP_MAX] = {
@@ -92,8 +94,6 @@ static bool parse_header(VmaParser *parser, const char *p, const char *end, Vma 
                 vma.skip = VMA_SKIP_UNREADABLE;
         vma.write = p[1] == 'w';
         vma.exec = p[2] == 'x';
-        vma.guards_below = !below || below->end != vma.start || !parser->below_accessible;
-        parser->below_accessible = p[0] == 'r' || vma.write || vma.exec;
         p += 5;
         if (!take_number(&p, end, 16, ' ', &offset) || !take_number(&p, end, 16, ':', &major) ||
             !take_number(&p, end, 16, ' ', &minor) || !take_number(&p, end, 10, ' ', &inode))
@@ -108,9 +108,15 @@ static bool parse_header(VmaParser *parser, const char *p, const char *end, Vma 
                  name_is(p, size, "[vsyscall]"));
         parser->secret = vma.file &&
                 (name_is(p, size, "/secretmem (deleted)") || name_is(p, size, "/secretmem"));
-        vma.stack = !vma.file && name_is(p, size, "[stack]");
         *ret = vma;
         return true;
+}
+
+/* Where nobody but remote calls maps anything: what is there was left by a daemon that died. Whether it really is ours
+ * to unmap, remote_adopt() finds out. */
+static bool may_be_region(const Vma *vma) {
+        return !vma->file && vma->start >= REMOTE_REGION_BASE &&
+                vma->end <= REMOTE_REGION_BASE + REMOTE_REGION_SLOTS * REMOTE_REGION_STRIDE;
 }
 
 #define FLAG(a, b) ((unsigned)(a) << 8 | (unsigned)(b))
@@ -156,15 +162,14 @@ static bool parse_flags(const VmaParser *parser, const char *p, const char *end,
                 case FLAG('h', 'g'):
                         vma->huge_advised = true;
                         break;
-                case FLAG('g', 'd'):
-                        vma->growsdown = true;
-                        break;
                 }
                 p += 2;
         }
         if (p < end && *p != ' ')
                 return false;
-        if (parser->secret)
+        if (may_be_region(vma))
+                vma->skip = VMA_SKIP_STUB;
+        else if (parser->secret)
                 vma->skip = VMA_SKIP_SECRET;
         else if (special)
                 vma->skip = VMA_SKIP_SPECIAL;
@@ -183,12 +188,6 @@ static bool parse_flags(const VmaParser *parser, const char *p, const char *end,
         else if (dontdump && !parser->include_dontdump)
                 vma->skip = VMA_SKIP_DONTDUMP;
         return true;
-}
-
-bool vma_may_be_stub(const Vma *code, const Vma *data) {
-        return code->end - code->start == STUB_CODE_BYTES && data->end - data->start == STUB_DATA_BYTES &&
-                data->start == code->end && code->exec && !code->write && !code->file && data->write && !data->exec &&
-                !data->file;
 }
 
 /* "         8 kB" */
@@ -222,8 +221,6 @@ static int end_mapping(VmaParser *parser, const char *p, const char *end) {
 
         if (!parse_flags(parser, p, end, vma))
                 return -EINVAL;
-        if (parser->list.n > 1 && vma_may_be_stub(vma - 1, vma))
-                vma[-1].skip = vma->skip = VMA_SKIP_STUB;
         parser->inside = false;
         return 0;
 }

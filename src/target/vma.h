@@ -29,8 +29,6 @@ typedef struct Vma {
         bool write, exec, file; /* file: pages not yet copied belong to a file and are never read */
         bool mergeable;         /* mg: MADV_MERGEABLE or PR_SET_MEMORY_MERGE */
         bool huge_advised;      /* hg */
-        bool stack, growsdown;
-        bool guards_below;      /* what is right below is inaccessible or unmapped: sp's room ends at start */
         uint64_t anonymous_bytes; /* present and anonymous, KSM's included */
         uint64_t huge_bytes;    /* of them mapped by huge pages */
 } Vma;
@@ -51,7 +49,6 @@ typedef struct VmaParser {
         VmaList list;
         bool include_dontdump;
         bool inside;            /* a header came, its VmFlags have not */
-        bool below_accessible;  /* the mapping before may be read, written or executed */
         bool special, secret;   /* what the name of the current one said */
 } VmaParser;
 
@@ -61,12 +58,6 @@ int vma_parser_feed(VmaParser *parser, const char *text, size_t size, size_t *re
 /* -EINVAL when the text ended inside a mapping. The caller owns *ret. */
 int vma_parser_finish(VmaParser *parser, VmaList *ret);
 void vma_parser_done(VmaParser *parser);
-
-/* What remote calls map into a target, should a daemon die before it is unmapped: one page of code, then its data. */
-#define STUB_CODE_BYTES PAGE_BYTES
-#define STUB_DATA_BYTES ((uint64_t)128 << 10)
-/* By shape only; whether it really is ours is for its reader to see. data is the mapping that follows code. */
-bool vma_may_be_stub(const Vma *code, const Vma *data);
 
 const Vma *vma_list_find(const VmaList *list, uint64_t address); /* NULL: unmapped */
 const char *vma_skip_name(VmaSkip skip);        /* "locked", "dontdump", …: as `why` shows them */

@@ -98,8 +98,7 @@ static bool same(const VmaList *a, const VmaList *b) {
                 return false;
         for (size_t i = 0; i < a->n; i++)
                 if (a->vmas[i].start != b->vmas[i].start || a->vmas[i].end != b->vmas[i].end ||
-                    a->vmas[i].skip != b->vmas[i].skip || a->vmas[i].guards_below != b->vmas[i].guards_below ||
-                    a->vmas[i].anonymous_bytes != b->vmas[i].anonymous_bytes)
+                    a->vmas[i].skip != b->vmas[i].skip || a->vmas[i].anonymous_bytes != b->vmas[i].anonymous_bytes)
                         return false;
         return true;
 }
