@@ -46,27 +46,32 @@ typedef struct KnobRecord {
         char before[VALUE_BYTES];       /* ours before that; empty: none */
 } KnobRecord;
 
+/* The first few tell how far ksmd is. */
+enum { COUNTER_SHARING, COUNTER_ZERO, COUNTER_SCANS, COUNTER_SCANNED, N_PROGRESS, COUNTER_UNSHARED = N_PROGRESS,
+       COUNTER_VOLATILE };
+
 static const struct {
         const char *name;
         size_t offset;
 } counters[] = {
+        [COUNTER_SHARING] = { "pages_sharing", offsetof(KsmCounters, pages_sharing) },
+        [COUNTER_ZERO] = { "ksm_zero_pages", offsetof(KsmCounters, ksm_zero_pages) },
+        [COUNTER_SCANS] = { "full_scans", offsetof(KsmCounters, full_scans) },
+        [COUNTER_SCANNED] = { "pages_scanned", offsetof(KsmCounters, pages_scanned) },
+        [COUNTER_UNSHARED] = { "pages_unshared", offsetof(KsmCounters, pages_unshared) },
+        [COUNTER_VOLATILE] = { "pages_volatile", offsetof(KsmCounters, pages_volatile) },
         { "pages_shared", offsetof(KsmCounters, pages_shared) },
-        { "pages_sharing", offsetof(KsmCounters, pages_sharing) },
-        { "pages_unshared", offsetof(KsmCounters, pages_unshared) },
-        { "pages_volatile", offsetof(KsmCounters, pages_volatile) },
-        { "full_scans", offsetof(KsmCounters, full_scans) },
+        { "pages_skipped", offsetof(KsmCounters, pages_skipped) },
         { "stable_node_chains", offsetof(KsmCounters, stable_node_chains) },
         { "stable_node_dups", offsetof(KsmCounters, stable_node_dups) },
-        { "ksm_zero_pages", offsetof(KsmCounters, ksm_zero_pages) },
-        { "pages_scanned", offsetof(KsmCounters, pages_scanned) },
-        { "pages_skipped", offsetof(KsmCounters, pages_skipped) },
         { "general_profit", offsetof(KsmCounters, general_profit) }, /* the only signed one */
 };
 
 struct Ksm {
         int directory;
         char *state_path;               /* NULL: reading only */
-        int counter_fds[ELEMENTSOF(counters)]; /* kept open: a burst reads them every few milliseconds */
+        int run;                        /* these are kept open: a burst reads them every few milliseconds */
+        int counter_fds[ELEMENTSOF(counters)];
         KnobRecord records[N_KNOBS];
         bool left_changed;
         int state_error;                /* of an unusable state file, to be told once */
@@ -210,10 +215,12 @@ int ksm_new(const char *sysfs, const char *state_path, Ksm **ret) {
                 return -ENOMEM;
         for (size_t i = 0; i < ELEMENTSOF(counters); i++)
                 ksm->counter_fds[i] = -EBADF;
+        ksm->run = -EBADF;
         ksm->directory = open(sysfs ?: "/sys/kernel/mm/ksm", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
         if (ksm->directory < 0)
                 return -errno;
-        if (faccessat(ksm->directory, "run", F_OK, 0) < 0)
+        ksm->run = openat(ksm->directory, "run", O_RDONLY | O_CLOEXEC);
+        if (ksm->run < 0)
                 return -errno;
         for (size_t i = 0; i < ELEMENTSOF(counters); i++) {
                 ksm->counter_fds[i] = openat(ksm->directory, counters[i].name, O_RDONLY | O_CLOEXEC);
@@ -244,40 +251,77 @@ Ksm *ksm_free(Ksm *ksm) {
                 return NULL;
         for (size_t i = 0; i < ELEMENTSOF(counters); i++)
                 safe_close(ksm->counter_fds[i]);
+        safe_close(ksm->run);
         safe_close(ksm->directory);
         free(ksm->state_path);
         free(ksm);
         return NULL;
 }
 
+/* A number that is all the file holds; a counter that this kernel does not have stays as it is. */
+static int number_read(int fd, bool may_be_negative, uint64_t *ret) {
+        char text[VALUE_BYTES + 1], *end;
+        bool negative;
+        uint64_t value;
+        ssize_t n;
+
+        if (fd < 0)
+                return 0;
+        n = pread(fd, text, sizeof text - 1, 0);
+        if (n < 0)
+                return -errno;
+        text[n] = 0;
+        negative = may_be_negative && text[0] == '-';
+        if (!isdigit((unsigned char)text[negative]))
+                return -EINVAL;
+        errno = 0;
+        value = strtoull(text + negative, &end, 10);
+        if (errno || (*end && *end != '\n'))
+                return -EINVAL;
+        *ret = negative ? -value : value;
+        return 0;
+}
+
+static int counter_read(const Ksm *ksm, size_t i, KsmCounters *all) {
+        uint64_t value = 0;
+        int r;
+
+        r = number_read(ksm->counter_fds[i], counters[i].offset == offsetof(KsmCounters, general_profit), &value);
+        if (r < 0)
+                return r;
+        /* general_profit is an int64_t of the same size and is read as its two's complement. */
+        memcpy((char *)all + counters[i].offset, &value, sizeof value);
+        return 0;
+}
+
 int ksm_counters(const Ksm *ksm, KsmCounters *ret) {
         KsmCounters all = {};
 
         for (size_t i = 0; i < ELEMENTSOF(counters); i++) {
-                char text[VALUE_BYTES + 1], *end;
-                bool negative;
-                uint64_t value;
-                ssize_t n;
-
-                if (ksm->counter_fds[i] < 0)
-                        continue;
-                n = pread(ksm->counter_fds[i], text, sizeof text - 1, 0);
-                if (n < 0)
-                        return -errno;
-                text[n] = 0;
-                negative = text[0] == '-' && counters[i].offset == offsetof(KsmCounters, general_profit);
-                if (!isdigit((unsigned char)text[negative]))
-                        return -EINVAL;
-                errno = 0;
-                value = strtoull(text + negative, &end, 10);
-                if (errno || (*end && *end != '\n'))
-                        return -EINVAL;
-                if (negative)
-                        value = -value;
-                /* general_profit is an int64_t of the same size and is read as its two's complement. */
-                memcpy((char *)&all + counters[i].offset, &value, sizeof value);
+                int r = counter_read(ksm, i, &all);
+                if (r < 0)
+                        return r;
         }
         *ret = all;
+        return 0;
+}
+
+int ksm_progress(const Ksm *ksm, KsmCounters *ret, uint64_t *ret_run) {
+        size_t n = ksm->counter_fds[COUNTER_SCANNED] < 0 ? COUNTER_VOLATILE + 1 : N_PROGRESS;
+        KsmCounters some = {};
+        uint64_t run = 0;
+        int r;
+
+        for (size_t i = 0; i < n; i++) {
+                r = counter_read(ksm, i, &some);
+                if (r < 0)
+                        return r;
+        }
+        r = number_read(ksm->run, false, &run);
+        if (r < 0)
+                return r;
+        *ret = some;
+        *ret_run = run;
         return 0;
 }
 
@@ -297,14 +341,12 @@ static int knob_read_u64(const Ksm *ksm, int knob, bool optional, uint64_t *ret)
         return errno ? -EINVAL : 0;
 }
 
-int ksm_run(const Ksm *ksm, uint64_t *ret) { return knob_read_u64(ksm, KNOB_RUN, false, ret); }
-
 int ksm_knobs(const Ksm *ksm, KsmKnobs *ret) {
         KsmKnobs knobs = {};
         char advisor[VALUE_BYTES];
         int r;
 
-        r = ksm_run(ksm, &knobs.run);
+        r = knob_read_u64(ksm, KNOB_RUN, false, &knobs.run);
         if (r >= 0)
                 r = knob_read_u64(ksm, KNOB_PAGES, false, &knobs.pages_to_scan);
         if (r >= 0)

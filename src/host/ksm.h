@@ -30,7 +30,9 @@ DEFINE_CLEANUP(Ksm, ksm_free)
 
 int ksm_counters(const Ksm *ksm, KsmCounters *ret);
 int ksm_knobs(const Ksm *ksm, KsmKnobs *ret);
-int ksm_run(const Ksm *ksm, uint64_t *ret);     /* the one that is asked for often */
+/* How far ksmd is, cheap enough to be asked every millisecond: pages_sharing, ksm_zero_pages, full_scans, pages_scanned
+ * (where the kernel has it, 6.6; else pages_unshared and pages_volatile), the rest 0; and the knob run. */
+int ksm_progress(const Ksm *ksm, KsmCounters *ret, uint64_t *ret_run);
 
 enum { KSM_E_BUSY = 1 };        /* the knob cannot change while pages are shared */
 

@@ -63,16 +63,17 @@ static bool sane(const HostKernel *host) {
 }
 
 static void test_leaves_nothing(void **unused) {
-        HostKernel host, again;
+        HostKernel host;
         size_t fds, mappings;
 
         host_kernel_probe(&host);
         assert_true(sane(&host));
         fds = count_entries("/proc/self/fd");
         mappings = count_mappings();
-        host_kernel_probe(&again);
+        for (int i = 0; i < 40; i++)
+                host_kernel_probe(&host);
         assert_int_equal(count_entries("/proc/self/fd"), fds);
-        assert_int_equal(count_mappings(), mappings);
+        assert_true(count_mappings() < mappings + 40); /* the allocator may have made a few of its own */
         assert_int_equal(waitpid(-1, NULL, WNOHANG | __WALL), -1);
         assert_int_equal(errno, ECHILD);
 }
