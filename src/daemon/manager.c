@@ -1,0 +1,453 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "daemon/manager.h"
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "daemon/notify.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+
+#define STATE_DIR "/run/ksmd-user"
+#define REFRESH_NSEC NSEC_PER_SEC
+/* How long a clean stop goes on trying to reach targets that cannot be called at the moment. */
+#define UNDO_PATIENCE_NSEC (5 * NSEC_PER_SEC)
+/* A convergence (--once) ends after so many passes, however much still changes. */
+#define ONCE_PASSES 5
+
+static void add_warning(void *userdata, const char *file, unsigned line, const char *message) {
+        Manager *m = userdata;
+        char *text = NULL;
+
+        if ((line ? asprintf(&text, "%s:%u: %s", file, line, message) : asprintf(&text, "%s: %s", file, message)) < 0)
+                return;
+        log_warning("%s", text);
+        if (GROW(m->warnings, m->n_warnings, m->warnings_allocated) < 0)
+                free(text);
+        else
+                m->warnings[m->n_warnings++] = text;
+}
+
+static void drop_warnings(Manager *m) {
+        while (m->n_warnings > 0)
+                free(m->warnings[--m->n_warnings]);
+}
+
+static int open_state_dir(Manager *m) {
+        const char *given = getenv("RUNTIME_DIRECTORY");
+        char path[256];
+
+        m->state_dir = strdup(given && *given == '/' ? given : STATE_DIR);
+        if (!m->state_dir)
+                return -ENOMEM;
+        if (mkdir(m->state_dir, 0700) < 0 && errno != EEXIST)
+                return -errno;
+        snprintf(path, sizeof path, "%s/lock", m->state_dir);
+        m->lock_fd = open(path, O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600);
+        if (m->lock_fd < 0)
+                return -errno;
+        if (flock(m->lock_fd, LOCK_EX | LOCK_NB) < 0)
+                return errno == EWOULDBLOCK ? -EALREADY : -errno;
+        return 0;
+}
+
+static int open_ksm(Manager *m) {
+        _cleanup_free_ char *path = NULL;
+        int r;
+
+        if (asprintf(&path, "%s/ksm.found", m->state_dir) < 0)
+                return -ENOMEM;
+        r = ksm_new(NULL, path, &m->ksm);
+        m->ksm_error = r;
+        if (r < 0) {
+                log_warning("KSM cannot be used (%s): nothing is merged", strerror(-r));
+                return 0;
+        }
+        if (ksm_was_left_changed(m->ksm)) {
+                r = ksm_restore(m->ksm);
+                if (r < 0)
+                        log_warning("KSM's settings of before a crash cannot be put back: %s", strerror(-r));
+                else
+                        log_info("put KSM's settings back to what they were before a crash");
+        }
+        return burst_new(m->ksm, &m->burst);
+}
+
+static int on_signal(void *userdata, LoopSource *source, int signo, int pid) {
+        Manager *m = userdata;
+
+        switch (signo) {
+        case SIGCHLD:
+                remote_reap(m->remote);
+                break;
+        case SIGHUP:
+                m->reload_wanted = true;
+                break;
+        default:
+                m->stopping = true;
+        }
+        return 0;
+}
+
+static int on_tree(void *userdata, LoopSource *source, int fd, uint32_t revents) {
+        Manager *m = userdata;
+        int r = cgroup_tree_dispatch(m->roster.tree);
+
+        if (r < 0)
+                log_warning("the cgroup tree cannot be read: %s", strerror(-r));
+        roster_refresh(&m->roster);
+        return 0;
+}
+
+static int on_refresh(void *userdata, LoopSource *source) {
+        Manager *m = userdata;
+
+        roster_refresh(&m->roster);
+        return 0;
+}
+
+static int on_watchdog(void *userdata, LoopSource *source) {
+        notify_watchdog();
+        return 0;
+}
+
+static int watch_events(Manager *m) {
+        static const int signals[] = { SIGCHLD, SIGHUP, SIGTERM, SIGINT };
+        uint64_t watchdog = notify_watchdog_nsec();
+        int r;
+
+        for (size_t i = 0; i < ELEMENTSOF(signals); i++) {
+                r = loop_add_signal(m->loop, signals[i], on_signal, m, &m->signals[i]);
+                if (r < 0)
+                        return r;
+        }
+        r = loop_add_io(m->loop, cgroup_tree_fd(m->roster.tree), POLLIN, on_tree, m, &m->tree_source);
+        if (r < 0)
+                return r;
+        r = loop_add_timer(m->loop, REFRESH_NSEC, REFRESH_NSEC, on_refresh, m, &m->refresh_timer);
+        if (r < 0 || !watchdog)
+                return r;
+        return loop_add_timer(m->loop, watchdog / 3, watchdog / 3, on_watchdog, m, &m->watchdog_timer);
+}
+
+int manager_new(const char *config_path, bool once, Manager **ret) {
+        _cleanup_(manager_freep) Manager *m = calloc(1, sizeof *m);
+        int r;
+
+        if (!m)
+                return -ENOMEM;
+        *m = (Manager){ .config_path = config_path, .once = once, .lock_fd = -EBADF, .started_nsec = now_nsec() };
+        r = conf_load("", config_path, add_warning, m, &m->conf);
+        if (r < 0) {
+                log_error("%s: %s", config_path ?: KSMD_USER_SYSCONFDIR "/ksmd-user.conf", strerror(-r));
+                return r;
+        }
+        host_kernel_probe(&m->kernel);
+        for (size_t i = 0; i < m->kernel.n_features; i++)
+                if (m->kernel.features[i].required && m->kernel.features[i].state != 1) {
+                        log_error("%s: %s; see `ksmctl doctor`", m->kernel.features[i].name,
+                                  m->kernel.features[i].state < 0 ? strerror(-m->kernel.features[i].state) : "absent");
+                        return m->kernel.features[i].state < 0 ? m->kernel.features[i].state : -EOPNOTSUPP;
+                }
+        r = open_state_dir(m);
+        if (r < 0) {
+                log_error("%s: %s", m->state_dir ?: STATE_DIR,
+                          r == -EALREADY ? "another ksmd-user runs on this host" : strerror(-r));
+                return r;
+        }
+        r = loop_new(&m->loop);
+        if (r < 0) {
+                log_error("io_uring cannot be used: %s (see sysctl kernel.io_uring_disabled)", strerror(-r));
+                return r;
+        }
+        r = remote_new(&m->remote);
+        if (r < 0) {
+                log_error("processes cannot be called: %s", strerror(-r));
+                return r;
+        }
+        r = open_ksm(m);
+        if (r < 0)
+                return r;
+        r = advise_new(m->remote, m->ksm, m->state_dir, m->kernel.process_madvise_mergeable, &m->advise);
+        if (r < 0) {
+                log_error("%s: %s", m->state_dir, strerror(-r));
+                return r;
+        }
+        r = roster_init(&m->roster, m->loop, m->conf, NULL, m->ksm != NULL);
+        if (r < 0) {
+                log_error("cgroups cannot be watched: %s",
+                          r == -ENOENT ? "no cgroup v2 hierarchy is mounted" : strerror(-r));
+                return r;
+        }
+        r = watch_events(m);
+        if (r < 0)
+                return r;
+        *ret = TAKE_PTR(m);
+        return 0;
+}
+
+Manager *manager_free(Manager *m) {
+        if (!m)
+                return NULL;
+        for (size_t i = 0; i < m->n_requests; i++) {
+                service_call_end(m->requests[i].call, SERVICE_E_REFUSED, "the daemon stops", NULL);
+                free(m->requests[i].cgroup);
+        }
+        service_free(m->service);
+        for (size_t i = 0; i < ELEMENTSOF(m->signals); i++)
+                loop_source_free(m->signals[i]);
+        loop_source_free(m->tree_source);
+        loop_source_free(m->refresh_timer);
+        loop_source_free(m->watchdog_timer);
+        roster_done(&m->roster);
+        advise_free(m->advise);
+        burst_free(m->burst);
+        ksm_free(m->ksm);
+        remote_free(m->remote);
+        loop_free(m->loop);
+        conf_free(m->new_conf);
+        conf_free(m->conf);
+        drop_warnings(m);
+        free(m->warnings);
+        free(m->requests);
+        free(m->state_dir);
+        safe_close(m->lock_fd);
+        free(m);
+        return NULL;
+}
+
+int manager_listen(Manager *m, int listen_fd) {
+        return service_new(m->loop, listen_fd, &manager_ops, m, &m->service);
+}
+
+/* There is something for the main loop to carry out before more work is done. */
+static bool interrupted(const Manager *m) {
+        if (m->stopping || m->reload_wanted || m->new_conf || (m->paused && m->in_pass))
+                return true;
+        for (size_t i = 0; i < m->n_requests; i++)
+                if (m->requests[i].kind == REQUEST_UNMERGE || !m->in_pass)
+                        return true;
+        return false;
+}
+
+bool manager_breathe(Manager *m, uint64_t nsec) {
+        uint64_t until = now_nsec() + nsec;
+
+        for (;;) {
+                uint64_t now = now_nsec();
+                int r = loop_dispatch(m->loop, now < until ? until - now : 0);
+
+                if (r < 0) {
+                        log_error("the event loop failed: %s", strerror(-r));
+                        m->stopping = true;
+                }
+                if (interrupted(m))
+                        return true;
+                if (now_nsec() >= until)
+                        return false;
+        }
+}
+
+static void end_request(Manager *m, size_t i, int result, const char *reason, json_t *parameters) {
+        Request request = m->requests[i];
+
+        m->requests[i] = m->requests[--m->n_requests];
+        service_call_end(request.call, result, reason, parameters);
+        free(request.cgroup);
+}
+
+/* Undoes what was done to the members that left. true: some could not be reached and are to be tried again. */
+static bool undo_leaving(Manager *m, uint64_t *ret_pages) {
+        bool again = false;
+
+        for (size_t i = 0; i < m->roster.n_leaving;) {
+                Member *member = m->roster.leaving[i];
+                int r = manager_undo(m, member, ret_pages);
+
+                if (r == REMOTE_E_BUSY || r == REMOTE_E_TRACED || r == REMOTE_E_LOST) {
+                        again = true;
+                        i++;
+                        continue;
+                }
+                if (r != 0)
+                        log_warning("process %d: what was marked for merging cannot be unmarked: %s",
+                                    member->target->pid, r < 0 ? strerror(-r) : remote_error_name(r));
+                roster_drop(&m->roster, member);
+        }
+        roster_prune_slots(&m->roster);
+        return again;
+}
+
+int manager_load_config(Manager *m) {
+        _cleanup_(conf_freep) Conf *conf = NULL;
+        int r;
+
+        drop_warnings(m);
+        r = conf_load("", m->config_path, add_warning, m, &conf);
+        if (r < 0) {
+                log_error("the configuration cannot be read, the old one stands: %s", strerror(-r));
+                return r;
+        }
+        conf_free(m->new_conf);
+        m->new_conf = TAKE_PTR(conf);
+        return 0;
+}
+
+static void swap_config(Manager *m) {
+        Conf *old = m->conf;
+
+        m->conf = TAKE_PTR(m->new_conf);
+        roster_reconfigure(&m->roster, m->conf);
+        conf_free(old);
+        m->next_pass_nsec = 0;
+        log_info("configuration reloaded, %u warnings", m->conf->n_warnings);
+}
+
+/* What was asked for while a pass ran, or since. */
+static void carry_out_requests(Manager *m) {
+        uint64_t pages = 0;
+
+        if (m->reload_wanted || m->new_conf) {
+                notify_reloading();
+                if (m->reload_wanted)
+                        manager_load_config(m);
+                m->reload_wanted = false;
+                if (m->new_conf)
+                        swap_config(m);
+                notify_ready();
+        }
+        for (size_t i = 0; i < m->n_requests;) {
+                int r;
+
+                if (m->requests[i].kind != REQUEST_UNMERGE) {
+                        i++;
+                        continue;
+                }
+                pages = 0;
+                r = roster_block(&m->roster, m->requests[i].cgroup);
+                if (r < 0) {
+                        end_request(m, i, r == -ENOENT ? SERVICE_E_NOT_FOUND : r, "no such cgroup is opted in", NULL);
+                        continue;
+                }
+                undo_leaving(m, &pages);
+                manager_census(m);
+                end_request(m, i, 0, NULL, json_pack("{s:I}", "pages", (json_int_t)pages));
+        }
+        undo_leaving(m, &pages);
+}
+
+static void end_scans(Manager *m) {
+        for (size_t i = 0; i < m->n_requests;)
+                if (m->requests[i].kind == REQUEST_SCAN && m->requests[i].started)
+                        end_request(m, i, 0, NULL, NULL);
+                else
+                        i++;
+}
+
+static bool scan_requested(Manager *m, bool start) {
+        bool any = false;
+
+        for (size_t i = 0; i < m->n_requests; i++)
+                if (m->requests[i].kind == REQUEST_SCAN) {
+                        m->requests[i].started |= start;
+                        any = true;
+                }
+        return any;
+}
+
+static void report_status(Manager *m) {
+        uint64_t saved = 0;
+
+        for (size_t i = 0; i < m->roster.n_slots; i++)
+                saved += m->roster.slots[i]->stats.bytes_saved;
+        notify_status("%zu cgroups, %zu processes, %.1f MiB saved%s", m->roster.n_groups,
+                      roster_count_members(&m->roster), (double)saved / (1 << 20), m->paused ? ", paused" : "");
+}
+
+/* Leaves the host as the configuration wants it left: merged, or as it was before us; KSM's knobs as found. */
+static void stop(Manager *m) {
+        uint64_t pages = 0, until = now_nsec() + UNDO_PATIENCE_NSEC;
+        int r;
+
+        m->state = MANAGER_STOPPING;
+        notify_stopping();
+        if (m->burst)
+                burst_stop(m->burst);
+        if (m->conf->daemon.on_stop == CONF_ON_STOP_UNMERGE && !m->once) {
+                roster_dismiss(&m->roster);
+                while (undo_leaving(m, &pages) && now_nsec() < until)
+                        loop_dispatch(m->loop, 50 * NSEC_PER_MSEC);
+                log_info("%llu pages unmarked", (unsigned long long)pages);
+        } else
+                undo_leaving(m, &pages);
+        r = m->ksm ? ksm_restore(m->ksm) : 0;
+        if (r != 0)
+                log_warning("KSM's settings could not all be put back: %s",
+                            r == KSM_E_BUSY ? "some cannot change while pages are shared" : strerror(-r));
+}
+
+int manager_run(Manager *m) {
+        notify_ready();
+        report_status(m);
+        while (!m->stopping) {
+                uint64_t now = now_nsec();
+                bool due = !m->paused && (now >= m->next_pass_nsec || scan_requested(m, false));
+
+                if (due) {
+                        m->next_pass_nsec = now + m->conf->daemon.scan_interval_nsec;
+                        scan_requested(m, true);
+                        if (manager_pass(m) == 0)
+                                end_scans(m);
+                        else if (!m->paused)
+                                m->next_pass_nsec = now_nsec() + NSEC_PER_SEC;
+                        report_status(m);
+                } else
+                        manager_breathe(m, m->paused ? REFRESH_NSEC : MIN_OF(m->next_pass_nsec - now, REFRESH_NSEC));
+                if (!m->stopping)
+                        carry_out_requests(m);
+                m->state = m->paused ? MANAGER_PAUSED : MANAGER_IDLE;
+        }
+        stop(m);
+        return 0;
+}
+
+/* The last pass found nothing to do, or did all there was: nothing is still settling, and what was marked is merged
+ * but for one in a hundred. */
+static bool converged(const Manager *m) {
+        uint64_t unmerged = 0, merged = 0, changing = 0;
+
+        for (size_t i = 0; i < m->roster.n_slots; i++) {
+                const PageStats *stats = &m->roster.slots[i]->stats;
+
+                unmerged += stats->merge_failures[MERGE_FAILURE_KERNEL];
+                changing += stats->pages_volatile;
+                merged += stats->pages_sharing + stats->pages_zero;
+        }
+        return m->pass_changes == 0 || (changing == 0 && unmerged * 100 <= merged);
+}
+
+int manager_run_once(Manager *m) {
+        json_t *stats;
+        int r = 0;
+
+        for (unsigned i = 0; i < ONCE_PASSES && !m->stopping; i++) {
+                r = manager_pass(m);
+                if (r < 0)
+                        break;
+                if (converged(m))
+                        break;
+        }
+        stop(m);
+        stats = manager_stats_json(m);
+        if (!stats)
+                return -ENOMEM;
+        json_dumpf(stats, stdout, JSON_INDENT(2) | JSON_PRESERVE_ORDER);
+        putchar('\n');
+        json_decref(stats);
+        return r == -ECANCELED ? 0 : r;
+}

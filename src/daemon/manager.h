@@ -1,0 +1,91 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#pragma once
+
+#include "control/service.h"
+#include "daemon/roster.h"
+#include "host/kernel.h"
+#include "host/ksm.h"
+#include "merge/burst.h"
+#include "target/remote.h"
+
+/*
+ * The manager wires everything together and is the firewall for errors: whatever goes wrong with one target is counted
+ * and ends with that target.
+ *
+ * Everything happens on one thread. Work comes in passes (pass.c); between two batches of a pass manager_breathe() lets
+ * the event loop run, so that control is answered at once. What changes the managed set or interrupts the work
+ * (reload, unmerge, pause, stop) is only noted there and carried out by the main loop between passes: a pass that sees
+ * such a request gives up early and leaves the previous pass's result standing.
+ */
+typedef enum ManagerState {
+        MANAGER_IDLE,
+        MANAGER_SCANNING,
+        MANAGER_MERGING,
+        MANAGER_PAUSED,
+        MANAGER_STOPPING,
+} ManagerState;
+
+/* An answer owed until the named work is done. */
+typedef struct Request {
+        enum { REQUEST_SCAN, REQUEST_UNMERGE } kind;
+        ServiceCall *call;
+        char *cgroup;
+        bool started;                   /* scan: a pass that began after the request is under way */
+} Request;
+
+typedef struct Manager {
+        Loop *loop;
+        const char *config_path;        /* NULL: the default files */
+        Conf *conf;
+        HostKernel kernel;
+        char *state_dir;
+        int lock_fd;
+        Ksm *ksm;                       /* NULL: absent or read-only, ksm_error says */
+        int ksm_error;
+        Burst *burst;
+        Remote *remote;
+        Advise *advise;
+        Roster roster;
+        Service *service;
+        LoopSource *signals[4], *tree_source, *refresh_timer, *watchdog_timer;
+        ManagerState state;
+        bool in_pass, paused, stopping, once;
+        bool reload_wanted;             /* SIGHUP came */
+        Conf *new_conf;                 /* loaded, to be swapped in between passes */
+        uint64_t started_nsec, next_pass_nsec, last_pass_nsec;
+        uint64_t full_scans;
+        uint64_t merge_failures[_MERGE_FAILURE_MAX];    /* events: changed, gone, denied, busy */
+        uint64_t pass_changes;          /* the last pass: pages newly marked, and pages to wait for */
+        Request *requests;
+        size_t n_requests, requests_allocated;
+        char **warnings;                /* of the configuration */
+        size_t n_warnings, warnings_allocated;
+} Manager;
+
+/* once: for manager_run_once(). What goes wrong is logged. */
+int manager_new(const char *config_path, bool once, Manager **ret);
+Manager *manager_free(Manager *manager);
+DEFINE_CLEANUP(Manager, manager_free)
+
+/* The control socket, taken over. */
+int manager_listen(Manager *manager, int listen_fd);
+int manager_run(Manager *manager);      /* until SIGTERM or SIGINT */
+int manager_run_once(Manager *manager); /* one full convergence over what is opted in */
+
+/* Loads the configuration anew; the main loop swaps it in. Its warnings replace the old ones. */
+int manager_load_config(Manager *manager);
+
+/* Lets the event loop run for up to nsec. true: the work at hand is to be given up. */
+bool manager_breathe(Manager *manager, uint64_t nsec);
+
+/* pass.c: one pass over everything opted in, merging included. 0, or -ECANCELED when it was given up. */
+int manager_pass(Manager *manager);
+/* pass.c: undoes one member of the leaving; 0 when nothing of ours is left in it (or it is gone), REMOTE_E_BUSY to try
+ * again later. *ret_pages: how many pages were unmarked. */
+int manager_undo(Manager *manager, Member *member, uint64_t *ret_pages);
+/* pass.c: counts what is saved now and fills in the statistics of groups and slots. */
+void manager_census(Manager *manager);
+
+/* report.c: what the service asks. */
+extern const ServiceOps manager_ops;
+json_t *manager_stats_json(Manager *manager);

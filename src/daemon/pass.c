@@ -1,0 +1,541 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * One pass: read every target, match, plan, mark, let ksmd merge, count. Read manager_pass() at the end first.
+ *
+ * A pass works on a snapshot of the members, since processes and cgroups come and go while it breathes; a member that
+ * has gone or is leaving is passed over. Nothing is acted on before everything was read: plans are made from whole
+ * passes only.
+ */
+#include "daemon/manager.h"
+
+#include "base/clock.h"
+#include "base/log.h"
+
+#include <string.h>
+
+/* A block read for the first time is believed quiet when a sample of it is unchanged this much later. */
+#define QUIET_NSEC (200 * NSEC_PER_MSEC)
+
+typedef struct Pass {
+        Manager *manager;
+        Member **members;               /* snapshot */
+        size_t n_members;
+        Slot **slots;
+        size_t n_slots;
+        uint64_t now, first_read_nsec;
+        uint64_t expected, marked;      /* over all domains that merge */
+        bool fresh;                     /* a block was read for the first time */
+} Pass;
+
+static void pass_done(Pass *pass) {
+        free(pass->members);
+        free(pass->slots);
+}
+
+static int pass_begin(Manager *m, Pass *pass) {
+        size_t n = roster_count_members(&m->roster);
+
+        *pass = (Pass){ .manager = m, .now = now_nsec() };
+        pass->members = calloc(n + 1, sizeof(Member *));
+        pass->slots = calloc(m->roster.n_slots + 1, sizeof(Slot *));
+        if (!pass->members || !pass->slots)
+                return -ENOMEM;
+        for (size_t i = 0; i < m->roster.n_slots; i++)
+                if (m->roster.slots[i]->domain) {
+                        pass->slots[pass->n_slots++] = m->roster.slots[i];
+                        domain_begin_pass(m->roster.slots[i]->domain);
+                }
+        for (size_t i = 0; i < m->roster.n_groups; i++)
+                for (size_t k = 0; k < m->roster.groups[i]->n_members; k++)
+                        if (m->roster.groups[i]->slot->domain)
+                                pass->members[pass->n_members++] = m->roster.groups[i]->members[k];
+        return 0;
+}
+
+static bool passed_over(const Member *member) { return member->gone || member->leaving; }
+
+/* The domain whose pages these are; valid while the member is not leaving. */
+static Domain *domain_of(const Member *member) { return member->group->slot->domain; }
+
+/* First contact, before a page is read: is it dumpable, can it be called, what is marked already. */
+static int adopt(Manager *m, Member *member, bool ask_dumpable) {
+        TargetSkip skip = TARGET_OK;
+        int r;
+
+        if (member->group->slot->dry_run)
+                return 0;
+        if (member->remote_error == REMOTE_E_DENIED || member->remote_error == REMOTE_E_UNFIT)
+                return member->remote_error; /* final for this process */
+        r = remote_adopt(m->remote, member->target, &skip);
+        member->remote_error = r;
+        if (r != 0)
+                return r;
+        member->skip = skip;
+        if (skip == TARGET_OK)
+                member->adopted = true;
+        return 0;
+}
+
+static void note_remote_error(Manager *m, Member *member, int error) {
+        switch (error) {
+        case REMOTE_E_GONE:
+                m->merge_failures[MERGE_FAILURE_GONE]++;
+                break;
+        case REMOTE_E_BUSY:
+        case REMOTE_E_LOST:
+                member->skip = TARGET_SKIP_UNCALLABLE;
+                m->merge_failures[MERGE_FAILURE_BUSY]++;
+                break;
+        case REMOTE_E_TRACED:
+                member->skip = TARGET_SKIP_TRACED;
+                break;
+        default:
+                member->skip = error == REMOTE_E_DENIED ? TARGET_SKIP_DENIED : TARGET_SKIP_UNCALLABLE;
+                m->merge_failures[MERGE_FAILURE_DENIED]++;
+        }
+        member->remote_error = error;
+}
+
+/* Whether the member takes part in this pass: sets its skip, opens its memory, reads its mappings. */
+static bool member_ready(Pass *pass, Member *member) {
+        Manager *m = pass->manager;
+        bool ask_dumpable = false;
+        int r;
+
+        r = target_inspect(member->target, m->once ? 0 : m->conf->daemon.minimum_age_nsec, &member->skip,
+                           &ask_dumpable);
+        if (r != 0) {
+                member->gone |= r == TARGET_E_GONE;
+                return false;
+        }
+        if (member->skip == TARGET_OK && cgroup_frozen(m->roster.tree, member->group->path))
+                member->skip = TARGET_SKIP_FROZEN;
+        if (!member->adopted && member->skip == TARGET_OK) {
+                r = adopt(m, member, ask_dumpable);
+                if (r != 0) {
+                        note_remote_error(m, member, r);
+                        return false;
+                }
+        }
+        if (member->skip != TARGET_OK &&
+            !(member->adopted && (member->skip == TARGET_SKIP_FROZEN || member->skip == TARGET_SKIP_STOPPED)))
+                return false;
+        r = target_open_memory(member->target);
+        if (r == 0) {
+                vma_list_done(&member->vmas);
+                r = target_read_vmas(member->target, member->group->include_dontdump, &member->vmas);
+        }
+        if (r == 0 && !member->marks_loaded && !member->group->slot->dry_run) {
+                r = marks_load(m->advise, member->target, &member->vmas, &member->marks);
+                member->marks_loaded = r == 0;
+        }
+        if (r == 0)
+                r = space_refresh(&member->space, &member->vmas);
+        if (r == TARGET_E_DENIED)
+                member->skip = TARGET_SKIP_DENIED;
+        else if (r < 0)
+                log_debug("process %d cannot be read: %s", member->target->pid, strerror(-r));
+        return r == 0;
+}
+
+static void count_batch(MemberCounts *counts, const ScanBatch *batch) {
+        for (unsigned i = 0; i < BLOCK_PAGES; i++) {
+                const ScanPage *p = &batch->pages[i];
+
+                switch ((ScanKind)p->kind) {
+                case SCAN_NOTHING:
+                        continue;
+                case SCAN_FAILED:
+                        counts->failed++;
+                        continue;
+                case SCAN_KSM:
+                        counts->merged++;
+                        break;
+                case SCAN_ZERO:
+                        counts->zero++;
+                        break;
+                case SCAN_SHARED:
+                        counts->shared_by_fork++;
+                        break;
+                case SCAN_ZEROPAGE: /* counted by the census when it was given back */
+                        continue;
+                case SCAN_HASHED:
+                        break;
+                }
+                counts->present++;
+                counts->changed += p->changed;
+        }
+}
+
+/* A page that was all zero on a frame of its own inside our marks and now maps the zero page was given back. */
+static void note_given(Member *member, Block *block, const PageSet zero_before) {
+        for (unsigned i = 0; i < ELEMENTSOF(block->given); i++)
+                block->given[i] = (block->given[i] | zero_before[i]) & block->zeropage[i];
+}
+
+static int read_member(Pass *pass, Member *member) {
+        Manager *m = pass->manager;
+        ScanBatch batch;
+        int r;
+
+        member->counts = (MemberCounts){ 0 };
+        for (size_t b = 0; b < member->space.n; b++) {
+                Block *block = member->space.blocks[b];
+                PageSet zero_before;
+
+                memcpy(zero_before, block->zero, sizeof zero_before);
+                r = scan_block(domain_of(member)->scanner, block, &member->vmas, &batch);
+                if (r == TARGET_E_GONE) {
+                        member->gone = true;
+                        return 0;
+                }
+                if (r < 0)
+                        return r;
+                note_given(member, block, zero_before);
+                pass->fresh |= block->first_pass == domain_of(member)->pass;
+                count_batch(&member->counts, &batch);
+                r = domain_see(domain_of(member), &batch);
+                if (r < 0)
+                        return r;
+                if (manager_breathe(m, 0))
+                        return -ECANCELED;
+                if (passed_over(member))
+                        return 0;
+        }
+        return 0;
+}
+
+static int read_all(Pass *pass) {
+        pass->first_read_nsec = now_nsec();
+        for (size_t i = 0; i < pass->n_members; i++) {
+                Member *member = pass->members[i];
+                int r;
+
+                if (passed_over(member))
+                        continue;
+                if (manager_breathe(pass->manager, 0))
+                        return -ECANCELED;
+                if (passed_over(member) || !member_ready(pass, member))
+                        continue;
+                r = read_member(pass, member);
+                if (r == -ECANCELED)
+                        return r;
+                if (r < 0)
+                        log_debug("process %d: %s", member->target->pid, strerror(-r));
+        }
+        return 0;
+}
+
+/* What was read for the first time is believed only when a sample of it stands a second look. */
+static int confirm_all(Pass *pass) {
+        uint64_t since = now_nsec() - pass->first_read_nsec;
+
+        if (!pass->fresh)
+                return 0;
+        if (since < QUIET_NSEC && manager_breathe(pass->manager, QUIET_NSEC - since))
+                return -ECANCELED;
+        for (size_t i = 0; i < pass->n_members; i++) {
+                Member *member = pass->members[i];
+
+                if (passed_over(member))
+                        continue;
+                for (size_t b = 0; b < member->space.n && !passed_over(member); b++) {
+                        Block *block = member->space.blocks[b];
+                        Domain *domain = domain_of(member);
+
+                        if (block->pass != domain->pass || block->first_pass != domain->pass)
+                                continue;
+                        if (domain_confirm_block(domain, block, &member->vmas) == TARGET_E_GONE)
+                                member->gone = true;
+                }
+                if (manager_breathe(pass->manager, 0))
+                        return -ECANCELED;
+        }
+        return 0;
+}
+
+/* The spaces of one domain; the caller frees the array. */
+static Space **spaces_of(const Pass *pass, const Domain *domain, size_t *ret_n) {
+        Space **spaces = calloc(pass->n_members + 1, sizeof(Space *));
+        size_t n = 0;
+
+        for (size_t i = 0; spaces && i < pass->n_members; i++)
+                if (pass->members[i]->space.table == &domain->blocks)
+                        spaces[n++] = &pass->members[i]->space;
+        *ret_n = n;
+        return spaces;
+}
+
+static int end_domains(Pass *pass, bool whole) {
+        int r = 0;
+
+        for (size_t i = 0; i < pass->n_slots; i++) {
+                Domain *domain = pass->slots[i]->domain;
+                size_t n;
+                _cleanup_free_ Space **spaces = spaces_of(pass, domain, &n);
+
+                if (!spaces)
+                        r = -ENOMEM;
+                else if (whole)
+                        domain_end_pass(domain, spaces, n);
+                else
+                        domain_abort_pass(domain, spaces, n);
+        }
+        return r;
+}
+
+static void count_wanted(Member *member) {
+        uint64_t changed = 0, twin = 0, zero = 0;
+
+        for (size_t b = 0; b < member->space.n; b++) {
+                Block *block = member->space.blocks[b];
+                twin += page_set_count(block->twin);
+                zero += page_set_count(block->zero);
+                changed += page_set_count(block->changed);
+        }
+        member->counts.twin = twin;
+        member->counts.zero = zero;
+        member->counts.changed = changed;
+        member->counts.wanted = twin + zero;
+        member->counts.unique = member->counts.present - MIN_OF(member->counts.present, twin + zero + changed +
+                                                                member->counts.merged + member->counts.shared_by_fork);
+}
+
+static int merge_member(Pass *pass, Member *member) {
+        Manager *m = pass->manager;
+        _cleanup_(plan_done) Plan plan = { 0 };
+        AdviseResult result = { 0 };
+        PlanRules rules = {
+                .minimum_run_pages = member->group->minimum_run_pages,
+                .huge_page_split = member->group->huge_page_split,
+                .vmas_max = m->kernel.max_map_count / 4,
+        };
+        int r;
+
+        count_wanted(member);
+        if (member->counts.wanted == 0 && member->marks.n == 0)
+                return 0;
+        r = target_read_vmas(member->target, member->group->include_dontdump, &member->vmas);
+        if (r != 0)
+                return r < 0 ? r : 0;
+        rules.vmas_now = member->vmas.n;
+        r = plan_make(&member->space, &member->vmas, &rules, &plan);
+        if (r < 0)
+                return r;
+        member->counts.left_huge = plan.pages_left_huge;
+        member->counts.left_budget = plan.pages_left_budget;
+        member->counts.left_run = plan.pages_left_run;
+        member->counts.marked = plan.pages_marked;
+        if (member->group->slot->dry_run || member->skip != TARGET_OK)
+                return 0;
+        r = advise_apply(m->advise, member->target, &plan, &member->marks, &result);
+        m->merge_failures[MERGE_FAILURE_CHANGED] += result.failed_ranges;
+        m->pass_changes += result.pages_marked;
+        pass->marked += plan.pages_marked;
+        if (r > 0)
+                note_remote_error(m, member, r);
+        return r < 0 ? r : 0;
+}
+
+static int merge_all(Pass *pass) {
+        for (size_t i = 0; i < pass->n_members; i++) {
+                Member *member = pass->members[i];
+                int r;
+
+                if (manager_breathe(pass->manager, 0))
+                        return -ECANCELED;
+                if (passed_over(member) || !member->vmas.n)
+                        continue;
+                r = merge_member(pass, member);
+                if (r < 0)
+                        log_debug("process %d: marking: %s", member->target->pid, strerror(-r));
+        }
+        for (size_t i = 0; i < pass->n_slots; i++)
+                if (!pass->slots[i]->dry_run)
+                        pass->expected += pass->slots[i]->domain->stats.expected;
+        return 0;
+}
+
+static int run_burst(Pass *pass) {
+        Manager *m = pass->manager;
+        BurstState state;
+        int r;
+
+        if (pass->expected == 0 || pass->marked == 0 || !m->burst)
+                return 0;
+        r = burst_start(m->burst, pass->expected, pass->marked);
+        if (r < 0) {
+                log_warning("KSM cannot be run: %s", strerror(-r));
+                return 0;
+        }
+        while ((state = burst_step(m->burst)) == BURST_RUNNING)
+                if (manager_breathe(m, burst_interval_nsec(m->burst))) {
+                        burst_stop(m->burst);
+                        return -ECANCELED;
+                }
+        return 0;
+}
+
+/* Pages of the range that mapped the zero page before we marked it: they were read and never written, which is no
+ * saving of ours. */
+static uint64_t natural_zero_pages(const Space *space, const PlanRange *range) {
+        uint64_t n = 0;
+
+        for (uint64_t addr = range->start & ~(BLOCK_BYTES - 1); addr < range->end; addr += BLOCK_BYTES) {
+                const Block *block = space_find(space, addr);
+
+                for (unsigned i = 0; block && i < BLOCK_PAGES; i++) {
+                        uint64_t at = addr + i * PAGE_BYTES;
+                        n += at >= range->start && at < range->end && page_set_has(block->zeropage, i) &&
+                             !page_set_has(block->given, i);
+                }
+        }
+        return n;
+}
+
+static void census_member(CensusFrames *frames, Member *member, PageStats *stats) {
+        Census census = { 0 };
+        uint64_t natural = 0;
+
+        for (size_t i = 0; i < member->marks.n; i++) {
+                if (census_add(frames, member->target, member->marks.ranges[i].start, member->marks.ranges[i].end,
+                               &census) != 0)
+                        break;
+                natural += natural_zero_pages(&member->space, &member->marks.ranges[i]);
+        }
+        member->counts.given = census.zeropage - MIN_OF(census.zeropage, natural);
+        member->counts.unmerged = member->counts.wanted + member->counts.merged;
+        member->counts.unmerged -= MIN_OF(member->counts.unmerged, census.ksm_mappings + member->counts.given +
+                                                                   member->counts.left_huge +
+                                                                   member->counts.left_budget +
+                                                                   member->counts.left_run);
+        if (census.ksm_mappings >= member->counts.merged)
+                member->counts.merged = census.ksm_mappings;
+        stats->pages_shared += census.ksm_frames;
+        stats->pages_sharing += census.ksm_mappings - census.ksm_frames;
+        stats->pages_zero += member->counts.given;
+        stats->pages_unshared += member->counts.unique;
+        stats->pages_volatile += member->counts.changed;
+        stats->pages_skipped += member->counts.skipped;
+        stats->merge_failures[MERGE_FAILURE_HUGE] += member->counts.left_huge;
+        stats->merge_failures[MERGE_FAILURE_VMA_BUDGET] += member->counts.left_budget;
+        stats->merge_failures[MERGE_FAILURE_SHORT_RUN] += member->counts.left_run;
+        stats->merge_failures[MERGE_FAILURE_KERNEL] += member->counts.unmerged;
+        stats->metadata_bytes += member->space.n * sizeof(Block);
+        /* What KSM keeps: 64 bytes for each page it was shown and for each node. */
+        stats->general_profit_bytes -= (int64_t)(64 * (member->counts.marked + census.ksm_frames));
+}
+
+static void finish_stats(PageStats *stats, uint64_t passes) {
+        stats->full_scans = passes;
+        stats->bytes_saved = (stats->pages_sharing + stats->pages_zero) * PAGE_BYTES;
+        stats->general_profit_bytes += (int64_t)stats->bytes_saved - (int64_t)stats->metadata_bytes;
+}
+
+void manager_census(Manager *m) {
+        for (size_t s = 0; s < m->roster.n_slots; s++) {
+                Slot *slot = m->roster.slots[s];
+                _cleanup_(census_frames_freep) CensusFrames *frames = NULL;
+                PageStats sum = { 0 };
+                StableCounts counts;
+                ScanStats scanned;
+
+                if (!slot->domain || census_frames_new(slot->domain->scanner, &frames) < 0)
+                        continue;
+                for (size_t i = 0; i < m->roster.n_groups; i++) {
+                        Group *group = m->roster.groups[i];
+                        PageStats stats = { 0 };
+
+                        if (group->slot != slot)
+                                continue;
+                        for (size_t k = 0; k < group->n_members; k++)
+                                if (!group->members[k]->gone)
+                                        census_member(frames, group->members[k], &stats);
+                        page_stats_add(&sum, &stats);
+                        group->stats = stats;
+                        finish_stats(&group->stats, slot->domain->pass);
+                }
+                stable_counts(slot->domain->stable, &counts);
+                scanner_stats(slot->domain->scanner, &scanned);
+                sum.stable_node_chains = counts.stable_node_chains;
+                sum.stable_node_dups = counts.stable_node_dups;
+                sum.pages_scanned = scanned.pages_scanned;
+                sum.pages_hashed = scanned.pages_hashed;
+                sum.pages_skipped = scanned.pages_skipped;
+                sum.metadata_bytes = domain_bytes(slot->domain);
+                slot->stats = sum;
+                finish_stats(&slot->stats, slot->domain->pass);
+        }
+}
+
+int manager_undo(Manager *m, Member *member, uint64_t *ret_pages) {
+        AdviseResult result = { 0 };
+        int r;
+
+        if (member->gone || !target_alive(member->target)) {
+                if (member->marks_loaded)
+                        advise_forget(m->advise, member->target, &member->marks);
+                return 0;
+        }
+        if (!member->marks_loaded || member->marks.n == 0)
+                return 0;
+        r = advise_undo(m->advise, member->target, &member->marks, &result);
+        *ret_pages += result.pages_unmarked;
+        if (r == REMOTE_E_GONE) {
+                advise_forget(m->advise, member->target, &member->marks);
+                return 0;
+        }
+        return r;
+}
+
+/* Where a pass's time goes, for KSMD_USER_DEBUG=1. */
+static void log_step(const char *step, uint64_t *since) {
+        uint64_t now = now_nsec();
+
+        log_debug("pass: %s in %.1f ms", step, (double)(now - *since) / NSEC_PER_MSEC);
+        *since = now;
+}
+
+int manager_pass(Manager *m) {
+        _cleanup_(pass_done) Pass pass = { 0 };
+        uint64_t begun = now_nsec(), since = begun;
+        int r;
+
+        r = pass_begin(m, &pass);
+        if (r < 0)
+                return r;
+        m->in_pass = true;
+        m->state = MANAGER_SCANNING;
+        m->pass_changes = 0;
+
+        r = read_all(&pass);
+        log_step("read", &since);
+        if (r == 0)
+                r = confirm_all(&pass);
+        log_step("settled", &since);
+        if (r == 0)
+                r = end_domains(&pass, true);
+        else
+                end_domains(&pass, false);
+        log_step("matched", &since);
+        if (r == 0) {
+                m->state = MANAGER_MERGING;
+                r = merge_all(&pass);
+        }
+        log_step("marked", &since);
+        if (r == 0)
+                r = run_burst(&pass);
+        log_step("merged", &since);
+        manager_census(m);
+        log_step("counted", &since);
+
+        if (r == 0) {
+                m->full_scans++;
+                m->last_pass_nsec = now_nsec() - begun;
+                for (size_t i = 0; i < pass.n_slots; i++)
+                        m->pass_changes += pass.slots[i]->domain->stats.pages_volatile;
+        }
+        m->in_pass = false;
+        m->state = MANAGER_IDLE;
+        return r;
+}

@@ -1,0 +1,363 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * What the control service asks and is told (shapes: include/ksmd-user/org.ksmduser.Daemon.varlink), read from the
+ * state as it stands: nothing here touches a process but Explain, which looks at the mappings of the one asked about.
+ */
+#include "daemon/manager.h"
+
+#include "base/clock.h"
+#include "base/log.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+static const char *state_name(const Manager *m) {
+        static const char *const names[] = { [MANAGER_IDLE] = "idle",         [MANAGER_SCANNING] = "scanning",
+                                             [MANAGER_MERGING] = "merging",   [MANAGER_PAUSED] = "paused",
+                                             [MANAGER_STOPPING] = "stopping" };
+        return names[m->paused ? MANAGER_PAUSED : m->state];
+}
+
+static const char *slot_route(const Slot *slot) {
+        return slot->idle_reason && !slot->dry_run ? "none" : conf_route_name(slot->route);
+}
+
+/* A name that somebody else chose: JSON is UTF-8, process and cgroup names are any bytes. */
+static json_t *text(const char *name) {
+        json_t *string = json_string(name);
+        char escaped[4 * 256 + 1];
+        size_t n = 0;
+
+        if (string || !name)
+                return string ?: json_null();
+        for (const unsigned char *p = (const unsigned char *)name; *p && n + 4 < sizeof escaped; p++)
+                if (*p < 0x80)
+                        escaped[n++] = (char)*p;
+                else
+                        n += (size_t)sprintf(escaped + n, "\\x%02x", *p);
+        escaped[n] = 0;
+        return json_string(escaped);
+}
+
+static void add_warning(json_t *array, const char *format, ...) _printf_(2, 3);
+static void add_warning(json_t *array, const char *format, ...) {
+        json_t *text;
+        va_list ap;
+
+        va_start(ap, format);
+        text = json_vsprintf(format, ap);
+        va_end(ap);
+        json_array_append_new(array, text);
+}
+
+static json_t *warnings_json(const Manager *m) {
+        json_t *array = json_array();
+
+        if (!array)
+                return NULL;
+        for (size_t i = 0; i < m->n_warnings; i++)
+                json_array_append_new(array, text(m->warnings[i]));
+        if (!m->ksm)
+                add_warning(array, "KSM cannot be used (%s): nothing is merged", strerror(-m->ksm_error));
+        for (size_t i = 0; i < m->roster.n_slots; i++)
+                if (m->roster.slots[i]->idle_reason && !m->roster.slots[i]->dry_run)
+                        add_warning(array, "domain %s merges nothing: %s", m->roster.slots[i]->name,
+                                    m->roster.slots[i]->idle_reason);
+        return array;
+}
+
+static json_t *nullable(bool known, uint64_t value) { return known ? json_integer((json_int_t)value) : json_null(); }
+
+static json_t *get_status(void *userdata) {
+        Manager *m = userdata;
+        uint64_t now = now_nsec(), saved = 0;
+
+        for (size_t i = 0; i < m->roster.n_slots; i++)
+                saved += m->roster.slots[i]->stats.bytes_saved;
+        return json_pack("{s:s, s:i, s:s, s:I, s:I, s:I, s:I, s:I, s:o, s:o, s:I, s:o}", "version", KSMD_USER_VERSION,
+                         "pid", (int)getpid(), "state", state_name(m), "uptime_nsec",
+                         (json_int_t)(now - m->started_nsec), "domains", (json_int_t)m->roster.n_slots, "cgroups",
+                         (json_int_t)m->roster.n_groups, "processes", (json_int_t)roster_count_members(&m->roster),
+                         "full_scans", (json_int_t)m->full_scans, "last_pass_nsec",
+                         nullable(m->last_pass_nsec > 0, m->last_pass_nsec), "next_pass_nsec",
+                         nullable(!m->in_pass && !m->paused,
+                                  m->next_pass_nsec > now ? m->next_pass_nsec - now : 0),
+                         "bytes_saved", (json_int_t)saved, "warnings", warnings_json(m));
+}
+
+static json_t *daemon_json(Manager *m) {
+        DaemonStats stats = { 0 };
+        RemoteStats remote;
+        BurstStats burst = { 0 };
+
+        for (size_t i = 0; i < m->roster.n_slots; i++)
+                page_stats_add(&stats.pages, &m->roster.slots[i]->stats);
+        stats.pages.full_scans = m->full_scans;
+        for (size_t i = 0; i < _MERGE_FAILURE_MAX; i++)
+                stats.pages.merge_failures[i] += m->merge_failures[i];
+        remote_stats(m->remote, &remote);
+        if (m->burst)
+                burst_stats(m->burst, &burst);
+        stats.cpu_nsec = process_cpu_nsec();
+        stats.ksmd_cpu_nsec = burst.ksmd_cpu_nsec;
+        stats.stops = remote.stops;
+        stats.stop_nsec_p50 = remote_stop_percentile(&remote, 500);
+        stats.stop_nsec_p99 = remote_stop_percentile(&remote, 990);
+        stats.stop_nsec_max = remote.stop_nsec_max;
+        return daemon_stats_json(&stats);
+}
+
+json_t *manager_stats_json(Manager *m) {
+        json_t *domains = json_array(), *cgroups = json_array();
+
+        for (size_t i = 0; domains && i < m->roster.n_slots; i++) {
+                json_t *one = page_stats_json(&m->roster.slots[i]->stats);
+
+                json_object_set_new(one, "domain", text(m->roster.slots[i]->name));
+                json_array_append_new(domains, one);
+        }
+        for (size_t i = 0; cgroups && i < m->roster.n_groups; i++) {
+                const Group *group = m->roster.groups[i];
+                json_t *one = page_stats_json(&group->stats);
+
+                json_object_set_new(one, "path", text(group->path));
+                json_object_set_new(one, "domain", text(group->slot->name));
+                json_object_set_new(one, "route", json_string(slot_route(group->slot)));
+                json_object_set_new(one, "processes", json_integer((json_int_t)group->n_members));
+                json_array_append_new(cgroups, one);
+        }
+        return json_pack("{s:o, s:o, s:o}", "daemon", daemon_json(m), "domains", domains, "cgroups", cgroups);
+}
+
+static json_t *get_stats(void *userdata) { return manager_stats_json(userdata); }
+
+/* State and reason of one managed process, as Target and Explain show them. */
+static const char *member_state(const Manager *m, const Member *member, const char **ret_reason) {
+        const Slot *slot = member->group->slot;
+
+        *ret_reason = NULL;
+        if (slot->idle_reason && !slot->dry_run) {
+                *ret_reason = slot->idle_reason;
+                return "skipped";
+        }
+        if (member->skip != TARGET_OK) {
+                *ret_reason = target_skip_name(member->skip);
+                if (member->skip == TARGET_SKIP_UNCALLABLE && member->remote_error > 0)
+                        *ret_reason = remote_error_name(member->remote_error);
+                return member->skip == TARGET_SKIP_YOUNG || member->skip == TARGET_SKIP_FROZEN ||
+                                       member->skip == TARGET_SKIP_STOPPED || member->skip == TARGET_SKIP_TRACED
+                               ? "waiting"
+                               : "skipped";
+        }
+        if (!slot->dry_run && !member->adopted) {
+                *ret_reason = "first pass";
+                return "waiting";
+        }
+        return "managed";
+}
+
+static uint64_t member_pages(const Member *member) { return member->counts.present + member->counts.given; }
+
+static json_t *list_targets(void *userdata) {
+        Manager *m = userdata;
+        json_t *array = json_array();
+
+        for (size_t i = 0; array && i < m->roster.n_groups; i++)
+                for (size_t k = 0; k < m->roster.groups[i]->n_members; k++) {
+                        const Member *member = m->roster.groups[i]->members[k];
+                        const Group *group = member->group;
+                        const char *reason, *state = member_state(m, member, &reason);
+
+                        json_array_append_new(
+                                array,
+                                json_pack("{s:i, s:o, s:o, s:o, s:s, s:s, s:s, s:s?, s:I, s:I}", "pid",
+                                          (int)member->target->pid, "name", text(member->target->comm), "cgroup",
+                                          text(group->path), "domain", text(group->slot->name), "route", slot_route(group->slot), "merge",
+                                          group->slot->dry_run ? "dry-run" : "yes", "state", state, "reason", reason,
+                                          "pages", (json_int_t)member_pages(member), "pages_merged",
+                                          (json_int_t)(member->counts.merged + member->counts.given)));
+                }
+        return array;
+}
+
+/* Present anonymous pages in mappings that are left alone, by reason. */
+static json_t *skipped_json(const Manager *m, Domain *domain, Target *target, bool include_dontdump) {
+        _cleanup_(vma_list_done) VmaList vmas = { 0 };
+        _cleanup_(census_frames_freep) CensusFrames *frames = NULL;
+        uint64_t pages[_VMA_SKIP_MAX] = { 0 };
+        json_t *object = json_object();
+
+        if (!domain || target_open_memory(target) != 0 || target_read_vmas(target, include_dontdump, &vmas) != 0 ||
+            census_frames_new(domain->scanner, &frames) < 0)
+                return object;
+        for (size_t i = 0; i < vmas.n; i++) {
+                Census census = { 0 };
+
+                if (vmas.vmas[i].skip == VMA_OK || vmas.vmas[i].skip == VMA_SKIP_SHARED ||
+                    census_add(frames, target, vmas.vmas[i].start, vmas.vmas[i].end, &census) != 0)
+                        continue;
+                pages[vmas.vmas[i].skip] += census.pages;
+        }
+        for (size_t i = 0; i < _VMA_SKIP_MAX; i++)
+                if (pages[i] > 0)
+                        json_object_set_new(object, vma_skip_name((VmaSkip)i), json_integer((json_int_t)pages[i]));
+        return object;
+}
+
+static json_t *failures_json(const Member *member) {
+        PageStats stats = { 0 };
+        json_t *whole, *failures;
+
+        stats.merge_failures[MERGE_FAILURE_HUGE] = member->counts.left_huge;
+        stats.merge_failures[MERGE_FAILURE_VMA_BUDGET] = member->counts.left_budget;
+        stats.merge_failures[MERGE_FAILURE_SHORT_RUN] = member->counts.left_run;
+        stats.merge_failures[MERGE_FAILURE_KERNEL] = member->counts.unmerged;
+        whole = page_stats_json(&stats);
+        failures = json_incref(json_object_get(whole, "merge_failures"));
+        json_decref(whole);
+        return failures;
+}
+
+static int explain_managed(Manager *m, Member *member, json_t **ret) {
+        const Group *group = member->group;
+        const ConfCgroup *section = policy_find(m->conf, group->path);
+        const MemberCounts *counts = &member->counts;
+        const char *reason, *state = member_state(m, member, &reason);
+
+        *ret = json_pack("{s:i, s:o, s:o, s:o, s:s, s:o, s:s, s:s, s:s?, s:I, s:I, s:I, s:I, s:I, s:o, s:o}", "pid",
+                         (int)member->target->pid, "name", text(member->target->comm), "cgroup", text(group->path),
+                         "section", text(section ? section->pattern : NULL), "merge", group->slot->dry_run ? "dry-run" : "yes",
+                         "domain", text(group->slot->name), "route", slot_route(group->slot), "state", state, "reason",
+                         reason, "pages", (json_int_t)member_pages(member), "pages_merged",
+                         (json_int_t)counts->merged, "pages_zero", (json_int_t)counts->given, "pages_unshared",
+                         (json_int_t)counts->unique, "pages_volatile", (json_int_t)counts->changed, "pages_skipped",
+                         skipped_json(m, group->slot->domain, member->target, group->include_dontdump),
+                         "merge_failures", failures_json(member));
+        return *ret ? 0 : -ENOMEM;
+}
+
+static int explain(void *userdata, pid_t pid, json_t **ret, const char **ret_reason) {
+        Manager *m = userdata;
+        Member *member = roster_find_member(&m->roster, pid);
+        _cleanup_(target_freep) Target *target = NULL;
+        _cleanup_free_ char *cgroup = NULL;
+        const ConfCgroup *section = NULL;
+        TargetSkip skip = TARGET_OK;
+        bool ask;
+        int r;
+
+        if (member)
+                return explain_managed(m, member, ret);
+        r = target_new(pid, &target);
+        if (r == TARGET_E_GONE) {
+                *ret_reason = "there is no such process";
+                return SERVICE_E_NOT_FOUND;
+        }
+        if (r < 0)
+                return r;
+        if (r == 0)
+                (void)target_inspect(target, 0, &skip, &ask);
+        if (cgroup_of_process(pid, &cgroup) == 0)
+                section = policy_find(m->conf, cgroup);
+        *ret = json_pack("{s:i, s:o, s:o, s:o, s:s, s:n, s:n, s:s, s:s, s:i, s:i, s:i, s:i, s:i, s:{}, s:{}}", "pid",
+                         (int)pid, "name", text(target ? target->comm : ""), "cgroup", text(cgroup ?: ""), "section",
+                         text(section ? section->pattern : NULL), "merge", section ? conf_merge_name(section->merge) : "no",
+                         "domain", "route", "state", "excluded", "reason",
+                         !section                          ? "no section of the configuration matches its cgroup"
+                         : section->malformed              ? "its section of the configuration is malformed"
+                         : section->merge == CONF_MERGE_NO ? "its section says Merge=no"
+                         : skip != TARGET_OK               ? target_skip_name(skip)
+                                                           : "its cgroup was unmerged by command, until a reload",
+                         "pages", 0, "pages_merged", 0, "pages_zero", 0, "pages_unshared", 0, "pages_volatile", 0,
+                         "pages_skipped", "merge_failures");
+        return *ret ? 0 : -ENOMEM;
+}
+
+static int add_request(Manager *m, Request request) {
+        int r = GROW(m->requests, m->n_requests, m->requests_allocated);
+
+        if (r < 0)
+                return r;
+        m->requests[m->n_requests++] = request;
+        return 0;
+}
+
+static int scan_now(void *userdata, ServiceCall *call, const char **ret_reason) {
+        Manager *m = userdata;
+
+        if (m->paused || m->stopping) {
+                *ret_reason = m->paused ? "the daemon is paused" : "the daemon stops";
+                return SERVICE_E_REFUSED;
+        }
+        return add_request(m, (Request){ .kind = REQUEST_SCAN, .call = call });
+}
+
+static int pause_daemon(void *userdata, const char **ret_reason) {
+        Manager *m = userdata;
+
+        m->paused = true;
+        /* Whoever waits for a pass would wait for a resume that may never come. */
+        for (size_t i = 0; i < m->n_requests;) {
+                Request request = m->requests[i];
+
+                if (request.kind != REQUEST_SCAN) {
+                        i++;
+                        continue;
+                }
+                m->requests[i] = m->requests[--m->n_requests];
+                service_call_end(request.call, SERVICE_E_REFUSED, "the daemon was paused", NULL);
+        }
+        return 0;
+}
+
+static int resume_daemon(void *userdata, const char **ret_reason) {
+        Manager *m = userdata;
+
+        m->paused = false;
+        return 0;
+}
+
+static int unmerge(void *userdata, const char *cgroup, ServiceCall *call, const char **ret_reason) {
+        Manager *m = userdata;
+        char *copy;
+        int r;
+
+        if (!roster_find_group(&m->roster, cgroup)) {
+                *ret_reason = "no such cgroup is opted in";
+                return SERVICE_E_NOT_FOUND;
+        }
+        copy = strdup(cgroup);
+        if (!copy)
+                return -ENOMEM;
+        r = add_request(m, (Request){ .kind = REQUEST_UNMERGE, .call = call, .cgroup = copy });
+        if (r < 0)
+                free(copy);
+        return r;
+}
+
+static int reload(void *userdata, json_t **ret_warnings, const char **ret_reason) {
+        Manager *m = userdata;
+        int r = manager_load_config(m);
+
+        if (r < 0) {
+                *ret_reason = "the configuration cannot be read, the old one stands";
+                return r;
+        }
+        *ret_warnings = json_array();
+        for (size_t i = 0; *ret_warnings && i < m->n_warnings; i++)
+                json_array_append_new(*ret_warnings, text(m->warnings[i]));
+        return *ret_warnings ? 0 : -ENOMEM;
+}
+
+const ServiceOps manager_ops = {
+        .get_status = get_status,
+        .get_stats = get_stats,
+        .list_targets = list_targets,
+        .explain = explain,
+        .scan_now = scan_now,
+        .pause = pause_daemon,
+        .resume = resume_daemon,
+        .unmerge = unmerge,
+        .reload = reload,
+};

@@ -1,0 +1,415 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "daemon/roster.h"
+
+#include "base/clock.h"
+#include "base/log.h"
+
+#include <poll.h>
+#include <string.h>
+
+static Member *member_free(Member *member) {
+        if (!member)
+                return NULL;
+        loop_source_free(member->exit_source);
+        if (member->space_ready)
+                space_done(&member->space);
+        marks_done(&member->marks);
+        vma_list_done(&member->vmas);
+        target_free(member->target);
+        free(member);
+        return NULL;
+}
+
+static Group *group_free(Group *group) {
+        if (!group)
+                return NULL;
+        for (size_t i = 0; i < group->n_members; i++)
+                member_free(group->members[i]);
+        free(group->members);
+        free(group->path);
+        free(group);
+        return NULL;
+}
+
+static Slot *slot_free(Slot *slot) {
+        if (!slot)
+                return NULL;
+        domain_free(slot->domain);
+        free(slot->name);
+        free(slot);
+        return NULL;
+}
+
+DEFINE_CLEANUP(Member, member_free)
+DEFINE_CLEANUP(Group, group_free)
+DEFINE_CLEANUP(Slot, slot_free)
+
+static bool advise_taken(const Roster *roster) {
+        for (size_t i = 0; i < roster->n_slots; i++)
+                if (!roster->slots[i]->dry_run && !roster->slots[i]->idle_reason)
+                        return true;
+        return false;
+}
+
+static bool advise_claimed(const Conf *conf) {
+        for (size_t i = 0; i < conf->n_cgroups; i++)
+                if (conf->cgroups[i].route == CONF_ROUTE_ADVISE && conf->cgroups[i].merge == CONF_MERGE_YES &&
+                    !conf->cgroups[i].malformed)
+                        return true;
+        return false;
+}
+
+/* KSM has one merge space for the whole host: others would meet it there. Who asks for it by name comes before who
+ * leaves the route open; else the first domain gets it. */
+static const char *idle_reason(const Roster *roster, ConfRoute route) {
+        if (route == CONF_ROUTE_REMAP)
+                return "Route=remap is not part of this version";
+        if (route == CONF_ROUTE_ZERO)
+                return "Route=zero is not part of this version";
+        if (!roster->ksm_available)
+                return "this kernel has no usable KSM";
+        if (advise_taken(roster) || (route == CONF_ROUTE_AUTO && advise_claimed(roster->conf)))
+                return "route advise belongs to another domain: KSM has one merge space for the whole host";
+        return NULL;
+}
+
+/* The name of such a domain is (part of) a cgroup's path, which is not ours to choose: it must not meet a domain that
+ * the configuration names outright. */
+static bool is_own_domain(const ConfCgroup *section) { return strstr(section->domain, "%c") != NULL; }
+
+static int slot_get(Roster *roster, const ConfCgroup *section, const char *name, Slot **ret) {
+        bool dry = section->merge == CONF_MERGE_DRY_RUN, own = is_own_domain(section);
+        _cleanup_(slot_freep) Slot *slot = NULL;
+        int r;
+
+        for (size_t i = 0; i < roster->n_slots; i++)
+                if (strcmp(roster->slots[i]->name, name) == 0 && roster->slots[i]->dry_run == dry &&
+                    roster->slots[i]->own == own) {
+                        *ret = roster->slots[i];
+                        return 0;
+                }
+        r = GROW(roster->slots, roster->n_slots, roster->slots_allocated);
+        if (r < 0)
+                return r;
+        slot = calloc(1, sizeof *slot);
+        if (!slot || !(slot->name = strdup(name)))
+                return -ENOMEM;
+        slot->dry_run = dry;
+        slot->own = own;
+        slot->route = CONF_ROUTE_ADVISE;
+        slot->idle_reason = dry ? "dry run" : idle_reason(roster, section->route);
+        if (dry || !slot->idle_reason) {
+                r = domain_new(name, roster->conf->daemon.max_page_sharing ?: 256, &slot->domain);
+                if (r < 0)
+                        return r;
+        }
+        if (slot->idle_reason && !dry)
+                log_warning("domain %s merges nothing: %s", name, slot->idle_reason);
+        *ret = roster->slots[roster->n_slots++] = TAKE_PTR(slot);
+        return 0;
+}
+
+Group *roster_find_group(const Roster *roster, const char *path) {
+        for (size_t i = 0; i < roster->n_groups; i++)
+                if (strcmp(roster->groups[i]->path, path) == 0)
+                        return roster->groups[i];
+        return NULL;
+}
+
+static int group_add(Roster *roster, const ConfCgroup *section, const char *path) {
+        _cleanup_(group_freep) Group *group = NULL;
+        _cleanup_free_ char *domain = NULL;
+        int r;
+
+        r = policy_domain(section, path, &domain);
+        if (r < 0)
+                return r;
+        r = GROW(roster->groups, roster->n_groups, roster->groups_allocated);
+        if (r < 0)
+                return r;
+        group = calloc(1, sizeof *group);
+        if (!group || !(group->path = strdup(path)))
+                return -ENOMEM;
+        r = slot_get(roster, section, domain, &group->slot);
+        if (r < 0)
+                return r;
+        group->slot->n_groups++;
+        group->minimum_run_pages = section->minimum_run_pages;
+        group->huge_page_split = section->huge_page_split;
+        group->include_dontdump = section->include_dontdump;
+        roster->groups[roster->n_groups++] = TAKE_PTR(group);
+        log_debug("cgroup %s is managed (domain %s)", path, domain);
+        return 0;
+}
+
+/* Makes sure that a member can always be moved to the leaving without asking for memory. */
+static int reserve_leaving(Roster *roster) {
+        size_t want = roster->n_leaving + roster_count_members(roster) + 1;
+
+        while (roster->leaving_allocated < want) {
+                size_t n = roster->leaving_allocated;
+                int r = GROW(roster->leaving, n, roster->leaving_allocated);
+                if (r < 0)
+                        return r;
+        }
+        return 0;
+}
+
+static void member_leave(Roster *roster, Member *member) {
+        member->leaving = true;
+        roster->leaving[roster->n_leaving++] = member;
+}
+
+static void group_leave(Roster *roster, size_t i) {
+        Group *group = roster->groups[i];
+
+        for (size_t k = 0; k < group->n_members; k++)
+                member_leave(roster, group->members[k]);
+        group->n_members = 0;
+        group->slot->n_groups--;
+        memmove(roster->groups + i, roster->groups + i + 1, (roster->n_groups - i - 1) * sizeof(Group *));
+        roster->n_groups--;
+        /* The members that leave must not point to it any more. */
+        for (size_t k = 0; k < roster->n_leaving; k++)
+                if (roster->leaving[k]->group == group)
+                        roster->leaving[k]->group = NULL;
+        group_free(group);
+}
+
+static void on_cgroup(void *userdata, const char *path, bool appeared) {
+        Roster *roster = userdata;
+        const ConfCgroup *section;
+
+        if (!appeared) {
+                for (size_t i = 0; i < roster->n_groups; i++)
+                        if (strcmp(roster->groups[i]->path, path) == 0) {
+                                log_debug("cgroup %s is gone", path);
+                                group_leave(roster, i);
+                                return;
+                        }
+                return;
+        }
+        section = policy_find(roster->conf, path);
+        if (!section || section->merge == CONF_MERGE_NO || section->malformed || roster_find_group(roster, path))
+                return;
+        for (size_t i = 0; i < roster->n_blocked; i++)
+                if (strcmp(roster->blocked[i], path) == 0)
+                        return;
+        if (group_add(roster, section, path) < 0)
+                log_error("cgroup %s: out of memory, left alone", path);
+}
+
+static int on_exit_of_target(void *userdata, LoopSource *source, int fd, uint32_t revents) {
+        Member *member = userdata;
+
+        member->gone = true;
+        loop_source_set_events(source, 0);
+        return 0;
+}
+
+static int member_add(Roster *roster, Group *group, pid_t pid, size_t at) {
+        _cleanup_(member_freep) Member *member = NULL;
+        int r;
+
+        r = GROW(group->members, group->n_members, group->members_allocated);
+        if (r < 0)
+                return r;
+        r = reserve_leaving(roster);
+        if (r < 0)
+                return r;
+        member = calloc(1, sizeof *member);
+        if (!member)
+                return -ENOMEM;
+        member->group = group;
+        r = target_new(pid, &member->target);
+        if (r != 0)
+                return r;
+        r = loop_add_io(roster->loop, member->target->pidfd, POLLIN, on_exit_of_target, member, &member->exit_source);
+        if (r < 0)
+                return r;
+        if (group->slot->domain) {
+                member->space = (Space){ .target = member->target, .table = &group->slot->domain->blocks,
+                                         .owner = member };
+                member->space_ready = true;
+        }
+        member->ready_nsec = now_nsec();
+        memmove(group->members + at + 1, group->members + at, (group->n_members - at) * sizeof(Member *));
+        group->members[at] = TAKE_PTR(member);
+        group->n_members++;
+        return 0;
+}
+
+static int compare_pids(const void *a, const void *b) {
+        pid_t x = *(const pid_t *)a, y = *(const pid_t *)b;
+        return x < y ? -1 : x > y;
+}
+
+static void group_refresh(Roster *roster, Group *group) {
+        _cleanup_free_ pid_t *pids = NULL;
+        size_t n = 0, i = 0, k = 0;
+        int r;
+
+        r = cgroup_processes(roster->tree, group->path, &pids, &n);
+        if (r < 0) {
+                if (r != -ENOENT && r != -ENODEV)
+                        log_debug("cgroup %s: its processes cannot be read: %s", group->path, strerror(-r));
+                return; /* a cgroup that vanished is reported by the tree */
+        }
+        qsort(pids, n, sizeof *pids, compare_pids);
+        while (i < group->n_members || k < n) {
+                Member *member = i < group->n_members ? group->members[i] : NULL;
+
+                if (member && (member->gone || k >= n || member->target->pid < pids[k])) {
+                        member_leave(roster, member);
+                        memmove(group->members + i, group->members + i + 1,
+                                (group->n_members - i - 1) * sizeof(Member *));
+                        group->n_members--;
+                } else if (!member || member->target->pid > pids[k]) {
+                        r = member_add(roster, group, pids[k], i);
+                        if (r == 0)
+                                i++;
+                        else if (r < 0)
+                                log_debug("process %d: %s", pids[k], strerror(-r));
+                        k++;
+                } else {
+                        i++;
+                        k++;
+                }
+        }
+}
+
+void roster_refresh(Roster *roster) {
+        for (size_t i = 0; i < roster->n_groups; i++)
+                group_refresh(roster, roster->groups[i]);
+}
+
+static bool same_terms(const Group *group, const ConfCgroup *section, const char *domain) {
+        return strcmp(group->slot->name, domain) == 0 && group->slot->own == is_own_domain(section) &&
+               group->slot->dry_run == (section->merge == CONF_MERGE_DRY_RUN) &&
+               (group->slot->dry_run || !group->slot->idle_reason) ==
+                       (section->route == CONF_ROUTE_AUTO || section->route == CONF_ROUTE_ADVISE);
+}
+
+static void unblock(Roster *roster) {
+        for (size_t i = 0; i < roster->n_blocked; i++)
+                free(roster->blocked[i]);
+        roster->n_blocked = 0;
+}
+
+int roster_block(Roster *roster, const char *path) {
+        char *copy;
+        int r;
+
+        for (size_t i = 0; i < roster->n_groups; i++) {
+                if (strcmp(roster->groups[i]->path, path) != 0)
+                        continue;
+                r = GROW(roster->blocked, roster->n_blocked, roster->blocked_allocated);
+                if (r < 0)
+                        return r;
+                copy = strdup(path);
+                if (!copy)
+                        return -ENOMEM;
+                roster->blocked[roster->n_blocked++] = copy;
+                group_leave(roster, i);
+                return 0;
+        }
+        return -ENOENT;
+}
+
+void roster_reconfigure(Roster *roster, const Conf *conf) {
+        roster->conf = conf;
+        unblock(roster);
+        for (size_t i = 0; i < roster->n_groups;) {
+                Group *group = roster->groups[i];
+                const ConfCgroup *section = policy_find(conf, group->path);
+                _cleanup_free_ char *domain = NULL;
+
+                if (section && section->merge != CONF_MERGE_NO && !section->malformed &&
+                    policy_domain(section, group->path, &domain) == 0 && same_terms(group, section, domain)) {
+                        group->minimum_run_pages = section->minimum_run_pages;
+                        group->huge_page_split = section->huge_page_split;
+                        group->include_dontdump = section->include_dontdump;
+                        i++;
+                } else
+                        group_leave(roster, i);
+        }
+        roster_prune_slots(roster);
+        cgroup_tree_foreach(roster->tree, on_cgroup, roster);
+        roster_refresh(roster);
+}
+
+void roster_dismiss(Roster *roster) {
+        while (roster->n_groups > 0)
+                group_leave(roster, roster->n_groups - 1);
+}
+
+void roster_drop(Roster *roster, Member *member) {
+        for (size_t i = 0; i < roster->n_leaving; i++)
+                if (roster->leaving[i] == member) {
+                        roster->leaving[i] = roster->leaving[--roster->n_leaving];
+                        member_free(member);
+                        return;
+                }
+}
+
+void roster_prune_slots(Roster *roster) {
+        for (size_t i = 0; i < roster->n_slots;) {
+                Slot *slot = roster->slots[i];
+                bool used = slot->n_groups > 0;
+
+                for (size_t k = 0; k < roster->n_leaving && !used; k++)
+                        used = slot->domain && roster->leaving[k]->space.table == &slot->domain->blocks;
+                if (used) {
+                        i++;
+                        continue;
+                }
+                slot_free(slot);
+                memmove(roster->slots + i, roster->slots + i + 1, (roster->n_slots - i - 1) * sizeof(Slot *));
+                roster->n_slots--;
+        }
+}
+
+Member *roster_find_member(const Roster *roster, pid_t pid) {
+        for (size_t i = 0; i < roster->n_groups; i++)
+                for (size_t k = 0; k < roster->groups[i]->n_members; k++) {
+                        Member *member = roster->groups[i]->members[k];
+                        if (member->target->pid == pid && !member->gone)
+                                return member;
+                }
+        return NULL;
+}
+
+size_t roster_count_members(const Roster *roster) {
+        size_t n = 0;
+
+        for (size_t i = 0; i < roster->n_groups; i++)
+                n += roster->groups[i]->n_members;
+        return n;
+}
+
+int roster_init(Roster *roster, Loop *loop, const Conf *conf, const char *root, bool ksm_available) {
+        int r;
+
+        *roster = (Roster){ .loop = loop, .conf = conf, .ksm_available = ksm_available };
+        r = cgroup_tree_new(root, on_cgroup, roster, &roster->tree);
+        if (r < 0)
+                return r;
+        roster_refresh(roster);
+        return 0;
+}
+
+void roster_done(Roster *roster) {
+        for (size_t i = 0; i < roster->n_leaving; i++)
+                member_free(roster->leaving[i]);
+        for (size_t i = 0; i < roster->n_groups; i++)
+                group_free(roster->groups[i]);
+        for (size_t i = 0; i < roster->n_slots; i++)
+                slot_free(roster->slots[i]);
+        unblock(roster);
+        free(roster->blocked);
+        free(roster->leaving);
+        free(roster->groups);
+        free(roster->slots);
+        cgroup_tree_free(roster->tree);
+        *roster = (Roster){ 0 };
+}

@@ -1,0 +1,97 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#pragma once
+
+#include "cgroup/policy.h"
+#include "cgroup/tree.h"
+#include "control/stats.h"
+#include "loop/loop.h"
+#include "merge/advise.h"
+#include "merge/domain.h"
+
+/*
+ * Who is managed: the cgroups that the configuration opts in (Group), the processes in them (Member), the domains they
+ * belong to (Slot). Kept up to date from the cgroup tree and from pidfds; nothing here touches a process.
+ *
+ * Whatever leaves (a process that moved out of its cgroup, a cgroup opted out) goes to the list of the leaving: the
+ * manager undoes what was done to it and then has it dropped. A pass works on a snapshot: what leaves while a pass
+ * runs is marked gone or leaving and freed only by roster_drop(), outside of passes.
+ */
+typedef struct Slot {
+        char *name;                     /* of the domain */
+        bool own;                       /* Domain=%c: named after its cgroup */
+        bool dry_run;                   /* nothing is merged: its cgroups say dry-run */
+        ConfRoute route;                /* that is taken: CONF_ROUTE_ADVISE, or … */
+        const char *idle_reason;        /* … why this domain merges nothing; NULL when it merges */
+        Domain *domain;                 /* NULL while idle_reason is set and it is no dry run */
+        unsigned n_groups;
+        PageStats stats;
+} Slot;
+
+typedef struct Group {
+        char *path;
+        Slot *slot;
+        /* Copies of what the section says, so that a reload cannot pull them away under a pass. */
+        uint32_t minimum_run_pages, huge_page_split;
+        bool include_dontdump;
+        struct Member **members;        /* by pid */
+        size_t n_members, members_allocated;
+        PageStats stats;
+} Group;
+
+/* What the last pass found in one process, in pages. */
+typedef struct MemberCounts {
+        uint64_t present, zero, twin, merged, given, changed, unique, shared_by_fork, skipped, failed;
+        uint64_t wanted, marked, left_huge, left_budget, left_run, unmerged;
+} MemberCounts;
+
+typedef struct Member {
+        Group *group;
+        Target *target;
+        LoopSource *exit_source;
+        Space space;
+        VmaList vmas;                   /* as the last pass saw them */
+        Marks marks;
+        MemberCounts counts;
+        uint64_t ready_nsec;            /* found at: younger processes wait for MinimumAge */
+        TargetSkip skip;                /* why the last pass left it alone */
+        int remote_error;               /* REMOTE_E_* of the last attempt to call it */
+        bool space_ready, marks_loaded, adopted;
+        bool gone;                      /* the process ended */
+        bool leaving;                   /* opted out: to be undone */
+} Member;
+
+typedef struct Roster {
+        Loop *loop;                     /* borrowed */
+        CgroupTree *tree;
+        const Conf *conf;               /* borrowed */
+        Slot **slots;
+        size_t n_slots, slots_allocated;
+        Group **groups;
+        size_t n_groups, groups_allocated;
+        Member **leaving;               /* gone or opted out, in no group's list any more */
+        size_t n_leaving, leaving_allocated;
+        char **blocked;                 /* cgroups unmerged by command: left alone until the next reload */
+        size_t n_blocked, blocked_allocated;
+        bool ksm_available;
+} Roster;
+
+/* Opens the cgroup tree (root NULL: the host's) and takes in what the configuration opts in. */
+int roster_init(Roster *roster, Loop *loop, const Conf *conf, const char *root, bool ksm_available);
+void roster_done(Roster *roster);
+
+/* Reads which processes the groups hold now: newcomers are opened, those that left go to the leaving. */
+void roster_refresh(Roster *roster);
+/* The configuration was swapped: groups that are not opted in any more, or differently, leave; others come. */
+void roster_reconfigure(Roster *roster, const Conf *conf);
+/* One cgroup leaves, and is left alone until roster_reconfigure(). -ENOENT, -ENOMEM. */
+int roster_block(Roster *roster, const char *path);
+/* Everything leaves. */
+void roster_dismiss(Roster *roster);
+/* Frees a member of the leaving, whose undoing is over. Not during a pass. */
+void roster_drop(Roster *roster, Member *member);
+/* Drops domains without cgroups. Not during a pass. */
+void roster_prune_slots(Roster *roster);
+
+Group *roster_find_group(const Roster *roster, const char *path);
+Member *roster_find_member(const Roster *roster, pid_t pid);
+size_t roster_count_members(const Roster *roster);
