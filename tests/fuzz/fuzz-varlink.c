@@ -85,6 +85,10 @@ static Outcome feed(const uint8_t *data, size_t size, size_t portion) {
                         continue;
                 }
                 MUST(varlink_buffer_size(&buffer) <= MAX_BYTES);
+#ifdef LOSE_BYTES
+                if (n > 0 && n < size)
+                        data++, size--;
+#endif
                 if (n > 0)
                         MUST(send(fds[0], data, n, MSG_NOSIGNAL) == (ssize_t)n);
                 else

@@ -18,6 +18,8 @@ import sys
 import tempfile
 import time
 
+import interface
+
 PAGE = 4096
 KSM = pathlib.Path("/sys/kernel/mm/ksm")
 KNOBS = ["advisor_mode", "sleep_millisecs", "pages_to_scan", "smart_scan", "use_zero_pages", "max_page_sharing",
@@ -25,6 +27,7 @@ KNOBS = ["advisor_mode", "sleep_millisecs", "pages_to_scan", "smart_scan", "use_
 BUILD = pathlib.Path(os.environ.get("KSMD_USER_BUILD_DIR", "."))
 DAEMON = BUILD / "src/daemon/ksmd-user"
 KSMCTL = BUILD / "src/ctl/ksmctl"
+INTERFACE = interface.load()
 
 
 def skip(reason):
@@ -138,9 +141,12 @@ class Varlink:
     def call(self, method, **parameters):
         self.send("org.ksmduser.Daemon." + method, parameters)
         reply = self.receive()
+        parameters = reply.get("parameters", {})
         if "error" in reply:
-            raise RuntimeError(f"{reply['error']}: {reply.get('parameters')}")
-        return reply.get("parameters", {})
+            INTERFACE.check_error(reply["error"], parameters)
+            raise RuntimeError(f"{reply['error']}: {parameters}")
+        INTERFACE.check_reply(method, parameters)
+        return parameters
 
 
 class Host:
