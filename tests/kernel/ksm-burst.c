@@ -75,6 +75,7 @@ static void put_back(void) {
                 (void)write_text(AT_FDCWD, path, bracket ?: found[i]);
         }
         (void)unlink(state_file);
+        (void)unlink(strcat(state_file, ".new"));
         (void)rmdir(state);
 }
 
@@ -283,6 +284,40 @@ static void test_killed(void) {
         children_end();
 }
 
+/* The same at thirty instants nobody chose, of a daemon that starts and stops bursts all the time. */
+static void test_killed_anywhere(void) {
+        int changed = 0;
+
+        children_start();
+        srandom((unsigned)getpid());
+        for (int i = 0; i < 30; i++) {
+                _cleanup_(ksm_freep) Ksm *next = NULL;
+                pid_t daemon = fork();
+
+                if (daemon == 0) {
+                        Ksm *ksm;
+                        Burst *burst;
+
+                        CHECK(ksm_new(NULL, state_file, &ksm) == 0 && burst_new(ksm, &burst) == 0);
+                        for (;;) {
+                                CHECK(burst_start(burst, 1000000, 1000000) == 0);
+                                CHECK(burst_step(burst) == BURST_RUNNING);
+                                burst_stop(burst);
+                        }
+                }
+                usleep((useconds_t)(1000 + random() % 5000));
+                kill(daemon, SIGKILL);
+                CHECK(waitpid(daemon, NULL, 0) == daemon);
+                CHECK(ksm_new(NULL, state_file, &next) == 0);
+                changed += ksm_was_left_changed(next);
+                CHECK(ksm_restore(next) == 0);
+                knobs_are(found, "after SIGKILL anywhere");
+        }
+        printf("killed 30 times, %d of them with knobs changed\n", changed);
+        CHECK(changed > 0, "the control: no kill came while a knob was changed");
+        children_end();
+}
+
 static void test_administrator(Ksm *ksm) {
         _cleanup_(burst_freep) Burst *burst = NULL;
         char *his[ELEMENTSOF(knobs)];
@@ -359,6 +394,7 @@ int main(void) {
         test_expecting_too_much(ksm);
         test_stop(ksm);
         test_killed();
+        test_killed_anywhere();
         test_administrator(ksm);
         test_advisor(ksm);
         return 0;
