@@ -39,3 +39,4 @@ int command_resume(const Ctl *ctl, int argc, char **argv);
 int command_unmerge(const Ctl *ctl, int argc, char **argv);
 int command_reload(const Ctl *ctl, int argc, char **argv);
 int command_doctor(const Ctl *ctl, int argc, char **argv);
+int command_estimate(const Ctl *ctl, int argc, char **argv);

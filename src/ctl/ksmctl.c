@@ -6,6 +6,7 @@
 #include "ctl/ctl.h"
 
 #include <getopt.h>
+#include <limits.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -19,6 +20,7 @@ static const struct {
         {"status", "", "what the daemon is doing and what it saves", 0, 0, command_status},
         {"stats", "", "all counters: the daemon, each domain, each cgroup", 0, 0, command_stats},
         {"targets", "", "the processes of the cgroups that are opted in", 0, 0, command_targets},
+        {"estimate", "[PID|CGROUP...]", "what merging would save (needs no daemon)", 0, INT_MAX, command_estimate},
         {"why", "PID", "why the pages of a process are merged or not", 1, 1, command_why},
         {"scan", "", "begin a pass now and wait for its end", 0, 0, command_scan},
         {"pause", "", "begin no more passes; what is merged stays merged", 0, 0, command_pause},
@@ -29,12 +31,12 @@ static const struct {
 };
 
 static void print_help(FILE *f) {
-        fprintf(f, "ksmctl [--socket PATH] [--json] COMMAND\n\n");
+        fprintf(f, "ksmctl [--socket PATH] [--config FILE] [--json] COMMAND\n\n");
         for (size_t i = 0; i < ELEMENTSOF(commands); i++)
                 fprintf(f, "  %-10s %-16s %s\n", commands[i].name, commands[i].arguments, commands[i].help);
         fprintf(f, "\n"
                    "  --socket PATH   the daemon's socket (default: " DEFAULT_SOCKET ")\n"
-                   "  --config FILE   the configuration that doctor looks at (default: the daemon's)\n"
+                   "  --config FILE   the configuration that doctor and estimate go by (default: the daemon's)\n"
                    "  --json          print JSON\n"
                    "  --help, --version\n\n"
                    "Exit status: 0 done, 1 failed, 2 wrong usage, 3 no daemon.\n");
