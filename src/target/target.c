@@ -244,6 +244,11 @@ static bool in_freezer(int procfd) {
         return read_file(procfd, "wchan", &where, NULL) == 0 && strcmp(where, "__refrigerator") == 0;
 }
 
+static int found(TargetSkip *ret, TargetSkip skip) {
+        *ret = skip;
+        return 0;
+}
+
 static int inspect(Target *target, uint64_t minimum_age_nsec, TargetSkip *ret, bool *ret_ask) {
         _cleanup_free_ char *status = NULL;
         bool compat32 = true, dumpable = false;
@@ -258,39 +263,42 @@ static int inspect(Target *target, uint64_t minimum_age_nsec, TargetSkip *ret, b
                 return r;
         memcpy(target->comm, stat.comm, sizeof target->comm); /* another one since exec, or prctl(PR_SET_NAME) */
 
-#define SKIP_IF(condition, reason)       \
-        if (condition) {                 \
-                *ret = reason;           \
-                return 0;                \
-        }
         /* For good first, then for now: a reason that lasts tells the operator more. */
-        SKIP_IF(stat.flags & PF_KTHREAD, TARGET_SKIP_KERNEL_THREAD);
-        SKIP_IF(stat.state == 'Z' || stat.state == 'X', TARGET_SKIP_ZOMBIE);
-        SKIP_IF(is_ours(target), TARGET_SKIP_SELF);
+        if (stat.flags & PF_KTHREAD)
+                return found(ret, TARGET_SKIP_KERNEL_THREAD);
+        if (stat.state == 'Z' || stat.state == 'X')
+                return found(ret, TARGET_SKIP_ZOMBIE);
+        if (is_ours(target))
+                return found(ret, TARGET_SKIP_SELF);
         r = read_compat32(target->procfd, &compat32);
         if (r != 0)
                 return r;
-        SKIP_IF(compat32, TARGET_SKIP_COMPAT32);
+        if (compat32)
+                return found(ret, TARGET_SKIP_COMPAT32);
         r = read_file(target->procfd, "status", &status, NULL);
         if (r < 0)
                 return outcome(r);
         value = status_value(status, "x86_Thread_features");
-        SKIP_IF(value && memmem(value, strcspn(value, "\n"), "shstk", 5), TARGET_SKIP_SHADOW_STACK);
+        if (value && memmem(value, strcspn(value, "\n"), "shstk", 5))
+                return found(ret, TARGET_SKIP_SHADOW_STACK);
         value = status_value(status, "Uid");
         if (!value || sscanf(value, "%*u %u", &euid) != 1)
                 return -EBADMSG;
         r = read_dumpable(target->procfd, euid, &dumpable, ret_ask);
         if (r != 0)
                 return r;
-        SKIP_IF(!dumpable, TARGET_SKIP_NOT_DUMPABLE);
+        if (!dumpable)
+                return found(ret, TARGET_SKIP_NOT_DUMPABLE);
         value = status_value(status, "TracerPid");
-        SKIP_IF(value && *value != '0', TARGET_SKIP_TRACED);
-        SKIP_IF(minimum_age_nsec && age_nsec(&stat) < minimum_age_nsec, TARGET_SKIP_YOUNG);
-        SKIP_IF(stat.state == 'T', TARGET_SKIP_STOPPED);
-        SKIP_IF(stat.state == 'D' && in_freezer(target->procfd), TARGET_SKIP_FROZEN);
-#undef SKIP_IF
-        *ret = TARGET_OK;
-        return 0;
+        if (value && *value != '0')
+                return found(ret, TARGET_SKIP_TRACED);
+        if (minimum_age_nsec && age_nsec(&stat) < minimum_age_nsec)
+                return found(ret, TARGET_SKIP_YOUNG);
+        if (stat.state == 'T')
+                return found(ret, TARGET_SKIP_STOPPED);
+        if (stat.state == 'D' && in_freezer(target->procfd))
+                return found(ret, TARGET_SKIP_FROZEN);
+        return found(ret, TARGET_OK);
 }
 
 int target_inspect(Target *target, uint64_t minimum_age_nsec, TargetSkip *ret, bool *ret_ask_dumpable) {
@@ -363,7 +371,7 @@ static int parse_smaps(int fd, VmaParser *parser) {
         }
 }
 
-int target_read_vmas(Target *target, bool include_dontdump, VmaList *ret) {
+static int read_vmas(const Target *target, bool include_dontdump, VmaList *ret) {
         _cleanup_(vma_parser_done) VmaParser parser = { .include_dontdump = include_dontdump };
         _cleanup_close_ int fd = openat(target->procfd, "smaps", O_RDONLY | O_CLOEXEC);
         int r;
@@ -377,4 +385,13 @@ int target_read_vmas(Target *target, bool include_dontdump, VmaList *ret) {
         if (!parser.list.n || !target_alive(target))
                 return TARGET_E_GONE;
         return vma_parser_finish(&parser, ret);
+}
+
+int target_read_vmas(Target *target, bool include_dontdump, VmaList *ret) {
+        int r = read_vmas(target, include_dontdump, ret);
+
+        /* execve(2) took the address space away that the file was opened on: there is another one. */
+        if (r == TARGET_E_GONE && target_alive(target))
+                r = read_vmas(target, include_dontdump, ret);
+        return r;
 }

@@ -196,6 +196,7 @@ static void test_exec(void) {
                 usleep(1000);
         }
         CHECK(target_alive(target));
+        usleep(20000); /* the old memory goes a moment after the new one came */
         CHECK(pread(target->memfd, &c, 1, (off_t)(uintptr_t)marker) <= 0);
         CHECK(pread(target->pagemapfd, &entry, sizeof entry, 0) <= 0);
         CHECK(target_open_memory(target) == 0);

@@ -3,6 +3,7 @@
  * PAGEMAP_SCAN (where the kernel has it) and by plain pagemap. */
 #include "scan/block.h"
 
+#include <fcntl.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -341,6 +342,42 @@ static void test_gone(void **state) {
         space_done(&space);
 }
 
+/* After execve(2) the process lives, and what was known of its memory is worth nothing. */
+static void test_exec(void **state) {
+        Self *self = *state;
+        Space space = { .table = &self->table, .plain_pagemap = self->plain };
+        int go[2], done[2];
+        VmaList vmas;
+        char c = 0;
+        pid_t pid;
+
+        assert_int_equal(pipe2(go, O_CLOEXEC), 0);
+        assert_int_equal(pipe2(done, O_CLOEXEC), 0);
+        pid = fork();
+        if (pid == 0) {
+                if (read(go[0], &c, 1) == 1)
+                        execl("/bin/sleep", "sleep", "1000", NULL);
+                _exit(1);
+        }
+        close(done[1]);
+        assert_int_equal(target_new(pid, &space.target), 0);
+        assert_int_equal(target_open_memory(space.target), 0);
+        assert_int_equal(target_read_vmas(space.target, false, &vmas), 0);
+        assert_int_equal(space_refresh(&space, &vmas), 0);
+        assert_int_equal(write(go[1], "x", 1), 1);
+        assert_int_equal(read(done[0], &c, 1), 0); /* closed by execve(2) */
+        assert_true(target_alive(space.target));
+        assert_int_equal(space_refresh(&space, &vmas), TARGET_E_GONE);
+        kill(pid, SIGKILL);
+        waitpid(pid, NULL, 0);
+        close(go[0]);
+        close(go[1]);
+        close(done[0]);
+        vma_list_done(&vmas);
+        target_free(space.target);
+        space_done(&space);
+}
+
 #define BOTH(f)                                                        \
         { #f " by PAGEMAP_SCAN", f, setup_scan, teardown, NULL },      \
         { #f " by plain pagemap", f, setup_plain, teardown, NULL }
@@ -349,7 +386,7 @@ int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(test_page_set), cmocka_unit_test(test_table),
                 BOTH(test_sparse), BOTH(test_kinds), BOTH(test_small_mappings), BOTH(test_fragmented),
-                BOTH(test_dying), BOTH(test_huge), BOTH(test_gone),
+                BOTH(test_dying), BOTH(test_huge), BOTH(test_gone), BOTH(test_exec),
         };
 
         return cmocka_run_group_tests(tests, NULL, NULL);
