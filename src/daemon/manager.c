@@ -116,6 +116,16 @@ static int on_watchdog(void *userdata, LoopSource *source) {
         return 0;
 }
 
+static void on_recorded(void *userdata, pid_t pid) {
+        Manager *m = userdata;
+        const Member *member = roster_find_member(&m->roster, pid);
+
+        if (member && !member->group->slot->idle_reason)
+                return;
+        if (roster_add_orphan(&m->roster, pid) == 0)
+                log_info("process %d was marked by an earlier daemon and is not merged any more: undoing it", pid);
+}
+
 static int watch_events(Manager *m) {
         static const int signals[] = { SIGCHLD, SIGHUP, SIGTERM, SIGINT };
         uint64_t watchdog = notify_watchdog_nsec();
@@ -184,6 +194,10 @@ int manager_new(const char *config_path, bool once, Manager **ret) {
                           r == -ENOENT ? "no cgroup v2 hierarchy is mounted" : strerror(-r));
                 return r;
         }
+        /* A cgroup opted out while no daemon ran is opted out all the same. */
+        r = advise_recorded(m->advise, on_recorded, m);
+        if (r < 0)
+                log_warning("%s: %s", m->state_dir, strerror(-r));
         r = watch_events(m);
         if (r < 0)
                 return r;
@@ -393,6 +407,7 @@ static void stop(Manager *m) {
 
 int manager_run(Manager *m) {
         notify_ready();
+        carry_out_requests(m);
         report_status(m);
         while (!m->stopping) {
                 uint64_t now = now_nsec();

@@ -477,8 +477,19 @@ int manager_undo(Manager *m, Member *member, uint64_t *ret_pages) {
                         advise_forget(m->advise, member->target, &member->marks);
                 return 0;
         }
-        if (!member->marks_loaded || member->marks.n == 0)
+        if (!member->marks_loaded) { /* never read by us, but an earlier daemon may have marked it */
+                vma_list_done(&member->vmas);
+                r = target_read_vmas(member->target, true, &member->vmas);
+                if (r == 0)
+                        r = marks_load(m->advise, member->target, &member->vmas, &member->marks);
+                if (r != 0)
+                        return r == TARGET_E_GONE ? 0 : r == TARGET_E_DENIED ? REMOTE_E_DENIED : r;
+                member->marks_loaded = true;
+        }
+        if (member->marks.n == 0) {
+                advise_forget(m->advise, member->target, &member->marks);
                 return 0;
+        }
         r = advise_undo(m->advise, member->target, &member->marks, &result);
         *ret_pages += result.pages_unmarked;
         if (r == REMOTE_E_GONE) {

@@ -239,6 +239,23 @@ static int member_add(Roster *roster, Group *group, pid_t pid, size_t at) {
         return 0;
 }
 
+int roster_add_orphan(Roster *roster, pid_t pid) {
+        _cleanup_(member_freep) Member *member = NULL;
+        int r;
+
+        r = reserve_leaving(roster);
+        if (r < 0)
+                return r;
+        member = calloc(1, sizeof *member);
+        if (!member)
+                return -ENOMEM;
+        r = target_new(pid, &member->target);
+        if (r != 0)
+                return r;
+        member_leave(roster, TAKE_PTR(member));
+        return 0;
+}
+
 static int compare_pids(const void *a, const void *b) {
         pid_t x = *(const pid_t *)a, y = *(const pid_t *)b;
         return x < y ? -1 : x > y;

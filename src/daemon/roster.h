@@ -85,6 +85,9 @@ void roster_refresh(Roster *roster);
 void roster_reconfigure(Roster *roster, const Conf *conf);
 /* One cgroup leaves, and is left alone until roster_reconfigure(). -ENOENT, -ENOMEM. */
 int roster_block(Roster *roster, const char *path);
+/* A process that an earlier daemon marked and that is managed no more joins the leaving. TARGET_E_GONE, TARGET_E_DENIED,
+ * -errno. */
+int roster_add_orphan(Roster *roster, pid_t pid);
 /* Everything leaves. */
 void roster_dismiss(Roster *roster);
 /* Frees a member of the leaving, whose undoing is over. Not during a pass. */

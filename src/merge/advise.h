@@ -61,3 +61,7 @@ int advise_undo(Advise *advise, Target *target, Marks *marks, AdviseResult *ret)
 
 /* Forgets a target that ended: removes its state file. */
 void advise_forget(Advise *advise, Target *target, Marks *marks);
+
+/* The living processes that an earlier daemon marked, or this one. */
+typedef void (*AdviseRecorded)(void *userdata, pid_t pid);
+int advise_recorded(Advise *advise, AdviseRecorded handler, void *userdata);

@@ -220,7 +220,10 @@ void marks_unrecord(Advise *advise, const Target *target, Marks *marks) {
         marks->recorded = false;
 }
 
-int marks_sweep(int statefd) {
+/* The state files of a directory, and what a write that was cut off left ("NAME.new": rest is then ".new"). */
+static int state_each(int statefd, void (*handler)(void *userdata, int statefd, const char *name, pid_t pid,
+                                                   bool alive, const char *rest),
+                      void *userdata) {
         int fd = openat(statefd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
         DIR *dir;
 
@@ -243,12 +246,35 @@ int marks_sweep(int statefd) {
                 state_name(pid, ticks, name);
                 if (strncmp(entry->d_name, name, strlen(name)) != 0)
                         continue;
-                /* A write that was cut off leaves "NAME.new": the file it was to replace is whole. */
-                if (strcmp(entry->d_name + end, ".new") != 0 &&
-                    (entry->d_name[end] || (origin_of(pid, &origin) == 0 && origin.start_ticks == ticks)))
-                        continue;
-                unlinkat(statefd, entry->d_name, 0);
+                handler(userdata, statefd, entry->d_name, pid,
+                        origin_of(pid, &origin) == 0 && origin.start_ticks == ticks, entry->d_name + end);
         }
         closedir(dir);
         return 0;
+}
+
+static void sweep_one(void *userdata, int statefd, const char *name, pid_t pid, bool alive, const char *rest) {
+        /* Of a write that was cut off the file it was to replace is whole. */
+        if (strcmp(rest, ".new") == 0 || (!*rest && !alive))
+                unlinkat(statefd, name, 0);
+}
+
+int marks_sweep(int statefd) { return state_each(statefd, sweep_one, NULL); }
+
+typedef struct Recorded {
+        AdviseRecorded handler;
+        void *userdata;
+} Recorded;
+
+static void tell_one(void *userdata, int statefd, const char *name, pid_t pid, bool alive, const char *rest) {
+        const Recorded *recorded = userdata;
+
+        if (!*rest && alive)
+                recorded->handler(recorded->userdata, pid);
+}
+
+int advise_recorded(Advise *advise, AdviseRecorded handler, void *userdata) {
+        Recorded recorded = { handler, userdata };
+
+        return state_each(advise->statefd, tell_one, &recorded);
 }
