@@ -6,11 +6,16 @@
 
 #include "test.h"
 
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <poll.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
 
 #include <cmocka.h>
 
@@ -423,6 +428,36 @@ static void test_random(void **state) {
         loop_free(random_loop);
 }
 
+/* Where a container's seccomp filter or the sysctl refuses io_uring, loop_new() says so with the kernel's own errno. */
+static int loop_new_with_refusal(int error) {
+        struct sock_filter filter[] = {
+                BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+                BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, __NR_io_uring_setup, 0, 1),
+                BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | (unsigned)error),
+                BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+        };
+        struct sock_fprog program = {.len = ELEMENTSOF(filter), .filter = filter};
+        pid_t pid = fork();
+        int status;
+
+        if (pid == 0) {
+                Loop *loop = NULL;
+
+                if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 || prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) < 0)
+                        _exit(0);
+                _exit(-loop_new(&loop));
+        }
+        assert_int_equal(waitpid(pid, &status, 0), pid);
+        assert_true(WIFEXITED(status));
+        return -WEXITSTATUS(status);
+}
+
+static void test_refused(void **state) {
+        loop_free(loop_or_skip());
+        assert_int_equal(loop_new_with_refusal(EPERM), -EPERM);
+        assert_int_equal(loop_new_with_refusal(ENOSYS), -ENOSYS);
+}
+
 int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(test_level_triggered),
@@ -437,6 +472,7 @@ int main(void) {
                 cmocka_unit_test(test_dispatch_in_handler),
                 cmocka_unit_test(test_waits),
                 cmocka_unit_test(test_random),
+                cmocka_unit_test(test_refused),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);
 }

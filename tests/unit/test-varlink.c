@@ -11,6 +11,7 @@
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -142,7 +143,8 @@ static const VarlinkMethod methods[] = {
 };
 static const VarlinkInterface interfaces[] = {{IFACE, "interface org.example.Test\n"}};
 
-static int serve(const char *path, uint64_t patience_nsec, int ready) {
+static int serve(const char *path, uint64_t patience_nsec, rlim_t descriptors, int ready) {
+        struct rlimit limit;
         Host host = {};
         int fd, r;
 
@@ -156,6 +158,13 @@ static int serve(const char *path, uint64_t patience_nsec, int ready) {
                                  &host.server) == 0, "varlink_server_new");
         if (patience_nsec)
                 varlink_server_set_patience(host.server, patience_nsec);
+        if (descriptors) {
+                int next = dup(ready);
+
+                close(next);
+                limit.rlim_cur = limit.rlim_max = (rlim_t)next + descriptors;
+                CHECK(setrlimit(RLIMIT_NOFILE, &limit) == 0, "setrlimit");
+        }
         CHECK(write(ready, "", 1) == 1, "ready");
         CHECK(loop_run(host.loop) == 0, "loop_run");
         varlink_server_free(host.server);
@@ -165,7 +174,7 @@ static int serve(const char *path, uint64_t patience_nsec, int ready) {
         return 0;
 }
 
-static int start(void **state, uint64_t patience_nsec) {
+static int start(void **state, uint64_t patience_nsec, rlim_t descriptors) {
         Fixture *fixture = calloc(1, sizeof *fixture);
         int ready[2];
         char c;
@@ -177,7 +186,7 @@ static int start(void **state, uint64_t patience_nsec) {
         assert_int_equal(pipe2(ready, O_CLOEXEC), 0);
         fixture->pid = fork();
         if (fixture->pid == 0)
-                exit(serve(fixture->path, patience_nsec, ready[1]));
+                exit(serve(fixture->path, patience_nsec, descriptors, ready[1]));
         close(ready[1]);
         if (read(ready[0], &c, 1) != 1)
                 TEST_SKIP("io_uring is refused here");
@@ -186,8 +195,9 @@ static int start(void **state, uint64_t patience_nsec) {
         return 0;
 }
 
-static int start_patient(void **state) { return start(state, 0); }
-static int start_impatient(void **state) { return start(state, NSEC_PER_SEC); }
+static int start_patient(void **state) { return start(state, 0, 0); }
+static int start_impatient(void **state) { return start(state, NSEC_PER_SEC, 0); }
+static int start_poor(void **state) { return start(state, 0, 10); } /* this many descriptors more */
 
 static int stop(void **state) {
         Fixture *fixture = *state;
@@ -487,6 +497,25 @@ static void test_too_many(void **state) {
                 close(fds[i]);
 }
 
+/* Out of descriptors: who is in is served, who waits gets in when others have left. */
+static void test_no_descriptors(void **state) {
+        int fds[24];
+
+        for (unsigned i = 0; i < ELEMENTSOF(fds); i++) {
+                fds[i] = dial(state);
+                SEND(fds[i], "{\"method\":\"" IFACE ".Echo\"}");
+        }
+        for (unsigned i = 0; i < ELEMENTSOF(fds); i++) {
+                char text[64];
+
+                assert_true(read_text(fds[i], text, sizeof text));
+                if (i == 0) /* the last is not in yet */
+                        assert_int_equal(recv(fds[ELEMENTSOF(fds) - 1], text, 1, MSG_DONTWAIT), -1);
+                close(fds[i]);
+        }
+        assert_int_equal(counter(state, "refused"), 0);
+}
+
 static void test_peer_gone(void **state) {
         static const char *hold[] = {"{\"method\":\"" IFACE ".Hold\",\"parameters\":{\"tell\":true}}",
                                      "{\"method\":\"" IFACE ".Hold\"}"};
@@ -633,7 +662,7 @@ static void test_listen_after_kill(void **state) {
         char parent[96];
         int fd, status;
 
-        assert_int_equal(start((void **)&fixture, 0), 0);
+        assert_int_equal(start((void **)&fixture, 0, 0), 0);
         kill(fixture->pid, SIGKILL);
         assert_int_equal(waitpid(fixture->pid, &status, 0), fixture->pid);
         assert_int_equal(varlink_listen(fixture->path, &fd), 0);
@@ -657,6 +686,7 @@ int main(void) {
                 WITH(test_malformed, start_patient),
                 WITH(test_oversized, start_patient),
                 WITH(test_too_many, start_patient),
+                WITH(test_no_descriptors, start_poor),
                 WITH(test_peer_gone, start_patient),
                 WITH(test_privileged, start_patient),
                 WITH(test_slow_writer, start_impatient),
