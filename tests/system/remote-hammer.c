@@ -1,0 +1,247 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "target/remote-internal.h"
+#include "test.h"
+
+#include <getopt.h>
+#include <poll.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+
+/*
+ * Makes remote calls in a victim (victims.c) as fast as the victim can bear, and asks it afterwards whether it noticed.
+ * Built with the remote sources of its own (REMOTE_TEST): it can end itself at each step of the protocol, and leave
+ * single safeguards out, whose absence the victim then must notice (the negative controls).
+ */
+typedef struct Hammer {
+        const char *kind;
+        double seconds;
+        size_t calls;           /* in a batch */
+        uint64_t pause_usec;    /* between batches, at most; random */
+        bool kill_at_random, kill_at_steps;
+        int expect;             /* a REMOTE_E_* that every batch must end with; 0: most must succeed */
+        pid_t victim, target_pid;
+        int output;             /* of the victim */
+        FILE *lines;
+        uint64_t range, range_bytes;
+        uint64_t outcomes[8];   /* by REMOTE_E_* */
+        uint64_t kills, made;
+} Hammer;
+
+unsigned remote_test_leave_out;
+static int end_at_step = -1;
+static unsigned long end_after;
+
+void remote_test_step(RemoteStep step) {
+        if ((int)step == end_at_step && end_after-- == 0)
+                raise(SIGKILL);
+}
+
+static void start_victim(Hammer *hammer) {
+        char path[4096], seconds[32];
+        int fds[2];
+        ssize_t n = readlink("/proc/self/exe", path, sizeof path - 16);
+        CHECK(n > 0);
+        path[n] = '\0';
+        strcpy(strrchr(path, '/') + 1, "victims");
+        snprintf(seconds, sizeof seconds, "%f", hammer->seconds);
+        CHECK(pipe2(fds, O_CLOEXEC) == 0);
+        hammer->victim = fork();
+        CHECK(hammer->victim >= 0);
+        if (hammer->victim == 0) {
+                if (hammer->kill_at_random || hammer->kill_at_steps)
+                        setenv("VICTIM_TOLERATES_EINTR", "1", 1);
+                dup2(fds[1], STDOUT_FILENO);
+                execl(path, "victims", hammer->kind, seconds, NULL);
+                _exit(127);
+        }
+        close(fds[1]);
+        hammer->output = fds[0];
+        CHECK((hammer->lines = fdopen(fds[0], "r")));
+        setvbuf(hammer->lines, NULL, _IONBF, 0); /* so that poll() tells the truth */
+        hammer->target_pid = hammer->victim;
+}
+
+/* Takes what the victim said. False: it said its last. */
+static bool listen_to_victim(Hammer *hammer, int timeout_msec) {
+        char line[512];
+        struct pollfd fd = {.fd = hammer->output, .events = POLLIN};
+        while (poll(&fd, 1, timeout_msec) > 0) {
+                if (!fgets(line, sizeof line, hammer->lines))
+                        return false;
+                if (sscanf(line, "ready %lx %lu", &hammer->range, &hammer->range_bytes) == 2)
+                        return true;
+                if (sscanf(line, "child %d", &hammer->target_pid) == 1)
+                        continue;
+                printf("  %s", line);
+                timeout_msec = 0;
+        }
+        return true;
+}
+
+static void check_results(const Hammer *hammer, const RemoteCall *calls, size_t done) {
+        for (size_t i = 0; i < done; i++)
+                CHECK(calls[i].ret >= 0 || calls[i].ret < -4095, "call %zu (nr %ld) returned %ld", i, calls[i].nr, calls[i].ret);
+}
+
+/* One batch: advice on the victim's own pages that changes nothing it can see, mixed with calls that do nothing. */
+static int hammer_once(Hammer *hammer, Remote *remote) {
+        RemoteCall calls[REMOTE_BATCH_MAX];
+        size_t n = 1 + (size_t)random() % hammer->calls, done = 0;
+        for (size_t i = 0; i < n; i++) {
+                uint64_t page = hammer->range + (uint64_t)i * PAGE_BYTES % hammer->range_bytes;
+                calls[i] = i % 2 && hammer->target_pid == hammer->victim ? (RemoteCall){.nr = SYS_madvise, .args = {page, PAGE_BYTES, i & 2 ? MADV_DONTDUMP : MADV_DODUMP}}
+                                 : (RemoteCall){.nr = SYS_getppid};
+        }
+        _cleanup_(target_freep) Target *target = NULL;
+        int r = target_new(hammer->target_pid, &target);
+        if (r == 0) {
+                r = remote_call(remote, target, calls, n, &done);
+                check_results(hammer, calls, done);
+                CHECK(r != 0 || done == n, "%zu of %zu calls", done, n);
+        } else
+                r = REMOTE_E_GONE;
+        CHECK(r >= 0, "remote_call: %s", strerror(-r));
+        hammer->outcomes[r]++;
+        hammer->made += done;
+        return r;
+}
+
+static void hammer_until_killed(Hammer *hammer, Remote *remote) {
+        for (;;) {
+                (void)hammer_once(hammer, remote);
+                usleep((useconds_t)random() % 300);
+        }
+}
+
+/* A caller that dies, again and again; then one that lives finds and removes what they left. */
+static void hammer_and_die(Hammer *hammer, Remote *remote, uint64_t end_nsec) {
+        unsigned steps[_REMOTE_STEP_MAX] = {};
+        for (unsigned i = 0; now_nsec() < end_nsec && listen_to_victim(hammer, 0); i++) {
+                int step = hammer->kill_at_steps ? (int)(i % _REMOTE_STEP_MAX) : -1;
+                pid_t caller = fork();
+                CHECK(caller >= 0);
+                if (caller == 0) {
+                        srandom(i);
+                        end_at_step = step;
+                        end_after = (unsigned long)random() % 4;
+                        hammer_until_killed(hammer, remote);
+                }
+                if (step < 0) {
+                        usleep(300 + (useconds_t)random() % 4000);
+                        kill(caller, SIGKILL);
+                }
+                int status = 0;
+                for (int wait = 0; waitpid(caller, &status, WNOHANG) == 0; wait++) {
+                        if (wait == 2000)
+                                kill(caller, SIGKILL);
+                        usleep(100);
+                }
+                CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL, "the caller ended with %#x", status);
+                hammer->kills++;
+                if (step >= 0)
+                        steps[step]++;
+                if (i % 8 == 0)
+                        (void)hammer_once(hammer, remote);
+                usleep(2000);
+        }
+        for (int step = 0; hammer->kill_at_steps && step < _REMOTE_STEP_MAX; step++)
+                CHECK(steps[step] > 0, "step %d was never reached", step);
+}
+
+/* The last visit: an adoption cleans up what dead callers left, before the victim looks at itself. */
+static void clean_up(Hammer *hammer, Remote *remote) {
+        _cleanup_(target_freep) Target *target = NULL;
+        if (target_new(hammer->target_pid, &target) != 0)
+                return;
+        for (int i = 0; i < 50; i++) {
+                TargetSkip skip;
+                if (remote_adopt(remote, target, &skip) == 0)
+                        return;
+                usleep(5000);
+        }
+}
+
+static void hammer_victim(Hammer *hammer) {
+        _cleanup_(remote_freep) Remote *remote = NULL;
+        CHECK(remote_new(&remote) == 0);
+        start_victim(hammer);
+        while (hammer->range == 0 && listen_to_victim(hammer, 1000))
+                if (waitpid(hammer->victim, NULL, WNOHANG | WNOWAIT) != 0)
+                        break;
+        uint64_t end = now_nsec() + (uint64_t)(hammer->seconds * 0.9e9);
+        if (hammer->kill_at_random || hammer->kill_at_steps)
+                hammer_and_die(hammer, remote, end);
+        else
+                while (now_nsec() < end && listen_to_victim(hammer, 0)) {
+                        (void)hammer_once(hammer, remote);
+                        if (hammer->pause_usec)
+                                usleep((useconds_t)random() % hammer->pause_usec);
+                }
+        clean_up(hammer, remote);
+        int status = 0;
+        uint64_t late = now_nsec() + (uint64_t)((hammer->seconds + 10) * 1e9);
+        while (waitpid(hammer->victim, &status, WNOHANG) == 0) {
+                remote_reap(remote);
+                listen_to_victim(hammer, 1);
+                if (now_nsec() > late) {
+                        kill(hammer->victim, SIGKILL);
+                        CHECK(false, "%s: the victim does not end", hammer->kind);
+                }
+        }
+        while (listen_to_victim(hammer, 0))
+                ;
+
+        RemoteStats stats;
+        remote_stats(remote, &stats);
+        printf("%s: %lu stops, %lu calls, stop p50 %lu p99 %lu max %lu us, %lu kills;", hammer->kind, stats.stops, stats.calls,
+               remote_stop_percentile(&stats, 500) / 1000, remote_stop_percentile(&stats, 990) / 1000,
+               stats.stop_nsec_max / 1000, hammer->kills);
+        for (int i = 0; i < (int)ELEMENTSOF(hammer->outcomes); i++)
+                if (hammer->outcomes[i])
+                        printf(" %s %lu", remote_error_name(i), hammer->outcomes[i]);
+        printf("\n");
+        fflush(stdout);
+        if (WIFEXITED(status) && WEXITSTATUS(status) == 77)
+                exit(77);
+        CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0, "%s: the victim ended with %#x", hammer->kind, status);
+        if (hammer->expect)
+                CHECK(hammer->outcomes[hammer->expect] > 0 && hammer->outcomes[0] == 0, "%s was expected", remote_error_name(hammer->expect));
+        else
+                CHECK(hammer->outcomes[0] > 0, "no call was ever made");
+}
+
+int main(int argc, char **argv) {
+        Hammer hammer = {.seconds = 2, .calls = 64, .pause_usec = 3000};
+        static const struct option options[] = {
+                {"seconds", required_argument, NULL, 's'},   {"calls", required_argument, NULL, 'c'},
+                {"pause-usec", required_argument, NULL, 'p'}, {"leave-out", required_argument, NULL, 'l'},
+                {"kill", no_argument, NULL, 'k'},            {"kill-steps", no_argument, NULL, 'K'},
+                {"expect", required_argument, NULL, 'e'},    {},
+        };
+        for (int o; (o = getopt_long(argc, argv, "", options, NULL)) >= 0;)
+                switch (o) {
+                case 's': hammer.seconds = atof(optarg); break;
+                case 'c': hammer.calls = MIN_OF((size_t)atoi(optarg), (size_t)REMOTE_BATCH_MAX); break;
+                case 'p': hammer.pause_usec = (uint64_t)atoi(optarg); break;
+                case 'l': remote_test_leave_out = (unsigned)strtoul(optarg, NULL, 0); break;
+                case 'k': hammer.kill_at_random = true; break;
+                case 'K': hammer.kill_at_steps = true; break;
+                case 'e':
+                        for (int e = 1; e < 8; e++)
+                                if (strcmp(remote_error_name(e), optarg) == 0)
+                                        hammer.expect = e;
+                        break;
+                default: return 2;
+                }
+        test_need_root();
+        if (optind == argc)
+                return fprintf(stderr, "usage: remote-hammer [--seconds S] [--calls N] [--kill|--kill-steps] KIND...\n"), 2;
+        for (int i = optind; i < argc; i++) {
+                Hammer one = hammer;
+                one.kind = argv[i];
+                hammer_victim(&one);
+        }
+        return 0;
+}

@@ -1,0 +1,232 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "victims.h"
+
+#include <linux/audit.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/ptrace.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+
+/* What happens around a process: children, ends, job control, sandboxes, namespaces, debuggers. */
+#ifndef PR_SET_MDWE
+#define PR_SET_MDWE 65
+#endif
+
+static void *fork_thread(void *arg) {
+        for (unsigned n = 0; now_nsec() < victim_end_nsec; n++) {
+                pid_t child = fork();
+                CHECK(child >= 0);
+                if (child == 0) {
+                        victim_check_memory("child");
+                        if (n % 4 == 0)
+                                execl("/bin/true", "true", NULL);
+                        _exit(0);
+                }
+                int status;
+                CHECK(waitpid(child, &status, 0) == child && status == 0, "child ended with %#x", status);
+                victim_rounds++;
+        }
+        return NULL;
+}
+
+/* One thread forks while another is the one to be stopped; then the other way round. */
+void victim_forkexec(void) {
+        pthread_t thread;
+        uint64_t end = victim_end_nsec;
+        victim_ready();
+        victim_end_nsec = now_nsec() + (end - now_nsec()) / 2;
+        CHECK(pthread_create(&thread, NULL, fork_thread, NULL) == 0);
+        pthread_join(thread, NULL);
+        victim_end_nsec = end;
+        fork_thread(NULL);
+}
+
+void victim_vfork(void) {
+        victim_ready();
+        while (victim_goes_on()) {
+                pid_t child = vfork();
+                if (child == 0) {
+                        execl("/bin/sleep", "sleep", "0.003", NULL);
+                        _exit(127);
+                }
+                int status;
+                CHECK(child > 0 && waitpid(child, &status, 0) == child && status == 0, "child ended with %#x", status);
+        }
+}
+
+/* The process named ready is replaced by its children, each of which ends in the middle of things. The visitor takes
+ * whoever is there; the parent sees every one end as it meant to, at once. */
+void victim_exit(void) {
+        victim_ready();
+        while (victim_goes_on()) {
+                pid_t child = fork();
+                CHECK(child >= 0);
+                if (child == 0) {
+                        pthread_t thread;
+                        CHECK(pthread_create(&thread, NULL, (void *(*)(void *))(void (*)(void))usleep, (void *)1000) == 0);
+                        usleep(500);
+                        if (getpid() % 3 == 0)
+                                execl("/bin/sh", "sh", "-c", "exit 7", NULL);
+                        _exit(7);
+                }
+                int status;
+                printf("child %d\n", child);
+                fflush(stdout);
+                CHECK(waitpid(child, &status, 0) == child);
+                CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 7, "child ended with %#x", status);
+        }
+}
+
+void victim_stopcont(void) {
+        pid_t parent = getpid(), teaser = fork();
+        CHECK(teaser >= 0);
+        if (teaser == 0) {
+                prctl(PR_SET_PDEATHSIG, SIGKILL);
+                while (now_nsec() < victim_end_nsec) {
+                        usleep(3000);
+                        CHECK(kill(parent, SIGSTOP) == 0);
+                        for (int i = 0;; i++) {
+                                char path[64], text[512];
+                                snprintf(path, sizeof path, "/proc/%d/stat", parent);
+                                FILE *f = fopen(path, "re");
+                                CHECK(f && fgets(text, sizeof text, f));
+                                fclose(f);
+                                char state = strrchr(text, ')')[2];
+                                if (state == 'T')
+                                        break;
+                                CHECK(i < 2000, "SIGSTOP has no effect: state %c", state);
+                                usleep(1000);
+                        }
+                        usleep(3000);
+                        CHECK(kill(parent, SIGCONT) == 0);
+                }
+                _exit(0);
+        }
+        victim_ready();
+        while (victim_goes_on())
+                usleep(300);
+        int status;
+        CHECK(TEMP_FAILURE_RETRY(waitpid(teaser, &status, 0)) == teaser && status == 0, "teaser ended with %#x", status);
+}
+
+void victim_churn(void) {
+        const size_t bytes = 256 * PAGE_BYTES;
+        victim_ready();
+        while (victim_goes_on()) {
+                char *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+                CHECK(p != MAP_FAILED);
+                for (size_t i = 0; i < bytes; i += PAGE_BYTES)
+                        p[i] = (char)(i >> PAGE_SHIFT);
+                CHECK(madvise(p + bytes / 2, bytes / 4, MADV_DONTNEED) == 0);
+                CHECK(munmap(p + bytes - bytes / 8, bytes / 8) == 0);
+                p = mremap(p, bytes / 4, bytes / 2 + bytes, MREMAP_MAYMOVE);
+                CHECK(p != MAP_FAILED);
+                for (size_t i = 0; i < bytes / 4; i += PAGE_BYTES)
+                        CHECK(p[i] == (char)(i >> PAGE_SHIFT));
+                CHECK(munmap(p, bytes / 2 + bytes) == 0);
+        }
+}
+
+/* Allows only what a quiet loop needs. */
+void victim_filter(void) {
+        static const long allowed[] = {SYS_read, SYS_write, SYS_clock_nanosleep, SYS_restart_syscall, SYS_rt_sigreturn,
+                                       SYS_exit_group, SYS_clock_gettime};
+        struct sock_filter filter[2 * ELEMENTSOF(allowed) + 2];
+        size_t n = 0;
+        filter[n++] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr));
+        for (size_t i = 0; i < ELEMENTSOF(allowed); i++) {
+                filter[n++] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (uint32_t)allowed[i], 0, 1);
+                filter[n++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
+        }
+        filter[n++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS);
+        struct sock_fprog program = {.len = (unsigned short)n, .filter = filter};
+        victim_ready();
+        CHECK(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0);
+        CHECK(prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0);
+        struct timespec ts = {.tv_nsec = 500000};
+        while (victim_goes_on())
+                clock_nanosleep(CLOCK_MONOTONIC, 0, &ts, NULL);
+        _exit(0); /* its maps cannot be read from inside any more */
+}
+
+void victim_strict(void) {
+        int fds[2];
+        CHECK(pipe2(fds, O_CLOEXEC) == 0);
+        pid_t feeder = fork();
+        CHECK(feeder >= 0);
+        if (feeder == 0) {
+                prctl(PR_SET_PDEATHSIG, SIGKILL);
+                while (now_nsec() < victim_end_nsec) {
+                        usleep(1000);
+                        CHECK(write(fds[1], "x", 1) == 1);
+                }
+                CHECK(write(fds[1], "e", 1) == 1);
+                _exit(0);
+        }
+        victim_ready();
+        CHECK(prctl(PR_SET_SECCOMP, SECCOMP_MODE_STRICT) == 0);
+        for (char byte = 'x'; byte == 'x';)
+                if (syscall(SYS_read, fds[0], &byte, 1) != 1)
+                        syscall(SYS_exit, 1);
+        syscall(SYS_exit, 0);
+}
+
+void victim_mdwe(void) {
+        if (prctl(PR_SET_MDWE, 1, 0, 0, 0) < 0)
+                TEST_SKIP("no PR_SET_MDWE (6.3)");
+        CHECK(mmap(NULL, PAGE_BYTES, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) == MAP_FAILED);
+        victim_ready();
+        while (victim_goes_on())
+                usleep(500);
+}
+
+/* Runs in a child that is the first process of its own namespaces; the visitor is told of that child. */
+void victim_namespaces(void) {
+        int pipe_fds[2];
+        CHECK(pipe2(pipe_fds, O_CLOEXEC) == 0);
+        if (unshare(CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID) < 0)
+                TEST_SKIP("unshare: %s", strerror(errno));
+        pid_t child = fork();
+        CHECK(child >= 0);
+        if (child == 0) {
+                prctl(PR_SET_PDEATHSIG, SIGKILL);
+                CHECK(getpid() == 1);
+                while (victim_goes_on())
+                        usleep(500);
+                _exit(0);
+        }
+        printf("child %d\n", child);
+        victim_ready();
+        int status;
+        CHECK(waitpid(child, &status, 0) == child && status == 0, "child ended with %#x", status);
+}
+
+/* A child traced by us, as by a debugger: its stops are ours, and only ours. */
+void victim_traced(void) {
+        pid_t child = fork();
+        CHECK(child >= 0);
+        if (child == 0) {
+                prctl(PR_SET_PDEATHSIG, SIGKILL);
+                CHECK(ptrace(PTRACE_TRACEME, 0, 0, 0) == 0);
+                for (;;) {
+                        raise(SIGUSR1);
+                        usleep(1000);
+                }
+        }
+        printf("child %d\n", child);
+        victim_ready();
+        while (victim_goes_on()) {
+                int status;
+                CHECK(waitpid(child, &status, 0) == child);
+                CHECK(WIFSTOPPED(status) && WSTOPSIG(status) == SIGUSR1 && status >> 16 == 0, "a strange stop: %#x", status);
+                CHECK(ptrace(PTRACE_CONT, child, 0, 0) == 0);
+        }
+        kill(child, SIGKILL);
+        CHECK(waitpid(child, NULL, 0) == child);
+}

@@ -1,0 +1,44 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#pragma once
+
+#include "test.h"
+
+/*
+ * Processes that check themselves while something is done to them: `victims KIND SECONDS`. Each says "ready" when it may
+ * be visited, with a range of its own memory for harmless advice, and ends with a line of counts; exit 1 and a
+ * reason when anything was not as it must be.
+ */
+typedef struct Victim {
+        const char *kind;
+        void (*run)(void);
+        const char *what;
+} Victim;
+
+extern uint64_t victim_end_nsec;
+extern uint64_t victim_rounds;
+extern bool victim_tolerates_eintr;     /* its visitor is killed now and then: the one thing that may be seen */
+extern uint64_t victim_eintrs;
+
+static inline bool victim_goes_on(void) {
+        victim_rounds++;
+        return now_nsec() < victim_end_nsec;
+}
+void victim_ready(void);
+void victim_check_memory(const char *who);      /* no mapping in it that is not its own */
+
+void victim_eintr(void);
+void victim_registers(void);
+void victim_rseq(void);
+void victim_sigtrap(void);
+void victim_signals(void);
+void victim_threads64(void);
+void victim_forkexec(void);
+void victim_vfork(void);
+void victim_exit(void);
+void victim_stopcont(void);
+void victim_churn(void);
+void victim_filter(void);
+void victim_strict(void);
+void victim_mdwe(void);
+void victim_namespaces(void);
+void victim_traced(void);
