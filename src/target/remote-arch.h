@@ -25,8 +25,9 @@ uint64_t remote_arch_cookie(const RemoteRegs *regs);                    /* what 
 /* Runs native 64-bit code and its calls reach the kernel. */
 bool remote_arch_fit(pid_t tid, const RemoteRegs *regs);
 
-/* In an interrupt-stop: makes the kernel restart a call that was made to return -EINTR and can be repeated. */
-void remote_arch_repair(RemoteRegs *regs);
+/* In an interrupt-stop: makes the kernel restart a call that was made to return -EINTR and can be repeated. True: the
+ * registers were changed. */
+bool remote_arch_repair(RemoteRegs *regs);
 
 /* Bytes below the stack pointer that belong to the function running there. */
 #define REMOTE_ARCH_FRAME_MAX 32768U
@@ -64,13 +65,18 @@ ssize_t remote_arch_find_sigreturn(const uint8_t *text, size_t size);
 #define REMOTE_MAGIC_0 ((uint64_t)0x6573752d646d736b) /* "ksmd-user remote" */
 #define REMOTE_MAGIC_1 ((uint64_t)0x65746f6d65722072)
 
+static inline bool remote_region_has(uint64_t address) {
+        return address - REMOTE_REGION_BASE < REMOTE_REGION_SLOTS * REMOTE_REGION_STRIDE;
+}
+
 typedef struct RemoteHead {
         uint64_t magic[2];
         uint64_t stop;          /* we want no further call made: the time box is full */
         uint64_t spins;         /* to wait for us at the end */
         uint64_t unmap;         /* going home alone, unmap the region by the code at call */
         uint64_t call;
-        uint64_t reserved[2];
+        uint64_t armed;         /* a thread was sent here, or is about to be */
+        uint64_t reserved;
         uint8_t code[];
 } RemoteHead;
 
@@ -80,7 +86,8 @@ typedef struct RemoteDescriptor {
 
 typedef struct RemoteResults {
         uint64_t done, left;    /* left: descriptors not made */
-        uint64_t reserved[6];
+        uint64_t home;          /* left for good, with the region still there */
+        uint64_t reserved[5];
         int64_t ret[];
 } RemoteResults;
 

@@ -65,6 +65,24 @@ static const SleepRule sleep_rules[] = {
         {SYS_io_uring_enter, REMOTE_SLEEP_AGAIN, true, 2, UINT64_MAX}, /* submits nothing, only waits */
 };
 
+static void close_tasks(DIR **tasks) {
+        if (*tasks)
+                closedir(*tasks);
+}
+
+static int open_tasks(const Target *target, DIR **ret) {
+        int fd = openat(target->procfd, "task", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+        if (fd < 0)
+                return errno == ENOENT || errno == ESRCH ? REMOTE_E_GONE : -errno;
+        DIR *tasks = fdopendir(fd);
+        if (!tasks) {
+                safe_close(fd);
+                return -ENOMEM;
+        }
+        *ret = tasks;
+        return 0;
+}
+
 static const SleepRule *find_rule(long nr) {
         for (size_t i = 0; i < ELEMENTSOF(sleep_rules); i++)
                 if (sleep_rules[i].nr == nr)
@@ -113,8 +131,14 @@ int remote_thread_status(const Target *target, pid_t tid, RemoteThreadStatus *re
         return 0;
 }
 
-/* What one thread is doing. False: it ended, or may not be looked at. */
-static bool look_at(const Target *target, const RemoteMaps *maps, pid_t tid, RemoteSleep *ret) {
+/* What one thread is doing: as the file says. False: it ended, or may not be looked at. */
+typedef struct Activity {
+        bool running;
+        long nr;                /* -1: blocked, but not in a call */
+        uint64_t args[6], sp, pc;
+} Activity;
+
+static bool look_at(const Target *target, pid_t tid, Activity *ret) {
         char path[64], text[256];
         snprintf(path, sizeof path, "task/%d/syscall", tid);
         _cleanup_close_ int fd = openat(target->procfd, path, O_RDONLY | O_CLOEXEC);
@@ -122,23 +146,39 @@ static bool look_at(const Target *target, const RemoteMaps *maps, pid_t tid, Rem
         if (n <= 0)
                 return false;
         text[n] = '\0';
-        if (strncmp(text, "running", 7) == 0) {
-                *ret = REMOTE_SLEEP_NONE;
-                return true;
-        }
-        long nr;
-        uint64_t args[6], sp, pc;
-        if (sscanf(text, "%ld %lx %lx %lx %lx %lx %lx %lx %lx", &nr, &args[0], &args[1], &args[2], &args[3], &args[4],
-                   &args[5], &sp, &pc) == 9)
-                *ret = remote_sleep_class(nr, args);
-        else if (sscanf(text, "%ld %lx %lx", &nr, &sp, &pc) == 3 && nr == -1)
-                *ret = REMOTE_SLEEP_NONE;
-        else
+        Activity a = {.running = strncmp(text, "running", 7) == 0};
+        if (!a.running &&
+            sscanf(text, "%ld %lx %lx %lx %lx %lx %lx %lx %lx", &a.nr, &a.args[0], &a.args[1], &a.args[2], &a.args[3],
+                   &a.args[4], &a.args[5], &a.sp, &a.pc) != 9 &&
+            (sscanf(text, "%ld %lx %lx", &a.nr, &a.sp, &a.pc) != 3 || a.nr != -1))
                 return false;
+        *ret = a;
+        return true;
+}
+
+static RemoteSleep judge(const Target *target, const RemoteMaps *maps, pid_t tid) {
+        Activity a;
+        if (!look_at(target, tid, &a))
+                return REMOTE_SLEEP_REFUSE;
+        if (a.running)
+                return REMOTE_SLEEP_NONE;
         /* A stack that cannot be one of the C library's is known from here; the thread pointer only once it stands. */
-        const RemoteMap *map = remote_maps_find(maps, sp - 1);
-        if (!map || !map->write || map->inode || (map->main_stack && tid != target->pid))
-                *ret = REMOTE_SLEEP_REFUSE;
+        const RemoteMap *map = remote_maps_find(maps, a.sp - 1);
+        if (!map || !map->write || map->inode || (map->main_stack && tid != target->pid) || remote_region_has(a.pc))
+                return REMOTE_SLEEP_REFUSE;
+        return remote_sleep_class(a.nr, a.args);
+}
+
+bool remote_all_asleep_elsewhere(const Target *target) {
+        _cleanup_(close_tasks) DIR *tasks = NULL;
+        if (open_tasks(target, &tasks) != 0)
+                return false;
+        for (struct dirent *d; (d = readdir(tasks));) {
+                pid_t tid = atoi(d->d_name);
+                Activity a;
+                if (tid > 0 && (!look_at(target, tid, &a) || a.running || remote_region_has(a.pc)))
+                        return false;
+        }
         return true;
 }
 
@@ -154,34 +194,29 @@ static void insert(RemoteCandidate *list, size_t *n, RemoteCandidate candidate) 
         *n = end + 1;
 }
 
-int remote_choose(const Target *target, const RemoteMaps *maps, int memfd, RemoteCandidate ret[static REMOTE_CANDIDATES],
+int remote_choose(const Target *target, const RemoteMaps *maps, RemoteCandidate ret[static REMOTE_CANDIDATES],
                   size_t *ret_n) {
         size_t n = 0;
-        RemoteCandidate leader = {.tid = target->pid};
-        if (look_at(target, maps, leader.tid, &leader.sleep) && leader.sleep != REMOTE_SLEEP_REFUSE)
+        RemoteCandidate leader = {target->pid, judge(target, maps, target->pid)};
+        if (leader.sleep != REMOTE_SLEEP_REFUSE)
                 insert(ret, &n, leader);
-        if (n == 0 || leader.sleep != REMOTE_SLEEP_EXACT) {
-                int taskfd = openat(target->procfd, "task", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-                if (taskfd < 0)
-                        return errno == ENOENT || errno == ESRCH ? REMOTE_E_GONE : -errno;
-                DIR *tasks = fdopendir(taskfd);
-                if (!tasks) {
-                        safe_close(taskfd);
-                        return -ENOMEM;
-                }
+        if (leader.sleep != REMOTE_SLEEP_EXACT) {
+                _cleanup_(close_tasks) DIR *tasks = NULL;
+                int r = open_tasks(target, &tasks);
+                if (r != 0)
+                        return r;
                 size_t looked = 0;
                 for (struct dirent *d; looked < LOOK_AT_MAX && (d = readdir(tasks));) {
-                        RemoteCandidate candidate = {.tid = atoi(d->d_name)};
-                        if (candidate.tid <= 0 || candidate.tid == target->pid)
+                        pid_t tid = atoi(d->d_name);
+                        if (tid <= 0 || tid == target->pid)
                                 continue;
                         looked++;
-                        if (look_at(target, maps, candidate.tid, &candidate.sleep) &&
-                            candidate.sleep != REMOTE_SLEEP_REFUSE)
+                        RemoteCandidate candidate = {tid, judge(target, maps, tid)};
+                        if (candidate.sleep != REMOTE_SLEEP_REFUSE)
                                 insert(ret, &n, candidate);
-                        if (n == REMOTE_CANDIDATES && ret[n - 1].sleep == REMOTE_SLEEP_EXACT)
+                        if (n > 0 && ret[0].sleep == REMOTE_SLEEP_EXACT)
                                 break;
                 }
-                closedir(tasks);
         }
         *ret_n = n;
         return 0;

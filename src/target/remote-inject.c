@@ -211,6 +211,10 @@ int remote_run(RemoteThread *thread, RemoteCall *calls, size_t n, uint64_t deadl
         if (r != 0)
                 return r;
         remote_step(REMOTE_STEP_CODE);
+        const uint64_t yes = 1;
+        r = write_all(thread->memfd, &yes, sizeof yes, thread->region + offsetof(RemoteHead, armed));
+        if (r != 0)
+                return r;
         RemoteRegs regs = thread->regs;
         remote_arch_aim_stub(&regs, thread->region, thread->frame, thread->cookie, n);
         r = aim(thread, &regs);
@@ -274,8 +278,6 @@ int remote_leave(RemoteThread *thread) {
         }
 
         regs = thread->regs;
-        if (remote_guards(REMOTE_GUARD_EINTR))
-                remote_arch_repair(&regs);
         if (remote_guards(REMOTE_GUARD_ORDER)) {
                 r = set_mask(thread->tid, thread->mask);
                 remote_step(REMOTE_STEP_MASK_BACK);

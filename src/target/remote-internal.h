@@ -59,8 +59,11 @@ typedef struct RemoteCandidate {
 
 #define REMOTE_CANDIDATES 4U
 /* The best threads to stop, best first. *ret_n may be 0. REMOTE_E_GONE, -errno. */
-int remote_choose(const Target *target, const RemoteMaps *maps, int memfd, RemoteCandidate ret[static REMOTE_CANDIDATES],
+int remote_choose(const Target *target, const RemoteMaps *maps, RemoteCandidate ret[static REMOTE_CANDIDATES],
                   size_t *ret_n);
+
+/* Every thread is asleep with its program counter outside our regions. */
+bool remote_all_asleep_elsewhere(const Target *target);
 
 typedef struct RemoteThreadStatus {
         char state;

@@ -159,11 +159,8 @@ bool remote_thread_in_rseq(RemoteThread *thread, uint64_t pc) {
 /* A call that was interrupted by us and returned -EINTR is made again. Only in an interrupt-stop. */
 static void repair(RemoteThread *thread) {
         RemoteRegs regs;
-        if (!remote_guards(REMOTE_GUARD_EINTR) || remote_arch_get_regs(thread->tid, &regs) < 0)
-                return;
-        int64_t before = remote_arch_result(&regs);
-        remote_arch_repair(&regs);
-        if (remote_arch_result(&regs) != before)
+        if (remote_guards(REMOTE_GUARD_EINTR) && remote_arch_get_regs(thread->tid, &regs) == 0 &&
+            remote_arch_repair(&regs))
                 (void)remote_arch_set_regs(thread->tid, &regs);
 }
 

@@ -91,9 +91,11 @@ bool remote_arch_fit(pid_t tid, const RemoteRegs *regs) {
 }
 
 /* The result of an interrupted call, as the kernel's restart logic will look at it. */
-void remote_arch_repair(RemoteRegs *regs) {
-        if (regs->nr >= 0 && remote_arch_result(regs) == -EINTR && remote_sleep_repeatable(regs->nr))
-                regs->r.rax = (uint64_t)-ERESTARTNOHAND;
+bool remote_arch_repair(RemoteRegs *regs) {
+        if (regs->nr < 0 || remote_arch_result(regs) != -EINTR || !remote_sleep_repeatable(regs->nr))
+                return false;
+        regs->r.rax = (uint64_t)-ERESTARTNOHAND;
+        return true;
 }
 
 /* restart_syscall(2) goes on with what the thread's restart block holds, and rt_sigreturn empties that. The wrappers of
@@ -273,11 +275,13 @@ _Static_assert(HEAD_STOP == offsetof(RemoteHead, stop) && HEAD_SPINS == offsetof
                HEAD_UNMAP == offsetof(RemoteHead, unmap) && HEAD_CALL == offsetof(RemoteHead, call), "");
 _Static_assert(CALLS_OFFSET == REMOTE_REGION_CALLS_OFFSET && RESULTS_OFFSET == REMOTE_REGION_RESULTS_OFFSET &&
                REGION_BYTES == REMOTE_REGION_BYTES && RESULTS_OFFSET + RESULTS_BYTES == REGION_BYTES, "");
-_Static_assert(sizeof(RemoteDescriptor) == 64 && sizeof(RemoteResults) == 64, "");
+_Static_assert(sizeof(RemoteDescriptor) == 64 && sizeof(RemoteResults) == 64 &&
+               offsetof(RemoteResults, home) == 16, "");
 
 asm(".pushsection .rodata\n"
     ".globl remote_stub_start, remote_stub_end\n"
     "remote_stub_start:\n"
+    "       xor     %r14d, %r14d\n" /* as long as it is 0 the results cannot be written */
     "       mov     $28, %eax\n" /* madvise(region, all, MADV_DONTFORK) */
     "       mov     %r12, %rdi\n"
     "       mov     $" STR(REGION_BYTES) ", %esi\n"
@@ -327,7 +331,10 @@ asm(".pushsection .rodata\n"
     "       mov     %r12, %rdi\n"
     "       mov     $" STR(REGION_BYTES) ", %esi\n"
     "       jmp     *" STR(HEAD_CALL) "(%r12)\n"
-    "5:     add     $8, %rsp\n"
+    "5:     test    %r14, %r14\n"
+    "       jz      6f\n"
+    "       movq    $1, 16+" STR(RESULTS_OFFSET) "(%r12)\n"
+    "6:     add     $8, %rsp\n"
     "       mov     $15, %eax\n"
     "       syscall\n"
     "remote_stub_end:\n"

@@ -106,8 +106,23 @@ static bool lingers_inside(const Remote *remote, const Target *target) {
         return false;
 }
 
-/* Where the calls may stand, and what of an earlier stop is in the way. Nobody but us maps anything there. */
-static size_t find_leftovers(const RemoteMaps *maps, int memfd, RemoteCall *ret, size_t max, uint64_t *ret_region) {
+/* Nobody executes in this region of a daemon that died: no thread was sent there, or it left for good. A stub that was
+ * deserted waits a few milliseconds and goes, but where no CPU is to be had, or its cgroup is frozen, it stays. */
+static bool is_deserted(const Target *target, int memfd, uint64_t address) {
+        RemoteHead head;
+        RemoteResults results;
+        if (pread(memfd, &head, sizeof head, (off_t)address) != sizeof head ||
+            pread(memfd, &results, sizeof results, (off_t)(address + REMOTE_REGION_RESULTS_OFFSET)) != sizeof results)
+                return false;
+        if (head.magic[0] == 0 && head.magic[1] == 0)
+                return true;
+        return head.magic[0] == REMOTE_MAGIC_0 && head.magic[1] == REMOTE_MAGIC_1 &&
+               (!head.armed || results.home || remote_all_asleep_elsewhere(target));
+}
+
+/* Where the region may go, and which ones of earlier stops are in the way. Nobody but us maps anything there. */
+static size_t find_leftovers(const Target *target, const RemoteMaps *maps, int memfd,
+                             RemoteCall ret[static REMOTE_REGION_SLOTS], uint64_t *ret_region) {
         size_t n = 0;
         uint64_t region = 0;
         for (unsigned slot = 0; slot < REMOTE_REGION_SLOTS; slot++) {
@@ -116,12 +131,8 @@ static size_t find_leftovers(const RemoteMaps *maps, int memfd, RemoteCall *ret,
                 if (!map) {
                         if (!region)
                                 region = address;
-                        continue;
-                }
-                uint64_t magic = 0;
-                if (n < max && map->start == address && map->exec && !map->write && !map->shared && !map->inode &&
-                    pread(memfd, &magic, sizeof magic, (off_t)address) == sizeof magic &&
-                    (magic == REMOTE_MAGIC_0 || magic == 0))
+                } else if (map->start == address && map->exec && !map->write && !map->shared && !map->inode &&
+                           is_deserted(target, memfd, address))
                         ret[n++] = (RemoteCall){.nr = SYS_munmap, .args = {address, REMOTE_REGION_BYTES}};
         }
         *ret_region = region;
@@ -162,8 +173,7 @@ static int visit_prepare(Remote *remote, Target *target, Visit *visit) {
                 *cached = (RemoteCodeCache){target->pid, target->start_ticks, visit->code};
         } else
                 visit->code = cached->code;
-        visit->n_leftovers = find_leftovers(&visit->maps, visit->memfd, visit->leftovers, ELEMENTSOF(visit->leftovers),
-                                            &visit->region);
+        visit->n_leftovers = find_leftovers(target, &visit->maps, visit->memfd, visit->leftovers, &visit->region);
         return visit->region ? 0 : REMOTE_E_BUSY;
 }
 
@@ -173,10 +183,15 @@ static int check_place(RemoteThread *thread, const Visit *visit, uint64_t *ret_f
         int r = remote_arch_get_regs(thread->tid, &thread->regs);
         if (r == 0)
                 r = remote_arch_thread_pointer(thread->tid, &thread->regs, &thread_pointer);
+        /* Before anything else: from here on the call is restarted even if we die. */
+        if (r == 0 && remote_guards(REMOTE_GUARD_EINTR) && remote_arch_repair(&thread->regs))
+                r = remote_arch_set_regs(thread->tid, &thread->regs);
         if (r < 0)
                 return r == -ESRCH ? remote_thread_gone(thread) : r;
         if (!remote_arch_fit(thread->tid, &thread->regs))
                 return REMOTE_E_UNFIT;
+        if (remote_region_has(remote_arch_pc(&thread->regs)))
+                return REMOTE_E_BUSY; /* a dead caller's stub, on its way home */
         uint64_t floor = remote_stack_floor(thread->memfd, &visit->maps, thread->tid == visit->target->pid,
                                             remote_arch_sp(&thread->regs), thread_pointer);
         if (!floor || !remote_code_verify(thread->memfd, &visit->code))
@@ -296,7 +311,7 @@ static int call_once_somewhere(Remote *remote, Target *target, RemoteCall *calls
         size_t n_candidates = 0;
         int r = visit_prepare(remote, target, &visit);
         if (r == 0)
-                r = remote_choose(target, &visit.maps, visit.memfd, candidates, &n_candidates);
+                r = remote_choose(target, &visit.maps, candidates, &n_candidates);
         if (r != 0)
                 return r;
         int result = REMOTE_E_BUSY;

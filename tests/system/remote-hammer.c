@@ -108,6 +108,11 @@ static int hammer_once(Hammer *hammer, Remote *remote) {
         return r;
 }
 
+static bool has_ended(pid_t pid) {
+        siginfo_t info = {};
+        return waitid(P_PID, (id_t)pid, &info, WEXITED | WNOHANG | WNOWAIT) < 0 || info.si_pid == pid;
+}
+
 static void hammer_until_killed(Hammer *hammer, Remote *remote) {
         for (;;) {
                 (void)hammer_once(hammer, remote);
@@ -140,6 +145,8 @@ static void hammer_and_die(Hammer *hammer, Remote *remote, uint64_t end_nsec) {
                 }
                 CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL, "the caller ended with %#x", status);
                 hammer->kills++;
+                if (has_ended(hammer->victim))
+                        printf("  the victim ended after a kill at step %d\n", step);
                 if (step >= 0)
                         steps[step]++;
                 if (i % 8 == 0)
@@ -168,7 +175,7 @@ static void hammer_victim(Hammer *hammer) {
         CHECK(remote_new(&remote) == 0);
         start_victim(hammer);
         while (hammer->range == 0 && listen_to_victim(hammer, 1000))
-                if (waitpid(hammer->victim, NULL, WNOHANG | WNOWAIT) != 0)
+                if (has_ended(hammer->victim))
                         break;
         uint64_t end = now_nsec() + (uint64_t)(hammer->seconds * 0.9e9);
         if (hammer->kill_at_random || hammer->kill_at_steps)
@@ -182,7 +189,8 @@ static void hammer_victim(Hammer *hammer) {
         clean_up(hammer, remote);
         int status = 0;
         uint64_t late = now_nsec() + (uint64_t)((hammer->seconds + 10) * 1e9);
-        while (waitpid(hammer->victim, &status, WNOHANG) == 0) {
+        pid_t ended;
+        while ((ended = waitpid(hammer->victim, &status, WNOHANG)) == 0) {
                 remote_reap(remote);
                 listen_to_victim(hammer, 1);
                 if (now_nsec() > late) {
@@ -203,6 +211,7 @@ static void hammer_victim(Hammer *hammer) {
                         printf(" %s %lu", remote_error_name(i), hammer->outcomes[i]);
         printf("\n");
         fflush(stdout);
+        CHECK(ended == hammer->victim, "%s: the victim died in a stop", hammer->kind); /* collected there */
         if (WIFEXITED(status) && WEXITSTATUS(status) == 77)
                 exit(77);
         CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0, "%s: the victim ended with %#x", hammer->kind, status);
