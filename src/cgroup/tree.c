@@ -315,16 +315,16 @@ static int subtree_found(CgroupTree *tree, Node *parent, const char *name) {
 
 static int read_everything(CgroupTree *tree) {
         _cleanup_(node_list_done) NodeList gone = {};
-        int r, error;
+        int error;
 
         tree->incomplete = false;
         tree->generation++;
         error = subtree_found(tree, NULL, "");
-        r = nodes_collect(tree, NULL, tree->generation, &gone);
-        if (r < 0)
-                error = error ?: r;
-        while (gone.n > 0)
-                node_remove(tree, gone.nodes[--gone.n]);
+        if (error == 0) { /* else what was not found may only not have been read */
+                error = nodes_collect(tree, NULL, tree->generation, &gone);
+                while (gone.n > 0)
+                        node_remove(tree, gone.nodes[--gone.n]);
+        }
         if (!tree->by_path)
                 error = error ?: -ENODEV; /* not even the root */
         tree->incomplete = error < 0;

@@ -17,7 +17,7 @@ typedef void (*CgroupHandler)(void *userdata, const char *path, bool appeared /*
 /* root NULL: found in /proc/self/mountinfo. -ENOENT: no cgroup v2 hierarchy is mounted (there). -ENOSPC: there are more
  * cgroups than the sysctl fs.inotify.max_user_watches allows watching. Reads the whole tree; the handler is told of
  * every cgroup found, here and later from cgroup_tree_dispatch(): of a parent before its children, of the end of
- * children before their parent's. It must not call into the tree. */
+ * children before their parent's. It may ask cgroup_processes() and the like, but not dispatch or free the tree. */
 int cgroup_tree_new(const char *root, CgroupHandler handler, void *userdata, CgroupTree **ret);
 CgroupTree *cgroup_tree_free(CgroupTree *tree);
 DEFINE_CLEANUP(CgroupTree, cgroup_tree_free)
@@ -37,8 +37,8 @@ int cgroup_tree_foreach(CgroupTree *tree, CgroupHandler handler, void *userdata)
 int cgroup_processes(const CgroupTree *tree, const char *path, pid_t **ret, size_t *ret_n);
 /* Frozen now (v2 freezer of it or an ancestor); false when it cannot be told. */
 bool cgroup_frozen(const CgroupTree *tree, const char *path);
-/* The v2 cgroup of a process; the caller frees *ret. -ENOENT, -ESRCH: no such process. -EXDEV: the cgroup is outside our
- * cgroup namespace. A zombie's may be gone (the kernel then adds " (deleted)"): no such path is in the tree. */
+/* The v2 cgroup of a process; the caller frees *ret. -ENOENT, -ESRCH: no such process. -EXDEV: the cgroup is outside
+ * our cgroup namespace. A zombie's may be gone (the kernel then adds " (deleted)"): no such path is in the tree. */
 int cgroup_of_process(pid_t pid, char **ret);
 
 /* Where a line of /proc/PID/mountinfo says that cgroup2 is mounted, unescaped, the caller frees *ret. -ENOENT: it is of

@@ -23,7 +23,8 @@ typedef struct KsmKnobs {
 
 /* sysfs NULL: /sys/kernel/mm/ksm; state_path: the file that remembers what was found, below /run (knobs do not survive
  * a reboot either) in a directory only we can write to. -ENOENT: a kernel without KSM. -EROFS, -EACCES: it is there but
- * cannot be written. state_path NULL: for reading only, then neither of these two is an error and ksm_set() is -EROFS. */
+ * cannot be written. state_path NULL: for reading only; then neither of these two is an error and ksm_set() is
+ * -EROFS. */
 int ksm_new(const char *sysfs, const char *state_path, Ksm **ret);
 Ksm *ksm_free(Ksm *ksm);        /* does not restore */
 DEFINE_CLEANUP(Ksm, ksm_free)

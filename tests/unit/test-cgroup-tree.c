@@ -35,6 +35,7 @@ typedef struct Told {
 static struct {
         const char *around_watch;       /* a child of this is made just before it is watched, another just after */
         bool never_read;                /* the control: directories are watched, but look empty */
+        bool no_descriptors;            /* directories cannot be opened */
         bool hide_overflow;             /* the control: nobody hears of an overflow */
 } act;
 
@@ -67,9 +68,9 @@ int inotify_add_watch(int fd, const char *path, uint32_t mask) {
 DIR *opendir(const char *path) {
         int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 
-        if (act.never_read) {
+        if (act.never_read || act.no_descriptors) {
                 close(fd);
-                errno = ENOENT;
+                errno = act.never_read ? ENOENT : EMFILE;
                 return NULL;
         }
         return fd < 0 ? NULL : fdopendir(fd);
@@ -253,6 +254,24 @@ static void test_removed_and_made_again(void **unused) {
         assert_int_equal(cgroup_tree_dispatch(tree), 0);
         assert_true(adds_up(&told));
         make("a/b/c"); /* the new directory is watched, not the old one */
+        assert_int_equal(cgroup_tree_dispatch(tree), 0);
+        assert_true(adds_up(&told));
+}
+
+/* What could not be read is not taken for gone, and is found later. */
+static void test_out_of_descriptors(void **unused) {
+        _cleanup_(cgroup_tree_freep) CgroupTree *tree = NULL;
+        _cleanup_(told_done) Told told = {};
+
+        make("a");
+        make("a/b");
+        assert_int_equal(cgroup_tree_new(root, tell, &told, &tree), 0);
+        make("x");
+        make("x/y");
+        act.no_descriptors = true;
+        assert_int_equal(cgroup_tree_dispatch(tree), -EMFILE);
+        assert_true(knows(&told, "a/b"));
+        act.no_descriptors = false;
         assert_int_equal(cgroup_tree_dispatch(tree), 0);
         assert_true(adds_up(&told));
 }
@@ -446,6 +465,7 @@ int main(void) {
                 cmocka_unit_test_teardown(test_finds_and_follows, clean),
                 cmocka_unit_test_teardown(test_made_while_it_is_read, clean),
                 cmocka_unit_test_teardown(test_removed_and_made_again, clean),
+                cmocka_unit_test_teardown(test_out_of_descriptors, clean),
                 cmocka_unit_test_teardown(test_overflow, clean),
                 cmocka_unit_test_teardown(test_deep_and_many, clean),
                 cmocka_unit_test_teardown(test_churn, clean),
