@@ -3,10 +3,12 @@
  * PAGEMAP_SCAN (Linux 6.7, Documentation/admin-guide/mm/pagemap.rst) returns ranges of pages whose categories are alike,
  * walking page tables only where there are any. Asked for PRESENT without FILE, it skips what was never touched, what
  * is swapped out, and pages of files that nobody wrote to. It neither faults anything in nor fills page tables.
+ * FILE makes it look at each page's struct page (11 ms for 1 GiB of small pages), the rest at the page tables only
+ * (3 ms): so it is asked for in mappings of files alone.
  *
- * One call walks as many mappings as lie close together, because 60,000 calls cost more than the walk; what it finds
- * in a mapping that is to be skipped is thrown away here. One call never covers more than CALL_BYTES: the kernel holds
- * the target's mmap lock meanwhile, and this keeps it to a millisecond with every page present.
+ * One call walks as many mappings of one kind as lie close together, because 60,000 calls cost more than the walk; what
+ * it finds in a mapping that is to be skipped is thrown away here. One call never covers more than CALL_BYTES: the
+ * kernel holds the target's mmap lock meanwhile, and this keeps it below 2 ms with every page present.
  *
  * Without the ioctl there is only pagemap itself, which has an entry for every mapped page.
  */
@@ -35,7 +37,7 @@ struct pm_scan_arg_6_7 {
 #define CATEGORY_HUGE ((__u64)1 << 6)
 
 #define REGIONS 2048
-#define CALL_BYTES ((uint64_t)1 << 30)
+#define CALL_BYTES ((uint64_t)512 << 20)
 /* Walking so much that is skipped or unmapped costs less than another call. */
 #define BRIDGE_BYTES ((uint64_t)1 << 20)
 #define ENTRIES (16 * BLOCK_PAGES)
@@ -80,7 +82,7 @@ static int add_region(PresentList *list, const VmaList *vmas, size_t *at, const 
         return 0;
 }
 
-static int scan_span(int fd, uint64_t start, uint64_t end, const VmaList *vmas, size_t *at,
+static int scan_span(int fd, uint64_t start, uint64_t end, bool files, const VmaList *vmas, size_t *at,
                      struct page_region_6_7 *regions, PresentList *list) {
         while (start < end) {
                 struct pm_scan_arg_6_7 arg = {
@@ -89,8 +91,8 @@ static int scan_span(int fd, uint64_t start, uint64_t end, const VmaList *vmas, 
                         .end = MIN_OF(end, start + CALL_BYTES),
                         .vec = (uintptr_t)regions,
                         .vec_len = REGIONS,
-                        .category_mask = CATEGORY_PRESENT | CATEGORY_FILE,
-                        .category_inverted = CATEGORY_FILE,
+                        .category_mask = CATEGORY_PRESENT | (files ? CATEGORY_FILE : 0),
+                        .category_inverted = files ? CATEGORY_FILE : 0,
                         .return_mask = CATEGORY_PFNZERO | CATEGORY_HUGE,
                 };
                 int n = ioctl(fd, PAGEMAP_SCAN_6_7, &arg);
@@ -121,14 +123,18 @@ int present_scan(int pagemapfd, const VmaList *vmas, PresentList *ret) {
                 return -ENOMEM;
         for (size_t i = 0; i < vmas->n;) {
                 uint64_t start = vmas->vmas[i].start, end = vmas->vmas[i].end;
+                bool files = vmas->vmas[i].file;
                 int r;
 
                 if (vmas->vmas[i++].skip != VMA_OK)
                         continue;
                 for (; i < vmas->n && vmas->vmas[i].start - end <= BRIDGE_BYTES; i++)
-                        if (vmas->vmas[i].skip == VMA_OK)
+                        if (vmas->vmas[i].skip == VMA_OK) {
+                                if (vmas->vmas[i].file != files)
+                                        break;
                                 end = vmas->vmas[i].end;
-                r = scan_span(pagemapfd, start, end, vmas, &at, regions, &list);
+                        }
+                r = scan_span(pagemapfd, start, end, files, vmas, &at, regions, &list);
                 if (r != 0)
                         return r;
         }

@@ -202,6 +202,8 @@ static int read_compat32(int procfd, bool *ret) {
         n = read(fd, auxv, sizeof auxv);
         if (n < 0)
                 return outcome(-errno);
+        if (n == 0)
+                return TARGET_E_GONE; /* ending: it has no memory any more */
         for (size_t i = 0; i + 1 < (size_t)n / sizeof auxv[0] && auxv[i] != AT_NULL; i += 2)
                 if (auxv[i] == AT_PAGESZ) {
                         *ret = auxv[i + 1] != PAGE_BYTES;
