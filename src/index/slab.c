@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 
 /*
- * Chunks are 2 MiB and aligned so, that a huge page fits: a look-up in a large index is one TLB miss, and with small
- * pages every one of them would walk the page tables. But a huge page in a small pool would be mostly air. So the
- * first chunks are kept out of huge pages, and only when the pool has outgrown them they are offered to khugepaged,
- * and new ones come as huge pages right away: the air is then at most one chunk in SMALL_CHUNKS.
+ * Chunks are 2 MiB and aligned so, that a huge page fits. But no operation here takes a huge page by a fault: clearing
+ * it, compacting memory for it first (the kernel does for MADV_HUGEPAGE, by its default), or waiting for a hypervisor
+ * to back it (measured: 4.4 ms) would be the longest pause of the whole index. So a chunk is filled page by page, and
+ * offered to khugepaged when it is full and the pool is worth it; what is filled partly only is kept from khugepaged,
+ * which would fill the rest with zeroes.
  */
 
 #include "index/slab.h"
@@ -12,6 +13,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
+/* Below this many, small pages serve as well: the processor's own tables cover them. */
 #define SMALL_CHUNKS 8U
 
 static int chunk_new(uint8_t **ret) {
@@ -39,16 +41,16 @@ static int pool_add_chunk(SlabPool *pool) {
                 return r;
 
         /* Advice only: a kernel without huge pages refuses, and nothing is lost. */
-        (void)madvise(chunk, SLAB_CHUNK_BYTES, pool->n_chunks < SMALL_CHUNKS ? MADV_NOHUGEPAGE : MADV_HUGEPAGE);
-        if (pool->n_chunks == SMALL_CHUNKS)
-                for (size_t i = 0; i < SMALL_CHUNKS; i++)
+        (void)madvise(chunk, SLAB_CHUNK_BYTES, MADV_NOHUGEPAGE);
+        if (pool->n_chunks >= SMALL_CHUNKS)
+                for (size_t i = pool->n_chunks == SMALL_CHUNKS ? 0 : pool->n_chunks - 1; i < pool->n_chunks; i++)
                         (void)madvise(pool->chunks[i], SLAB_CHUNK_BYTES, MADV_HUGEPAGE);
         pool->chunks[pool->n_chunks++] = chunk;
         return 0;
 }
 
 /* Gives back what lies behind the slabs in use, but for some slack, lest a count that swings around a boundary costs
- * system calls: whole chunks, and in the pools that are small yet also a part of the last one. */
+ * system calls: whole chunks, and the end of the last one. */
 static void pool_trim(SlabPool *pool) {
         size_t slack = MIN_OF(pool->n_used / 16, (size_t)SLAB_CHUNK_SLABS / 2);
         size_t keep = pool->n_used + slack;
@@ -57,9 +59,11 @@ static void pool_trim(SlabPool *pool) {
                 munmap(pool->chunks[--pool->n_chunks], SLAB_CHUNK_BYTES);
         pool->n_touched = MIN_OF(pool->n_touched, pool->n_chunks * SLAB_CHUNK_SLABS);
 
-        if (pool->n_chunks > 0 && pool->n_chunks <= SMALL_CHUNKS && pool->n_touched > keep + slack)
+        if (pool->n_touched > keep + slack) {
+                (void)madvise(pool->chunks[pool->n_chunks - 1], SLAB_CHUNK_BYTES, MADV_NOHUGEPAGE);
                 if (madvise(slab_address(pool, keep), (pool->n_touched - keep) * SLAB_BYTES, MADV_DONTNEED) >= 0)
                         pool->n_touched = keep;
+        }
 }
 
 static int pool_take(SlabPool *pool, SlabArray *array, size_t position, uint32_t *ret_id) {
@@ -76,8 +80,7 @@ static int pool_take(SlabPool *pool, SlabArray *array, size_t position, uint32_t
 
         pool->owners[id] = (SlabOwner){ array, position };
         pool->n_used++;
-        size_t touched = id / SLAB_CHUNK_SLABS < SMALL_CHUNKS ? pool->n_used : pool->n_chunks * SLAB_CHUNK_SLABS;
-        pool->n_touched = MAX_OF(pool->n_touched, touched);
+        pool->n_touched = MAX_OF(pool->n_touched, pool->n_used);
         *ret_id = id;
         return 0;
 }

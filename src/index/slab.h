@@ -38,7 +38,7 @@ struct SlabPool {
         SlabOwner *owners;      /* of the slabs 0 … n_used - 1 */
         size_t allocated_owners;
         size_t n_used;          /* slabs in use: always the first ones */
-        size_t n_touched;       /* slabs that hold (or, in a huge page, may hold) physical memory */
+        size_t n_touched;       /* slabs that hold physical memory: the first ones */
 };
 
 #define SLAB_CHUNK_SLABS 128U

@@ -4,30 +4,8 @@
 
 #define CLASS_SLABS_MAX ((size_t)1 << 20)
 
-/* Four tags at once: every machine we run on has 16-byte vectors, and the compiler knows how to use them. */
-typedef uint32_t Tags __attribute__((vector_size(16)));
-typedef uint64_t Halves __attribute__((vector_size(16)));
-
 static inline uint32_t cells_per_slab(uint32_t size) {
         return SLAB_BYTES / (size * CELL_LINE);
-}
-
-int cell_find(const Cell *cell, uint32_t tag) {
-        const Tags want = { tag, tag, tag, tag };
-        uint32_t n = cell->n;
-
-        /* The last step may look at up to three tags too many: those are bytes of the references, inside the cell. */
-        for (uint32_t i = 0; i < n; i += 4) {
-                Tags tags;
-                memcpy(&tags, cell->tags + i, sizeof tags);
-                Halves equal = (Halves)(tags == want);
-                if (__builtin_expect((equal[0] | equal[1]) == 0, true))
-                        continue;
-                for (uint32_t j = i; j < i + 4 && j < n; j++)
-                        if (cell->tags[j] == tag)
-                                return j;
-        }
-        return -1;
 }
 
 int cell_new(Unstable *tree, uint32_t size, uint32_t bucket, uint32_t *ret_id) {
@@ -74,6 +52,13 @@ void cell_free(Unstable *tree, uint32_t id) {
         if (--class->n_last == 0) {
                 slab_array_shrink(&class->cells);
                 class->n_last = cells_per_slab(size);
+        }
+        /* The one that moves next. */
+        if (class->cells.n_slabs > 0) {
+                const uint8_t *next = slab_array_at(&class->cells, class->cells.n_slabs - 1);
+                next += (size_t)(class->n_last - 1) * size * CELL_LINE;
+                for (uint32_t line = 0; line < size; line++)
+                        __builtin_prefetch(next + line * CELL_LINE);
         }
 }
 

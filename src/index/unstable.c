@@ -20,14 +20,15 @@
 #include <limits.h>
 
 /* Entries in a bucket on average. More saves headers and half-filled lines, less has shorter look-ups. */
-#define ENTRIES_MEAN 24U
+#define ENTRIES_MEAN 16U
 /* Joined below this, split above the mean: the distance keeps a swinging count from splitting and joining. */
-#define ENTRIES_LOW 20U
+#define ENTRIES_LOW 13U
 /* A cell is exchanged for a smaller one when this many places would still be free in that. */
 #define SHRINK_SLACK 2U
 /* How far ahead a batch fetches the bucket's word, and then its cell: about what a core can have under way. */
-#define FETCH_WORD 16U
-#define FETCH_CELL 8U
+#define FETCH_WORD 32U
+#define FETCH_CELL 16U
+#define FETCH_LINES 4U
 
 int unstable_new(Unstable **ret) {
         Unstable *tree = calloc(1, sizeof *tree);
@@ -71,6 +72,29 @@ static void cells_distribute(Unstable *tree, uint32_t from, uint32_t bit, const 
         }
 }
 
+/* Forced into the caller: gcc 12 takes a function that does nothing but prefetch for one without effect, and drops the
+ * calls. */
+#define _fetch_ __attribute__((always_inline)) static inline
+
+/* The lines that a look-up and an insertion touch: header and tags, and where the next reference goes. */
+_fetch_ void unstable_fetch_bucket(const Unstable *tree, uint32_t bucket) {
+        uint32_t id = *buckets_at(&tree->buckets, bucket);
+        if (id == 0)
+                return;
+
+        const uint8_t *cell = (const uint8_t *)cell_at(tree, id);
+        for (uint32_t line = 0; line < FETCH_LINES; line++)
+                __builtin_prefetch(cell + line * CELL_LINE, 1);
+}
+
+_fetch_ void unstable_fetch_cell(const Unstable *tree, uint64_t key) {
+        unstable_fetch_bucket(tree, buckets_find(&tree->buckets, unstable_hash(key)));
+}
+
+_fetch_ void unstable_fetch_word(const Unstable *tree, uint64_t key) {
+        __builtin_prefetch(buckets_at(&tree->buckets, buckets_find(&tree->buckets, unstable_hash(key))));
+}
+
 /* Adds a bucket, with its share of its parent's entries. */
 static int unstable_split(Unstable *tree) {
         uint32_t child = tree->buckets.n, parent = buckets_parent(child), bit = buckets_bit(child);
@@ -102,6 +126,8 @@ static int unstable_split(Unstable *tree) {
         *buckets_at(&tree->buckets, parent) = ids[0];
         *buckets_at(&tree->buckets, child) = ids[1];
         cells_free(tree, old);
+        /* Buckets are split in their order: the next one's turn comes soon. */
+        unstable_fetch_bucket(tree, buckets_parent(child + 1));
         return 0;
 }
 
@@ -149,7 +175,7 @@ static void unstable_adapt(Unstable *tree, unsigned steps) {
 }
 
 static int unstable_prepare(Unstable *tree) {
-        while (tree->buckets.n < UNSTABLE_BUCKETS_MIN) {
+        while (__builtin_expect(tree->buckets.n < UNSTABLE_BUCKETS_MIN, false)) {
                 int r = buckets_add(&tree->buckets, 0);
                 if (r < 0)
                         return r;
@@ -158,7 +184,8 @@ static int unstable_prepare(Unstable *tree) {
 }
 
 /* Where the key's entry is: true with its cell and place in it. */
-static bool unstable_find(const Unstable *tree, uint64_t key, uint32_t *ret_bucket, uint32_t *ret_id, uint32_t *ret_i) {
+static inline bool unstable_find(const Unstable *tree, uint64_t key, uint32_t *ret_bucket, uint32_t *ret_id,
+                                 uint32_t *ret_i) {
         if (tree->buckets.n < UNSTABLE_BUCKETS_MIN)
                 return false;
 
@@ -217,25 +244,6 @@ int unstable_see(Unstable *tree, uint64_t key, PageRef ref, PageRef *ret_other) 
         tree->n++;
         unstable_adapt(tree, 2);
         return 0;
-}
-
-/* Forced into the caller: gcc 12 takes a function that does nothing but prefetch for one without effect, and drops the
- * calls. */
-#define _fetch_ __attribute__((always_inline)) static inline
-
-_fetch_ void unstable_fetch_word(const Unstable *tree, uint64_t key) {
-        __builtin_prefetch(buckets_at(&tree->buckets, buckets_find(&tree->buckets, unstable_hash(key))));
-}
-
-/* The lines that a look-up and an insertion touch: header and tags, and where the next reference goes. */
-_fetch_ void unstable_fetch_cell(const Unstable *tree, uint64_t key) {
-        uint32_t id = *buckets_at(&tree->buckets, buckets_find(&tree->buckets, unstable_hash(key)));
-        if (id == 0)
-                return;
-
-        const uint8_t *cell = (const uint8_t *)cell_at(tree, id);
-        for (uint32_t line = 0; line < MIN_OF(cell_size(id), 4U); line++)
-                __builtin_prefetch(cell + line * CELL_LINE, 1);
 }
 
 void unstable_see_batch(Unstable *tree, const uint64_t *keys, const PageRef *refs, size_t n, int *results,

@@ -82,7 +82,7 @@ static void tree_check(const Unstable *tree, bool after_failures) {
                 assert_int_equal(tree->pool.owners[i].array->ids[tree->pool.owners[i].position], i);
 
         if (tree->buckets.n > UNSTABLE_BUCKETS_MIN && !after_failures)
-                assert_in_range(tree->n, (size_t)tree->buckets.n * 20 - 20, (size_t)tree->buckets.n * 24);
+                assert_in_range(tree->n, (size_t)tree->buckets.n * 13 - 13, (size_t)tree->buckets.n * 16);
 }
 
 typedef struct Model {
