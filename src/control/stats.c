@@ -7,8 +7,6 @@
 
 #include "control/stats.h"
 
-#include <string.h>
-
 static const char *const failure_names[_MERGE_FAILURE_MAX] = {
         [MERGE_FAILURE_CHANGED] = "changed",
         [MERGE_FAILURE_GONE] = "gone",
@@ -118,19 +116,4 @@ json_t *daemon_stats_json(const DaemonStats *stats) {
                 return NULL;
         }
         return object;
-}
-
-json_t *json_text(const char *bytes) {
-        json_t *text = json_string(bytes); /* NULL for what is not UTF-8 */
-        _cleanup_free_ char *copy = NULL;
-
-        if (text)
-                return text;
-        copy = strdup(bytes);
-        if (!copy)
-                return NULL;
-        for (char *p = copy; *p; p++)
-                if ((unsigned char)*p >= 0x80)
-                        *p = '?';
-        return json_string(copy);
 }

@@ -39,6 +39,3 @@ typedef struct DaemonStats {
 void page_stats_add(PageStats *sum, const PageStats *add);
 json_t *page_stats_json(const PageStats *stats);        /* new reference; NULL: out of memory */
 json_t *daemon_stats_json(const DaemonStats *stats);
-
-/* Names of processes and cgroups are bytes, JSON takes only UTF-8: what is not becomes '?'. NULL: out of memory. */
-json_t *json_text(const char *bytes);

@@ -10,6 +10,7 @@
 #include <limits.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <string.h>
 
 static int64_t number(const json_t *object, const char *name) {
         return json_integer_value(json_object_get(object, name));
@@ -19,6 +20,21 @@ static const char *text(const json_t *object, const char *name) {
         const char *value = json_string_value(json_object_get(object, name));
 
         return value && *value ? value : "-";
+}
+
+/* The root cgroup has no name of its own. */
+static const char *cgroup(const json_t *object, const char *name) {
+        const char *value = json_string_value(json_object_get(object, name));
+
+        return !value ? "-" : *value ? value : "/";
+}
+
+/* "1 process", "2 processes": the plural only adds to the singular. */
+static FormatText counted(int64_t n, const char *singular, const char *ending) {
+        FormatText text;
+
+        snprintf(text.text, sizeof text.text, "%" PRId64 " %s%s", n, singular, n == 1 ? "" : ending);
+        return text;
 }
 
 static FormatText pages_bytes(int64_t pages) {
@@ -73,8 +89,8 @@ static void show_status(const json_t *reply) {
                 line("state", "%s", text(reply, "state"));
         line("daemon", "%s, pid %" PRId64 ", up %s", text(reply, "version"), number(reply, "pid"),
              format_nsec((uint64_t)number(reply, "uptime_nsec")).text);
-        line("managed", "%" PRId64 " processes in %" PRId64 " cgroups, %" PRId64 " domains", number(reply, "processes"),
-             number(reply, "cgroups"), number(reply, "domains"));
+        line("managed", "%s in %s of %s", counted(number(reply, "processes"), "process", "es").text,
+             counted(number(reply, "cgroups"), "cgroup", "s").text, counted(number(reply, "domains"), "domain", "s").text);
         if (json_is_integer(last))
                 line("passes", "%" PRId64 ", the last took %s", number(reply, "full_scans"),
                      format_nsec((uint64_t)json_integer_value(last)).text);
@@ -143,7 +159,7 @@ static void show_stats(const json_t *reply) {
         putchar('\n');
         table_print(&domains);
         json_array_foreach(json_object_get(reply, "cgroups"), i, s) {
-                table_cell(&cgroups, "%s", text(s, "path"));
+                table_cell(&cgroups, "%s", cgroup(s, "path"));
                 table_cell(&cgroups, "%s", text(s, "domain"));
                 table_cell(&cgroups, "%s", text(s, "route"));
                 table_cell(&cgroups, "%" PRId64, number(s, "processes"));
@@ -169,7 +185,7 @@ static void show_targets(const json_t *reply) {
                 table_cell(&table, "%s", pages_bytes(number(target, "pages")).text);
                 table_cell(&table, "%s", pages_bytes(number(target, "pages_merged")).text);
                 table_cell(&table, "%s", text(target, "domain"));
-                table_cell(&table, "%s", text(target, "cgroup"));
+                table_cell(&table, "%s", cgroup(target, "cgroup"));
         }
         table_print(&table);
 }
@@ -184,12 +200,14 @@ static void show_why(const json_t *reply) {
         bool reason = json_is_string(json_object_get(reply, "reason"));
 
         line("process", "%" PRId64 " %s", number(reply, "pid"), text(reply, "name"));
-        line("cgroup", "%s", text(reply, "cgroup"));
+        line("cgroup", "%s", cgroup(reply, "cgroup"));
         line("section", "%s", text(reply, "section"));
         line("merge", "%s", text(reply, "merge"));
         line("domain", "%s", text(reply, "domain"));
         line("route", "%s", text(reply, "route"));
         line("state", "%s%s%s", text(reply, "state"), reason ? ": " : "", reason ? text(reply, "reason") : "");
+        if (strcmp(text(reply, "state"), "excluded") == 0) /* nobody looked at its pages */
+                return;
         pages_line("pages present", reply, "pages");
         pages_line("  merged", reply, "pages_merged");
         pages_line("  zero", reply, "pages_zero");

@@ -38,7 +38,7 @@ static json_t *get_stats(void *userdata) {
 }
 
 static json_t *list_targets(void *userdata) {
-        return json_pack("[{si so ss ss ss ss ss so si si}]", "pid", 4711, "name", json_text("x\x1b]0;\x07y\xff"), "cgroup",
+        return json_pack("[{si ss ss ss ss ss ss so si si}]", "pid", 4711, "name", "x\x1b]0;\x07y", "cgroup",
                          "a.slice", "domain", "tenant", "route", "advise", "merge", "yes", "state", "managed", "reason",
                          json_null(), "pages", 2560, "pages_merged", 256);
 }
@@ -171,11 +171,12 @@ static void test_output(void) {
 
         expect("status", 0, "idle, next pass in 7.3 s");
         expect("status", 0, "9.9, pid 77, up 1 h 1 min");
+        expect("status", 0, "4 processes in 2 cgroups of 1 domain\n");
         expect("status", 0, "171.2 MiB");
         expect("status", 0, "evil ?[2J name");
         expect("stats", 0, "7 huge");
         expect_aligned("stats", "NOT MERGED\n", "7 huge\n");
-        expect("targets", 0, "x?]0;?y?");
+        expect("targets", 0, "x?]0;?y ");
         expect_aligned("targets", "CGROUP\n", "a.slice\n");
         expect("why 4711", 0, "skipped: young");
         expect("why 4711", 0, "90 locked\n");

@@ -121,17 +121,6 @@ static void test_interface(void **state) {
                 assert_non_null(strstr(service_interface_description, merge_failure_name(i)));
 }
 
-static void test_text(void **state) {
-        static const char *const cases[][2] = {{"", ""}, {"redis", "redis"}, {"\xc3\xa4", "\xc3\xa4"}, {"a\xff\xc3\xa4", "a???"}};
-
-        for (size_t i = 0; i < ELEMENTSOF(cases); i++) {
-                json_t *text = json_text(cases[i][0]);
-
-                assert_string_equal(json_string_value(text), cases[i][1]);
-                json_decref(text);
-        }
-}
-
 int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(test_pages),
@@ -139,7 +128,6 @@ int main(void) {
                 cmocka_unit_test(test_add),
                 cmocka_unit_test(test_beyond_json),
                 cmocka_unit_test(test_interface),
-                cmocka_unit_test(test_text),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);
 }
