@@ -408,7 +408,6 @@ static void test_advised(void) {
                 { "WIPEONFORK", MADV_WIPEONFORK, VMA_SKIP_SPECIAL },
                 { "DONTFORK", MADV_DONTFORK, VMA_OK },
                 { "HUGEPAGE", MADV_HUGEPAGE, VMA_OK },
-                { "MERGEABLE", MADV_MERGEABLE, VMA_OK },
         };
 
         for (size_t i = 0; i < ELEMENTSOF(cases); i++) {
@@ -427,7 +426,6 @@ static void test_advised(void) {
                 vma = look(p, true);
                 CHECK(vma.skip == (cases[i].skip == VMA_SKIP_DONTDUMP ? VMA_OK : cases[i].skip));
                 CHECK(vma.huge_advised == (cases[i].advice == MADV_HUGEPAGE));
-                CHECK(vma.mergeable == (cases[i].advice == MADV_MERGEABLE));
                 munmap(p, BLOCK_BYTES);
         }
 }
@@ -562,7 +560,6 @@ int main(int argc, char **argv) {
         if (argc > 1)
                 return victim(argv[1]);
         test_need_root();
-        test_lock_ksm(); /* marks a mapping of its own */
         setvbuf(stdout, NULL, _IOLBF, 0);
         test_plain();
         test_relatives();
