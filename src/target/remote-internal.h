@@ -91,7 +91,8 @@ struct RemoteThread {
         bool stopped, dead;
         bool seccomp;           /* it has a filter: what runs without a tracer must not make unusual calls */
         int inject;             /* a signal it had taken already when it stopped: goes back with the next resume */
-        uint64_t interrupt_nsec, stopped_nsec;
+        uint64_t interrupted_nsec;
+        uint64_t stopped_nsec;  /* it stands since this time or later */
         RemoteCode code;
         RemoteRegs regs;        /* as found */
         uint64_t mask;
@@ -136,6 +137,7 @@ struct Remote {
         RemoteCodeCache codes[64];
         RemoteThread *lingering;
         RemoteStats stats;
+        uint64_t slow_stops, slow_stop_nsec; /* longer than they should be: how many, when the last */
         uint64_t call_nsec;     /* learnt: of one call in a batch */
         uint64_t spins;         /* pauses that take REMOTE_SPIN_NSEC here */
 };

@@ -22,7 +22,7 @@
 #define PTRACE_GET_RSEQ_CONFIGURATION 0x420f
 #endif
 #define POLL_FIRST_NSEC (5 * NSEC_PER_USEC)
-#define POLL_MAX_NSEC (200 * NSEC_PER_USEC)
+#define POLL_MAX_NSEC (50 * NSEC_PER_USEC)
 #define DEATH_WAIT_NSEC (2 * NSEC_PER_MSEC)
 
 int remote_thread_seize(Remote *remote, const Target *target, pid_t tid, const RemoteThreadStatus *status, int *memfd,
@@ -66,7 +66,7 @@ void remote_nap(uint64_t nsec) {
 
 int remote_thread_wait(RemoteThread *thread, uint64_t timeout_nsec, int *ret_status) {
         uint64_t until = now_nsec() + timeout_nsec, pause = POLL_FIRST_NSEC;
-        for (;;) {
+        for (uint64_t now = until - timeout_nsec;;) {
                 int status;
                 pid_t p = waitpid(thread->tid, &status, WNOHANG | __WALL);
                 if (p == thread->tid) {
@@ -75,6 +75,7 @@ int remote_thread_wait(RemoteThread *thread, uint64_t timeout_nsec, int *ret_sta
                                 return REMOTE_E_GONE;
                         }
                         thread->stopped = true;
+                        thread->stopped_nsec = now;
                         *ret_status = status;
                         return 0;
                 }
@@ -82,7 +83,8 @@ int remote_thread_wait(RemoteThread *thread, uint64_t timeout_nsec, int *ret_sta
                         thread->dead = true; /* ECHILD: taken over by an exec in another thread */
                         return REMOTE_E_GONE;
                 }
-                if (now_nsec() >= until)
+                now = now_nsec();
+                if (now >= until)
                         return REMOTE_E_BUSY;
                 remote_nap(pause);
                 pause = MIN_OF(pause + pause / 2, (uint64_t)POLL_MAX_NSEC);

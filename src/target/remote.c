@@ -2,9 +2,11 @@
 #include "target/remote-internal.h"
 
 #include "base/clock.h"
+#include "base/io.h"
 
 #include <fcntl.h>
 #include <sched.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
@@ -31,6 +33,9 @@
  * ends with its tracer).
  */
 #define STOP_WAIT_NSEC (60 * NSEC_PER_MSEC)
+#define REACH_PATIENCE_NSEC NSEC_PER_MSEC
+#define SLOW_STOP_INTERVAL_NSEC (5 * NSEC_PER_SEC)
+#define STOP_MAX_NSEC (2 * NSEC_PER_MSEC)
 /* Of the 2 ms of a stop this much is for the calls; the rest is for getting in and out. */
 #define RUN_BUDGET_NSEC (1100 * NSEC_PER_USEC)
 #define BATCH_MIN 16U
@@ -86,17 +91,22 @@ Remote *remote_free(Remote *remote) {
         return NULL;
 }
 
-static void count_stop(RemoteStats *stats, uint64_t nsec) {
-        unsigned bin = 0;
+static unsigned histogram_bin(uint64_t nsec) {
         uint64_t usec = nsec / NSEC_PER_USEC;
-        if (usec > 1) {
-                unsigned log = 63 - (unsigned)__builtin_clzll(usec);
-                /* The upper half of an octave begins at its lower edge times the square root of two. */
-                bin = 2 * log + (usec * 1000 >= ((uint64_t)1 << log) * 1414);
-        }
-        stats->stop_histogram[MIN_OF(bin, (unsigned)ELEMENTSOF(stats->stop_histogram) - 1)]++;
+        if (usec < 2)
+                return 0;
+        unsigned log = 63 - (unsigned)__builtin_clzll(usec);
+        /* The upper half of an octave begins at its lower edge times the square root of two. */
+        unsigned bin = 2 * log + (usec * 1000 >= ((uint64_t)1 << log) * 1414);
+        return MIN_OF(bin, (unsigned)ELEMENTSOF(((RemoteStats *)NULL)->stop_histogram) - 1);
+}
+
+static void count_stop(RemoteStats *stats, uint64_t interrupted, uint64_t stood, uint64_t detached) {
         stats->stops++;
-        stats->stop_nsec_max = MAX_OF(stats->stop_nsec_max, nsec);
+        stats->stop_histogram[histogram_bin(detached - stood)]++;
+        stats->reach_histogram[histogram_bin(stood - interrupted)]++;
+        stats->stop_nsec_max = MAX_OF(stats->stop_nsec_max, detached - stood);
+        stats->reach_nsec_max = MAX_OF(stats->reach_nsec_max, stood - interrupted);
 }
 
 static bool lingers_inside(const Remote *remote, const Target *target) {
@@ -240,6 +250,48 @@ static void haste_end(Haste *haste) {
                 prctl(PR_SET_TIMERSLACK, haste->slack_nsec);
 }
 
+/* A thread that has to wait for a CPU stands for as long at each resume. That is done only as often as leaves the 99th
+ * percentile of all stops alone, or now and then where nothing else is to be had. */
+static bool may_be_slow(const Remote *remote) {
+        return remote->slow_stops * 200 <= remote->stats.stops ||
+               now_nsec() - remote->slow_stop_nsec > SLOW_STOP_INTERVAL_NSEC;
+}
+
+/* More threads want to run than there are CPUs: one that runs now will have to wait once it stood. */
+static bool cpus_are_contended(void) {
+        _cleanup_free_ char *text = NULL;
+        unsigned running;
+        return read_file(AT_FDCWD, "/proc/loadavg", &text, NULL) == 0 &&
+               sscanf(text, "%*s %*s %*s %u", &running) == 1 && running > 4U * (unsigned)sysconf(_SC_NPROCESSORS_ONLN);
+}
+
+/* Makes a thread stand where it may be used. */
+static int stop_in_place(RemoteThread *thread, const Visit *visit, uint64_t *ret_floor) {
+        for (unsigned try = 0;; try++) {
+                uint64_t interrupted = now_nsec();
+                int r = remote_thread_stop(thread, STOP_WAIT_NSEC);
+                if (r != 0)
+                        return r;
+                remote_step(REMOTE_STEP_STOPPED);
+                thread->interrupted_nsec = interrupted;
+                r = check_place(thread, visit, ret_floor);
+                if (r != 0)
+                        return r;
+                /* Every resume of it would wait as long for a CPU again. It stood for nothing, but only for a moment. */
+                if (thread->stopped_nsec - interrupted > REACH_PATIENCE_NSEC && !may_be_slow(thread->remote))
+                        return REMOTE_E_BUSY;
+                if (!remote_thread_in_rseq(thread, remote_arch_pc(&thread->regs)))
+                        return 0;
+                /* The kernel owes it an abort, which it gets on its way back. */
+                if (try == RSEQ_TRIES)
+                        return REMOTE_E_BUSY;
+                r = remote_thread_resume(thread, PTRACE_CONT);
+                if (r != 0)
+                        return r;
+                remote_nap(20 * NSEC_PER_USEC);
+        }
+}
+
 /* Stops one thread and makes what fits of the calls. */
 static int call_in_thread(Remote *remote, Visit *visit, RemoteCandidate candidate, RemoteCall *calls, size_t n,
                           size_t *ret_done) {
@@ -264,34 +316,23 @@ static int call_in_thread(Remote *remote, Visit *visit, RemoteCandidate candidat
         if (r != 0)
                 return r;
         thread->code = visit->code;
-        uint64_t floor = 0;
-        uint64_t started = now_nsec();
-        for (unsigned try = 0;; try++) {
-                r = remote_thread_stop(thread, STOP_WAIT_NSEC);
-                if (r != 0)
-                        return r;
-                remote_step(REMOTE_STEP_STOPPED);
-                r = check_place(thread, visit, &floor);
-                if (r != 0)
-                        return r;
-                if (!remote_thread_in_rseq(thread, remote_arch_pc(&thread->regs)))
-                        break;
-                /* The kernel owes it an abort, which it gets on its way back. */
-                if (try == RSEQ_TRIES)
-                        return REMOTE_E_BUSY;
-                r = remote_thread_resume(thread, PTRACE_CONT);
-                if (r != 0)
-                        return r;
-                remote_nap(20 * NSEC_PER_USEC);
-                started = now_nsec();
-        }
-        uint64_t stood = now_nsec(), ran = 0;
+        uint64_t floor = 0, ran = 0;
         size_t done = 0;
-        r = remote_enter(thread, floor, visit->region);
+        r = stop_in_place(thread, visit, &floor);
+        uint64_t interrupted = thread->interrupted_nsec, stood = thread->stopped_nsec;
+        if (r == 0)
+                r = remote_enter(thread, floor, visit->region);
         if (r == 0)
                 r = remote_run(thread, calls, n, stood + RUN_BUDGET_NSEC, &done, &ran);
         remote_thread_free(TAKE_PTR(thread));
-        count_stop(&remote->stats, now_nsec() - started);
+        if (stood) {
+                uint64_t detached = now_nsec();
+                count_stop(&remote->stats, interrupted, stood, detached);
+                if (detached - stood > STOP_MAX_NSEC) {
+                        remote->slow_stops++;
+                        remote->slow_stop_nsec = detached;
+                }
+        }
         if (r != 0)
                 return r;
         remote->stats.calls += done;
@@ -314,8 +355,14 @@ static int call_once_somewhere(Remote *remote, Target *target, RemoteCall *calls
                 r = remote_choose(target, &visit.maps, candidates, &n_candidates);
         if (r != 0)
                 return r;
-        int result = REMOTE_E_BUSY;
+        if (n_candidates == 0) {
+                RemoteThreadStatus status;
+                r = remote_thread_status(target, target->pid, &status);
+                return r != 0 ? r : status.tracer ? REMOTE_E_TRACED : REMOTE_E_BUSY;
+        }
         for (size_t i = 0; i < n_candidates; i++) {
+                if (candidates[i].sleep == REMOTE_SLEEP_NONE && !may_be_slow(remote) && cpus_are_contended())
+                        break;
                 if (visit.n_leftovers > 0) {
                         size_t swept;
                         r = call_in_thread(remote, &visit, candidates[i], visit.leftovers, visit.n_leftovers, &swept);
@@ -330,7 +377,7 @@ static int call_once_somewhere(Remote *remote, Target *target, RemoteCall *calls
                 if (r == REMOTE_E_GONE && !target_alive(target))
                         return REMOTE_E_GONE;
         }
-        return result;
+        return REMOTE_E_BUSY;
 }
 
 int remote_call(Remote *remote, Target *target, RemoteCall *calls, size_t n, size_t *ret_done) {
@@ -367,16 +414,24 @@ int remote_adopt(Remote *remote, Target *target, TargetSkip *ret) {
 
 void remote_stats(const Remote *remote, RemoteStats *ret) { *ret = remote->stats; }
 
-uint64_t remote_stop_percentile(const RemoteStats *stats, unsigned permille) {
+static uint64_t percentile(const RemoteStats *stats, const uint32_t *histogram, uint64_t max, unsigned permille) {
         uint64_t want = DIV_ROUND_UP(stats->stops * permille, (uint64_t)1000), seen = 0;
         for (size_t i = 0; i < ELEMENTSOF(stats->stop_histogram); i++) {
-                seen += stats->stop_histogram[i];
+                seen += histogram[i];
                 if (seen >= want && seen > 0) {
                         uint64_t edge = ((uint64_t)1 << ((i + 1) / 2)) * NSEC_PER_USEC;
-                        return MIN_OF((i + 1) % 2 ? edge * 1414 / 1000 : edge, stats->stop_nsec_max);
+                        return MIN_OF((i + 1) % 2 ? edge * 1414 / 1000 : edge, max);
                 }
         }
         return 0;
+}
+
+uint64_t remote_stop_percentile(const RemoteStats *stats, unsigned permille) {
+        return percentile(stats, stats->stop_histogram, stats->stop_nsec_max, permille);
+}
+
+uint64_t remote_reach_percentile(const RemoteStats *stats, unsigned permille) {
+        return percentile(stats, stats->reach_histogram, stats->reach_nsec_max, permille);
 }
 
 const char *remote_error_name(int error) {

@@ -28,10 +28,14 @@ enum {
 /* As many calls as one stop may hold, whatever the time box says. */
 #define REMOTE_BATCH_MAX 1024U
 
+/* A stop is the time a thread stands still for us: from the last moment it was not seen standing yet until it was let
+ * go, so an upper bound. */
 typedef struct RemoteStats {
         uint64_t stops, calls, failures;
         uint64_t stop_nsec_max;
         uint32_t stop_histogram[64]; /* [i]: stops of [2^(i/2), 2^((i+1)/2)) * 1 µs, half powers of two */
+        uint64_t reach_nsec_max;
+        uint32_t reach_histogram[64]; /* the same of the time until a thread stood: it ran, or waited for a CPU */
 } RemoteStats;
 
 /* One daemon has one Remote: statistics and what is still to be let go (threads that did not stop in time). Must be
@@ -41,8 +45,8 @@ int remote_new(Remote **ret);
 Remote *remote_free(Remote *remote); /* waits briefly for, then abandons, threads that never stopped */
 DEFINE_CLEANUP(Remote, remote_free)
 
-/* Makes the calls in as many stops as keep each within its time box (2 ms at p99). *ret_done: calls made. 0: all of
- * them; REMOTE_E_*; -errno. */
+/* Makes the calls in as many stops as keep each within its time box (2 ms at p99). *ret_done, also on failure: calls
+ * made. 0: all of them, or up to and with the first that failed (its ret says how); REMOTE_E_*; -errno. */
 int remote_call(Remote *remote, Target *target, RemoteCall *calls, size_t n, size_t *ret_done);
 
 /* First contact: proves that calls work here, asks whether the process is dumpable, and unmaps what a daemon that
@@ -56,4 +60,5 @@ bool remote_has_lingering(const Remote *remote);
 
 void remote_stats(const Remote *remote, RemoteStats *ret);
 uint64_t remote_stop_percentile(const RemoteStats *stats, unsigned permille); /* nsec, upper edge of the bin */
+uint64_t remote_reach_percentile(const RemoteStats *stats, unsigned permille);
 const char *remote_error_name(int error);

@@ -24,6 +24,7 @@ static inline bool victim_goes_on(void) {
         return now_nsec() < victim_end_nsec;
 }
 void victim_ready(void);
+bool victim_has_region(void);                   /* of a remote call */
 void victim_check_memory(const char *who);      /* no mapping in it that is not its own */
 
 void victim_eintr(void);
