@@ -32,6 +32,7 @@
 #include <sys/signalfd.h>
 
 #define RING_ENTRIES 256U
+#define SHORTAGE_USEC 10000U
 #define NEVER UINT64_MAX
 #define TAG_CANCEL ((uintptr_t)1) /* in a completion's user data: of the cancellation, not of the request */
 
@@ -426,7 +427,9 @@ int loop_dispatch(Loop *loop, uint64_t timeout_nsec) {
         r = flush(loop);
         if (r >= 0)
                 r = wait_for_completions(loop, timeout_nsec);
-        if (r < 0 && r != -EBUSY)
+        if (r == -EAGAIN)
+                usleep(SHORTAGE_USEC); /* the kernel is short of memory: what is asked for stays queued */
+        else if (r < 0 && r != -EBUSY)
                 return r;
         r = 0;
         while (io_uring_peek_cqe(&loop->ring, &cqe) == 0) {
