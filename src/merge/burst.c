@@ -8,7 +8,7 @@
  * change between; only pages that meet within one scan are compared, the tree of unmerged pages is emptied at each
  * scan's start. Stopping leaves the cursor where it is. A process marked for the first time is put just behind the
  * cursor. So what was marked before the start is surely merged once full_scans has grown by 3: what lies before the
- * cursor is noted only in the second scan. By 2 when the cursor stands at the beginning.
+ * cursor is noted only in the second scan. By 2 when the cursor stands at the beginning (tests/kernel/ksm-scans).
  *
  * Measured (2 CPUs, 4 processes x 128 MiB, 30 % duplicate and 10 % zero pages marked in runs of 8, ksmd flat out):
  *   - first visit 0.6 us a page; second visit 4.7 us a merged page, all merged (100 %) at the second scan's end;
