@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * PAGEMAP_SCAN (Linux 6.7, Documentation/admin-guide/mm/pagemap.rst) returns ranges of pages whose categories are alike,
- * walking page tables only where there are any. Asked for PRESENT without FILE, it skips what was never touched, what
- * is swapped out, and pages of files that nobody wrote to. It neither faults anything in nor fills page tables.
+ * PAGEMAP_SCAN (Linux 6.7, Documentation/admin-guide/mm/pagemap.rst) returns ranges of pages whose categories are
+ * alike, walking page tables only where there are any. Asked for PRESENT without FILE, it skips what was never touched,
+ * what is swapped out, and pages of files that nobody wrote to. It neither faults anything in nor fills page tables.
  * FILE makes it look at each page's struct page (11 ms for 1 GiB of small pages), the rest at the page tables only
  * (3 ms): so it is asked for in mappings of files alone.
  *

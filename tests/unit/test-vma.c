@@ -279,7 +279,7 @@ static void test_not_smaps(void **state) {
 
 static void test_pieces(void **state) {
         static const char text[] =
-                MAPPING("5577f2501000-5577f2503000 r--p 00000000 fe:00 247498                     /usr/bin/x kB", "rd mr")
+                MAPPING("5577f2501000-5577f2503000 r--p 00000000 fe:00 247498             /usr/bin/x kB", "rd mr")
                 MAPPING("557813a45000-557813a66000 rw-p 00000000 00:00 0                          [heap]", "rd wr lo")
                 MAPPING("7f02dc627000-7f02dce27000 rw-p 00000000 00:00 0 ", "rd wr mr mw me ac hg mg");
         VmaList whole = parse(text, false);
