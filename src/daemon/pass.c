@@ -15,6 +15,8 @@
 
 /* A block read for the first time is believed quiet when a sample of it is unchanged this much later. */
 #define QUIET_NSEC (200 * NSEC_PER_MSEC)
+/* Flags (locked, DONTDUMP) may change while the mappings look the same: for so long that is as good as a race. */
+#define VMAS_FRESH_NSEC NSEC_PER_SEC
 
 typedef struct Pass {
         Manager *manager;
@@ -96,6 +98,29 @@ static void note_remote_error(Manager *m, Member *member, int error) {
         member->remote_error = error;
 }
 
+static int read_vmas(Member *member) {
+        int r = target_maps_fingerprint(member->target, &member->vmas_fingerprint);
+
+        if (r != 0)
+                return r;
+        vma_list_done(&member->vmas);
+        member->vmas_nsec = now_nsec();
+        return target_read_vmas(member->target, member->group->include_dontdump, &member->vmas);
+}
+
+/* Plans are made from mappings as they are: read again unless they were read a moment ago and have not changed. */
+static int refresh_vmas(Member *member) {
+        uint64_t fingerprint;
+        int r;
+
+        if (now_nsec() - member->vmas_nsec < VMAS_FRESH_NSEC) {
+                r = target_maps_fingerprint(member->target, &fingerprint);
+                if (r != 0 || fingerprint == member->vmas_fingerprint)
+                        return r;
+        }
+        return read_vmas(member);
+}
+
 /* Whether the member takes part in this pass: sets its skip, opens its memory, reads its mappings. */
 static bool member_ready(Pass *pass, Member *member) {
         Manager *m = pass->manager;
@@ -121,10 +146,8 @@ static bool member_ready(Pass *pass, Member *member) {
             !(member->adopted && (member->skip == TARGET_SKIP_FROZEN || member->skip == TARGET_SKIP_STOPPED)))
                 return false;
         r = target_open_memory(member->target);
-        if (r == 0) {
-                vma_list_done(&member->vmas);
-                r = target_read_vmas(member->target, member->group->include_dontdump, &member->vmas);
-        }
+        if (r == 0)
+                r = read_vmas(member);
         if (r == 0 && !member->marks_loaded && !member->group->slot->dry_run) {
                 r = marks_load(m->advise, member->target, &member->vmas, &member->marks);
                 member->marks_loaded = r == 0;
@@ -315,7 +338,7 @@ static int merge_member(Pass *pass, Member *member) {
         count_wanted(member);
         if (member->counts.wanted == 0 && member->marks.n == 0)
                 return 0;
-        r = target_read_vmas(member->target, member->group->include_dontdump, &member->vmas);
+        r = refresh_vmas(member);
         if (r != 0)
                 return r < 0 ? r : 0;
         rules.vmas_now = member->vmas.n;
@@ -379,16 +402,15 @@ static int run_burst(Pass *pass) {
 /* Pages of the range that mapped the zero page before we marked it: they were read and never written, which is no
  * saving of ours. */
 static uint64_t natural_zero_pages(const Space *space, const PlanRange *range) {
+        const Block *block = NULL;
         uint64_t n = 0;
 
-        for (uint64_t addr = range->start & ~(BLOCK_BYTES - 1); addr < range->end; addr += BLOCK_BYTES) {
-                const Block *block = space_find(space, addr);
+        for (uint64_t at = range->start; at < range->end; at += PAGE_BYTES) {
+                unsigned page = (unsigned)(at % BLOCK_BYTES / PAGE_BYTES);
 
-                for (unsigned i = 0; block && i < BLOCK_PAGES; i++) {
-                        uint64_t at = addr + i * PAGE_BYTES;
-                        n += at >= range->start && at < range->end && page_set_has(block->zeropage, i) &&
-                             !page_set_has(block->given, i);
-                }
+                if (at == range->start || page == 0)
+                        block = space_find(space, at - at % BLOCK_BYTES);
+                n += block && page_set_has(block->zeropage, page) && !page_set_has(block->given, page);
         }
         return n;
 }

@@ -49,7 +49,8 @@ typedef struct Member {
         Target *target;
         LoopSource *exit_source;
         Space space;
-        VmaList vmas;                   /* as the last pass saw them */
+        VmaList vmas;                   /* as the last pass saw them, */
+        uint64_t vmas_nsec, vmas_fingerprint; /* when, and what it was like */
         Marks marks;
         MemberCounts counts;
         uint64_t ready_nsec;            /* found at: younger processes wait for MinimumAge */

@@ -15,7 +15,7 @@
 
 #include <string.h>
 
-#define CONFIRM_SAMPLE 16U
+#define CONFIRM_SAMPLE 4U
 #define PRUNE_PER_PASS ((size_t)1 << 16)
 #define SWEEP_PER_PASS ((size_t)1 << 18)
 

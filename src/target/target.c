@@ -397,3 +397,27 @@ int target_read_vmas(Target *target, bool include_dontdump, VmaList *ret) {
                 r = read_vmas(target, include_dontdump, ret);
         return r;
 }
+
+int target_maps_fingerprint(Target *target, uint64_t *ret) {
+        uint64_t hash = 0xcbf29ce484222325; /* FNV-1a, by words */
+        char buffer[16384] __attribute__((aligned(8)));
+        _cleanup_close_ int fd = openat(target->procfd, "maps", O_RDONLY | O_CLOEXEC);
+
+        if (fd < 0)
+                return outcome(-errno);
+        for (;;) {
+                ssize_t n = read(fd, buffer, sizeof buffer);
+
+                if (n < 0 && errno == EINTR)
+                        continue;
+                if (n < 0)
+                        return outcome(-errno);
+                if (n == 0)
+                        break;
+                memset(buffer + n, 0, (size_t)-n % sizeof(uint64_t));
+                for (size_t i = 0; i < (size_t)n; i += sizeof(uint64_t))
+                        hash = (hash ^ *(const uint64_t *)(const void *)(buffer + i)) * 0x100000001b3;
+        }
+        *ret = hash;
+        return 0;
+}
