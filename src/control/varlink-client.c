@@ -53,7 +53,9 @@ static int send_call(int fd, const char *method, json_t *parameters /* taken ove
 
         if (!message)
                 return -ENOMEM;
-        r = more && json_object_set_new(message, "more", json_true()) < 0 ? -ENOMEM : varlink_buffer_add(&output, message);
+        r = more && json_object_set_new(message, "more", json_true()) < 0 ? -ENOMEM : 0;
+        if (r == 0)
+                r = varlink_buffer_add(&output, message);
         json_decref(message);
         while (r == 0) {
                 r = varlink_buffer_send(&output, fd);
@@ -66,11 +68,10 @@ static int send_call(int fd, const char *method, json_t *parameters /* taken ove
 
 static int receive_message(int fd, VarlinkBuffer *input, uint64_t until, json_t **ret) {
         for (;;) {
-                int r = varlink_buffer_ready(input, VARLINK_REPLY_MAX) ? varlink_buffer_take(input, VARLINK_REPLY_MAX, ret)
-                                                                       : VARLINK_MESSAGE_E_NONE;
+                int r;
 
-                if (r != VARLINK_MESSAGE_E_NONE)
-                        return r;
+                if (varlink_buffer_ready(input, VARLINK_REPLY_MAX))
+                        return varlink_buffer_take(input, VARLINK_REPLY_MAX, ret);
                 r = varlink_buffer_receive(input, fd, VARLINK_REPLY_MAX);
                 if (r == VARLINK_MESSAGE_E_EOF)
                         return -ECONNRESET;

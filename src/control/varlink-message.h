@@ -47,5 +47,6 @@ int varlink_buffer_take(VarlinkBuffer *buffer, size_t max, json_t **ret);
 /* Queues a message; -ENOMEM. */
 int varlink_buffer_add(VarlinkBuffer *buffer, const json_t *message);
 
-/* Sends as much as the socket takes without waiting. 0: all of it; VARLINK_MESSAGE_E_NONE: something is left; -errno. */
+/* Sends as much as the socket takes without waiting. 0: all of it; VARLINK_MESSAGE_E_NONE: something is left;
+ * -errno. */
 int varlink_buffer_send(VarlinkBuffer *buffer, int fd);

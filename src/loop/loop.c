@@ -366,7 +366,8 @@ static int run_io(LoopSource *source, int result) {
         return revents == 0 ? 0 : source->handler.io(source->userdata, source, source->fd, revents);
 }
 
-/* The request of a source completed: result is poll(2) bits, -ETIME for a timer, -ECANCELED, or the kernel's refusal. */
+/* The request of a source completed: result is poll(2) bits, -ETIME for a timer, -ECANCELED, or the kernel's
+ * refusal. */
 static int source_run(LoopSource *source, int result) {
         int expected = source->type == SOURCE_TIMER ? -ETIME : -EBADF;
         int r;

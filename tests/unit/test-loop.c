@@ -370,7 +370,8 @@ static void random_operation(void) {
         case 0:
         case 1:
                 if (!item->source)
-                        assert_int_equal(loop_add_io(random_loop, item->pipe[0], POLLIN, on_random_io, item, &item->source), 0);
+                        assert_int_equal(loop_add_io(random_loop, item->pipe[0], POLLIN, on_random_io, item,
+                                                     &item->source), 0);
                 break;
         case 2:
                 item->source = loop_source_free(item->source);
@@ -443,7 +444,8 @@ static int loop_new_with_refusal(int error) {
         if (pid == 0) {
                 Loop *loop = NULL;
 
-                if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 || prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) < 0)
+                if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 ||
+                    prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) < 0)
                         _exit(0);
                 _exit(-loop_new(&loop));
         }

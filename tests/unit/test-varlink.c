@@ -409,7 +409,8 @@ static void test_more(void **state) {
         json_int_t n = 0;
         json_t *reply;
 
-        assert_int_equal(varlink_call_more(fd, IFACE ".Count", json_pack("{si}", "n", 1000), count_reply, &n, &error), 0);
+        assert_int_equal(varlink_call_more(fd, IFACE ".Count", json_pack("{si}", "n", 1000), count_reply, &n, &error),
+                         0);
         assert_int_equal(n, 1000);
         /* Asked without "more" there is one answer. */
         reply = call_ok(fd, IFACE ".Count", json_pack("{si}", "n", 3));
