@@ -121,12 +121,27 @@ static int refresh_vmas(Member *member) {
         return read_vmas(member);
 }
 
+/* execve(2): another program, with nothing of ours in it; it is met as if for the first time. */
+static void forget_image(Manager *m, Member *member) {
+        advise_forget(m->advise, member->target, &member->marks);
+        marks_done(&member->marks);
+        vma_list_done(&member->vmas);
+        target_close_memory(member->target);
+        space_done(&member->space);
+        member->space = (Space){ .target = member->target, .table = &domain_of(member)->blocks, .owner = member };
+        member->counts = (MemberCounts){ 0 };
+        member->marks_loaded = member->adopted = false;
+        member->remote_error = 0;
+}
+
 /* Whether the member takes part in this pass: sets its skip, opens its memory, reads its mappings. */
 static bool member_ready(Pass *pass, Member *member) {
         Manager *m = pass->manager;
         bool ask_dumpable = false;
         int r;
 
+        if (target_image_replaced(member->target) && target_alive(member->target))
+                forget_image(m, member);
         r = target_inspect(member->target, m->once ? 0 : m->conf->daemon.minimum_age_nsec, &member->skip,
                            &ask_dumpable);
         if (r != 0) {

@@ -421,3 +421,10 @@ int target_maps_fingerprint(Target *target, uint64_t *ret) {
         *ret = hash;
         return 0;
 }
+
+bool target_image_replaced(const Target *target) {
+        uint64_t entry;
+
+        /* pagemap stays with the address space it was opened on, and reads as empty when nobody uses that any more. */
+        return target->pagemapfd >= 0 && pread(target->pagemapfd, &entry, sizeof entry, 0) == 0;
+}

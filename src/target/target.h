@@ -60,6 +60,9 @@ void target_close_memory(Target *target);
 
 int target_read_vmas(Target *target, bool include_dontdump, VmaList *ret); /* TARGET_E_GONE, TARGET_E_DENIED, -errno */
 
+/* execve(2) replaced the program since target_open_memory(): what was known of its memory is void. */
+bool target_image_replaced(const Target *target);
+
 /* A number that changes when the mappings do (the text of /proc/PID/maps): far cheaper than reading them with their
  * flags, which may change without it. TARGET_E_GONE, TARGET_E_DENIED, -errno. */
 int target_maps_fingerprint(Target *target, uint64_t *ret);
