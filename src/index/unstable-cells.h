@@ -16,7 +16,7 @@
  * Cells of one size form a dense array: a cell that is freed is overwritten with the last one, whose header says which
  * bucket has to learn of it. Cells are named by 32 bits: 4 of size, 20 of slab, 8 of place in the slab. 0 is no cell.
  *
- * Uniform keys never fill the largest cell (105 entries, where 50 in a bucket are rare). Keys that do, because somebody
+ * Uniform keys never fill the largest cell (105 entries, where 60 in a bucket are rare). Keys that do, because somebody
  * feeds other than hashes, chain cells of that size, and are slow but right: its last word is the next cell's id.
  */
 

@@ -22,7 +22,7 @@
 /* Entries in a bucket on average. More saves headers and half-filled lines, less has shorter look-ups. */
 #define ENTRIES_MEAN 16U
 /* Joined below this, split above the mean: the distance keeps a swinging count from splitting and joining. */
-#define ENTRIES_LOW 13U
+#define ENTRIES_LOW 14U
 /* A cell is exchanged for a smaller one when this many places would still be free in that. */
 #define SHRINK_SLACK 2U
 /* How far ahead a batch fetches the bucket's word, and then its cell: about what a core can have under way. */
