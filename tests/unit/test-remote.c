@@ -1,0 +1,157 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "target/remote-internal.h"
+
+#include <linux/futex.h>
+#include <fcntl.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+
+#include <cmocka.h>
+
+/* The parts of a remote call that decide: on text and bytes, no process is touched. */
+
+static const char maps_text[] =
+        "00400000-00401000 r-xp 00000000 fe:00 12 /opt/go program\n"
+        "c000000000-c000400000 rw-p 00000000 00:00 0 \n"
+        "7f0000000000-7f0000001000 ---p 00000000 00:00 0 \n"
+        "7f0000001000-7f0000801000 rw-p 00000000 00:00 0 \n"
+        "7f1000000000-7f1000100000 r-xp 00001000 fe:00 13 /usr/lib/x86_64-linux-gnu/libc.so.6\n"
+        "7f2000000000-7f2000001000 rw-s 00000000 00:05 14 /dev/zero (deleted)\n"
+        "7ffc00000000-7ffc00021000 rw-p 00000000 00:00 0 [stack]\n"
+        "7ffc00030000-7ffc00032000 r-xp 00000000 00:00 0 [vdso]\n";
+
+static void parse(RemoteMaps *ret) {
+        char *text = strdup(maps_text);
+        assert_int_equal(remote_maps_parse(text, ret), 0);
+        free(text);
+}
+
+static void test_maps(void **state) {
+        _cleanup_(remote_maps_done) RemoteMaps maps = {};
+        parse(&maps);
+        assert_int_equal(maps.n, 8);
+        assert_true(maps.maps[0].exec && !maps.maps[0].write && !maps.maps[0].libc && maps.maps[0].inode == 12);
+        assert_false(maps.maps[2].read || maps.maps[2].write || maps.maps[2].exec);
+        assert_true(maps.maps[4].libc && maps.maps[4].offset == 0x1000);
+        assert_true(maps.maps[5].shared);
+        assert_true(maps.maps[6].main_stack && maps.maps[7].vdso);
+        assert_ptr_equal(remote_maps_find(&maps, 0x400fff), &maps.maps[0]);
+        assert_null(remote_maps_find(&maps, 0x401000));
+        assert_null(remote_maps_find(&maps, 0));
+        assert_null(remote_maps_find(&maps, UINT64_MAX));
+        char bad[] = "nonsense\n";
+        RemoteMaps none = {};
+        assert_int_equal(remote_maps_parse(bad, &none), -EINVAL);
+}
+
+static void test_stack_floor(void **state) {
+        _cleanup_(remote_maps_done) RemoteMaps maps = {};
+        parse(&maps);
+        assert_int_equal(remote_stack_floor(-1, &maps, true, 0x7ffc00020000, 0), 0x7ffc00000000);
+        /* Only the first thread lives on [stack]; a stack pointer elsewhere is refused. */
+        assert_int_equal(remote_stack_floor(-1, &maps, false, 0x7ffc00020000, 0), 0);
+        assert_int_equal(remote_stack_floor(-1, &maps, true, 0x401000, 0), 0);
+        assert_int_equal(remote_stack_floor(-1, &maps, true, 0x7f2000000800, 0), 0);
+        /* A goroutine's stack in the heap: no control block above it. */
+        assert_int_equal(remote_stack_floor(-1, &maps, true, 0xc000010000, 0xc000020000), 0);
+        assert_int_equal(remote_stack_floor(-1, &maps, false, 0xc000010000, 0x7f0000800700), 0);
+        /* The control block is where it should be, but does not point to itself: it cannot even be read here. */
+        assert_int_equal(remote_stack_floor(-1, &maps, false, 0x7f0000700000, 0x7f0000800700), 0);
+}
+
+/* This process as its own target: a real thread stack laid out as the C library does. */
+static void test_stack_floor_of_thread(void **state) {
+        _cleanup_close_ int memfd = open("/proc/self/mem", O_RDONLY | O_CLOEXEC);
+        assert_true(memfd >= 0);
+        const size_t bytes = 64 * PAGE_BYTES;
+        char *area = mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        assert_true(area != MAP_FAILED);
+        RemoteMap map[2] = {
+                {.start = (uint64_t)area, .end = (uint64_t)area + PAGE_BYTES},
+                {.start = (uint64_t)area + PAGE_BYTES, .end = (uint64_t)area + bytes, .read = true, .write = true},
+        };
+        RemoteMaps maps = {.maps = map, .n = 2};
+        assert_int_equal(mprotect(area + PAGE_BYTES, bytes - PAGE_BYTES, PROT_READ | PROT_WRITE), 0);
+        uint64_t block = (uint64_t)area + bytes - 2304, sp = block - 8192;
+        assert_int_equal(remote_stack_floor(memfd, &maps, false, sp, block), 0);
+        memcpy(area + bytes - 2304, &block, sizeof block);
+        assert_int_equal(remote_stack_floor(memfd, &maps, false, sp, block), map[1].start);
+        assert_int_equal(remote_stack_floor(memfd, &maps, false, block + 64, block), 0);
+        map[0].read = true; /* no guard below: somebody's memory */
+        assert_int_equal(remote_stack_floor(memfd, &maps, false, sp, block), 0);
+        munmap(area, bytes);
+}
+
+static void test_sleeps(void **state) {
+        const uint64_t none[6] = {}, forever[6] = {0, 0, 0, UINT64_MAX}, waitall[6] = {0, 0, 0, MSG_WAITALL},
+                       submits[6] = {3, 1, 1};
+        assert_int_equal(remote_sleep_class(-1, none), REMOTE_SLEEP_NONE);
+        assert_int_equal(remote_sleep_class(SYS_futex, none), REMOTE_SLEEP_EXACT);
+        assert_int_equal(remote_sleep_class(SYS_epoll_pwait, none), REMOTE_SLEEP_AGAIN);
+        assert_int_equal(remote_sleep_class(SYS_epoll_pwait, forever), REMOTE_SLEEP_EXACT);
+        assert_int_equal(remote_sleep_class(SYS_recvfrom, none), REMOTE_SLEEP_AGAIN);
+        assert_int_equal(remote_sleep_class(SYS_recvfrom, waitall), REMOTE_SLEEP_REFUSE);
+        assert_int_equal(remote_sleep_class(SYS_io_uring_enter, none), REMOTE_SLEEP_AGAIN);
+        assert_int_equal(remote_sleep_class(SYS_io_uring_enter, submits), REMOTE_SLEEP_REFUSE);
+        assert_int_equal(remote_sleep_class(SYS_write, none), REMOTE_SLEEP_REFUSE);
+        /* Repeating these would do something twice, or to a descriptor that is somebody else's by now. */
+        assert_false(remote_sleep_repeatable(SYS_close));
+        assert_false(remote_sleep_repeatable(SYS_write));
+        assert_false(remote_sleep_repeatable(SYS_connect));
+        assert_true(remote_sleep_repeatable(SYS_epoll_pwait));
+        assert_true(remote_sleep_repeatable(SYS_rt_sigtimedwait));
+}
+
+static void test_percentile(void **state) {
+        RemoteStats stats = {};
+        assert_int_equal(remote_stop_percentile(&stats, 990), 0);
+        stats.stops = 100;
+        stats.stop_histogram[14] = 98; /* 128.. */
+        stats.stop_histogram[20] = 2;  /* 1024.. */
+        stats.stop_nsec_max = 1100 * NSEC_PER_USEC;
+        assert_int_equal(remote_stop_percentile(&stats, 500), 128 * 1414 * NSEC_PER_USEC / 1000);
+        assert_int_equal(remote_stop_percentile(&stats, 980), 128 * 1414 * NSEC_PER_USEC / 1000);
+        assert_int_equal(remote_stop_percentile(&stats, 990), 1100 * NSEC_PER_USEC);
+}
+
+#if defined(__x86_64__)
+static void test_snippets(void **state) {
+        const uint8_t glibc[] = {0x90, 0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f, 0x05, 0x0f, 0x05, 0xc3};
+        const uint8_t musl[] = {0xb8, 0x0f, 0, 0, 0, 0x0f, 0x05};
+        assert_int_equal(remote_arch_find_sigreturn(glibc, sizeof glibc), 1);
+        assert_int_equal(remote_arch_find_sigreturn(musl, sizeof musl), 0);
+        assert_int_equal(remote_arch_find_call(glibc, sizeof glibc), 10);
+        assert_int_equal(remote_arch_find_call(musl, sizeof musl), -1);
+        assert_true((size_t)(remote_stub_end - remote_stub_start) + sizeof(RemoteHead) <= REMOTE_REGION_HEAD_BYTES);
+}
+
+static void test_repair(void **state) {
+        RemoteRegs regs = {.nr = SYS_epoll_wait, .r = {.rax = (uint64_t)-EINTR}};
+        assert_true(remote_arch_repair(&regs));
+        assert_int_equal(remote_arch_result(&regs), -514);
+        assert_false(remote_arch_repair(&regs));
+        regs = (RemoteRegs){.nr = SYS_close, .r = {.rax = (uint64_t)-EINTR}};
+        assert_false(remote_arch_repair(&regs));
+        regs = (RemoteRegs){.nr = -1, .r = {.rax = (uint64_t)-EINTR}}; /* not in a call: a number like any other */
+        assert_false(remote_arch_repair(&regs));
+}
+#endif
+
+int main(void) {
+        const struct CMUnitTest tests[] = {
+                cmocka_unit_test(test_maps),
+                cmocka_unit_test(test_stack_floor),
+                cmocka_unit_test(test_stack_floor_of_thread),
+                cmocka_unit_test(test_sleeps),
+                cmocka_unit_test(test_percentile),
+#if defined(__x86_64__)
+                cmocka_unit_test(test_snippets),
+                cmocka_unit_test(test_repair),
+#endif
+        };
+        return cmocka_run_group_tests(tests, NULL, NULL);
+}
