@@ -47,6 +47,9 @@ void remote_arch_aim_stub(RemoteRegs *regs, uint64_t region, uint64_t frame, uin
 /* Right behind the borrowed call instruction. */
 bool remote_arch_called(const RemoteRegs *regs, uint64_t call);
 
+/* What the stub does while it waits, as often. */
+void remote_arch_pause(uint64_t times);
+
 /* Byte patterns of the two snippets; pure. Offset of the first in text, or -1. */
 ssize_t remote_arch_find_call(const uint8_t *text, size_t size);
 ssize_t remote_arch_find_sigreturn(const uint8_t *text, size_t size);

@@ -142,6 +142,8 @@ struct Remote {
         uint64_t spins;         /* pauses that take REMOTE_SPIN_NSEC here */
 };
 
+void remote_stats_count(RemoteStats *stats, uint64_t interrupted_nsec, uint64_t stood_nsec, uint64_t detached_nsec);
+
 /* The stub waits this long for us at its end before it goes home alone. */
 #define REMOTE_SPIN_NSEC (15 * NSEC_PER_MSEC)
 /* One call of ours that comes back at once (mmap, munmap), however busy the machine is. */

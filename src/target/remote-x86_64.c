@@ -242,6 +242,11 @@ void remote_arch_aim_stub(RemoteRegs *regs, uint64_t region, uint64_t frame, uin
 
 bool remote_arch_called(const RemoteRegs *regs, uint64_t call) { return regs->r.rip == call + 2; }
 
+void remote_arch_pause(uint64_t times) {
+        while (times-- > 0)
+                __builtin_ia32_pause();
+}
+
 ssize_t remote_arch_find_call(const uint8_t *text, size_t size) {
         const uint8_t *p = memmem(text, size, "\x0f\x05\xc3", 3); /* syscall; ret */
         return p ? p - text : -1;

@@ -43,20 +43,16 @@
 #define CALL_NSEC_FIRST (2 * NSEC_PER_USEC)
 #define LINGER_AT_END_NSEC (100 * NSEC_PER_MSEC)
 
+/* How often the stub has to pause to wait REMOTE_SPIN_NSEC: a pause takes 10 to 140 cycles. */
 static uint64_t count_spins(void) {
-#if defined(__x86_64__)
         const uint64_t probe = 20000;
         uint64_t best = UINT64_MAX;
         for (int i = 0; i < 5; i++) {
                 uint64_t started = now_nsec();
-                for (uint64_t n = 0; n < probe; n++)
-                        __builtin_ia32_pause();
+                remote_arch_pause(probe);
                 best = MIN_OF(best, now_nsec() - started);
         }
         return REMOTE_SPIN_NSEC * probe / (best + 1) + 1000;
-#else
-        return 1;
-#endif
 }
 
 int remote_new(Remote **ret) {
@@ -89,24 +85,6 @@ Remote *remote_free(Remote *remote) {
         }
         free(remote);
         return NULL;
-}
-
-static unsigned histogram_bin(uint64_t nsec) {
-        uint64_t usec = nsec / NSEC_PER_USEC;
-        if (usec < 2)
-                return 0;
-        unsigned log = 63 - (unsigned)__builtin_clzll(usec);
-        /* The upper half of an octave begins at its lower edge times the square root of two. */
-        unsigned bin = 2 * log + (usec * 1000 >= ((uint64_t)1 << log) * 1414);
-        return MIN_OF(bin, (unsigned)ELEMENTSOF(((RemoteStats *)NULL)->stop_histogram) - 1);
-}
-
-static void count_stop(RemoteStats *stats, uint64_t interrupted, uint64_t stood, uint64_t detached) {
-        stats->stops++;
-        stats->stop_histogram[histogram_bin(detached - stood)]++;
-        stats->reach_histogram[histogram_bin(stood - interrupted)]++;
-        stats->stop_nsec_max = MAX_OF(stats->stop_nsec_max, detached - stood);
-        stats->reach_nsec_max = MAX_OF(stats->reach_nsec_max, stood - interrupted);
 }
 
 static bool lingers_inside(const Remote *remote, const Target *target) {
@@ -327,7 +305,7 @@ static int call_in_thread(Remote *remote, Visit *visit, RemoteCandidate candidat
         remote_thread_free(TAKE_PTR(thread));
         if (stood) {
                 uint64_t detached = now_nsec();
-                count_stop(&remote->stats, interrupted, stood, detached);
+                remote_stats_count(&remote->stats, interrupted, stood, detached);
                 if (detached - stood > STOP_MAX_NSEC) {
                         remote->slow_stops++;
                         remote->slow_stop_nsec = detached;
@@ -413,35 +391,3 @@ int remote_adopt(Remote *remote, Target *target, TargetSkip *ret) {
 }
 
 void remote_stats(const Remote *remote, RemoteStats *ret) { *ret = remote->stats; }
-
-static uint64_t percentile(const RemoteStats *stats, const uint32_t *histogram, uint64_t max, unsigned permille) {
-        uint64_t want = DIV_ROUND_UP(stats->stops * permille, (uint64_t)1000), seen = 0;
-        for (size_t i = 0; i < ELEMENTSOF(stats->stop_histogram); i++) {
-                seen += histogram[i];
-                if (seen >= want && seen > 0) {
-                        uint64_t edge = ((uint64_t)1 << ((i + 1) / 2)) * NSEC_PER_USEC;
-                        return MIN_OF((i + 1) % 2 ? edge * 1414 / 1000 : edge, max);
-                }
-        }
-        return 0;
-}
-
-uint64_t remote_stop_percentile(const RemoteStats *stats, unsigned permille) {
-        return percentile(stats, stats->stop_histogram, stats->stop_nsec_max, permille);
-}
-
-uint64_t remote_reach_percentile(const RemoteStats *stats, unsigned permille) {
-        return percentile(stats, stats->reach_histogram, stats->reach_nsec_max, permille);
-}
-
-const char *remote_error_name(int error) {
-        static const char *const names[] = {
-                [REMOTE_E_GONE] = "gone",
-                [REMOTE_E_DENIED] = "denied",
-                [REMOTE_E_BUSY] = "busy",
-                [REMOTE_E_TRACED] = "traced",
-                [REMOTE_E_UNFIT] = "unfit",
-                [REMOTE_E_LOST] = "lost",
-        };
-        return error > 0 && (size_t)error < ELEMENTSOF(names) ? names[error] : error < 0 ? strerror(-error) : "ok";
-}

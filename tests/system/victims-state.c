@@ -106,7 +106,7 @@ static bool rseq_count(struct rseq *area) {
 
 static uint64_t counted;
 static void *count_thread(void *arg) {
-        struct rseq *area = (struct rseq *)((char *)__builtin_thread_pointer() + __rseq_offset);
+        struct rseq *area = (struct rseq *)(void *)((char *)__builtin_thread_pointer() + __rseq_offset);
         uint64_t n = 0;
         while (now_nsec() < victim_end_nsec)
                 for (int i = 0; i < 1000; i++)
@@ -175,7 +175,8 @@ void victim_signals(void) {
         static uint64_t *sent;
         sent = mmap(NULL, PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
         CHECK(sent != MAP_FAILED);
-        stack_t stack = {.ss_sp = malloc(65536), .ss_size = 65536};
+        static char alternate[65536];
+        stack_t stack = {.ss_sp = alternate, .ss_size = sizeof alternate};
         CHECK(sigaltstack(&stack, NULL) == 0);
         struct sigaction action = {.sa_sigaction = on_numbered, .sa_flags = SA_SIGINFO | SA_ONSTACK | SA_RESTART};
         CHECK(sigaction(SIGRTMIN, &action, NULL) == 0);
