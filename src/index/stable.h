@@ -33,7 +33,8 @@ bool stable_has_frame(const Stable *tree, uint64_t frame, uint64_t *ret_key /* m
 /* A frame of this content exists and is mapped sharers times. -EEXIST: the frame is there already, under this key or
  * another. -EINVAL: no sharers, or a frame number of more than 40 bits. -ENOMEM: the tree is as before. */
 int stable_insert(Stable *tree, uint64_t key, uint64_t frame, uint32_t sharers);
-/* Sets how often the frame is mapped now; 0 removes the dup, and the node with its last dup. Needs no memory. -ENOENT. */
+/* Sets how often the frame is mapped now; 0 removes the dup, and the node with its last dup. Needs no memory.
+ * -ENOENT. */
 int stable_set_sharers(Stable *tree, uint64_t frame, uint32_t sharers);
 int stable_get_sharers(const Stable *tree, uint64_t frame, uint32_t *ret); /* -ENOENT */
 

@@ -51,13 +51,16 @@ static inline uint32_t cell_size(uint32_t id) {
 
 /* Entries that fit a size: the largest gives a word away to the chain. */
 static inline uint32_t cell_capacity(uint32_t size) {
-        static const uint8_t capacity[CELL_SIZES + 1] = { 0, 6, 13, 20, 27, 34, 41, 48, 56, 63, 70, 77, 84, 91, 98, 105 };
+        static const uint8_t capacity[CELL_SIZES + 1] = {
+                0, 6, 13, 20, 27, 34, 41, 48, 56, 63, 70, 77, 84, 91, 98, 105,
+        };
         return capacity[size];
 }
 
 static inline Cell *cell_at(const Unstable *tree, uint32_t id) {
         const SlabArray *cells = &tree->classes[cell_size(id)].cells;
-        return (Cell *)(void *)(slab_array_at(cells, id >> 8 & 0xfffff) + (size_t)(id & 0xff) * cell_size(id) * CELL_LINE);
+        size_t place = (size_t)(id & 0xff) * cell_size(id) * CELL_LINE;
+        return (Cell *)(void *)(slab_array_at(cells, id >> 8 & 0xfffff) + place);
 }
 
 static inline uint32_t *cell_link(Cell *cell) {

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 
 /*
- * What the trees of the index cost, in time and memory. Usage: bench-index [PAGES…], 1, 10 and 50 million by default, the
- * stable tree with 10 million at most.
+ * What the trees of the index cost, in time and memory. Usage: bench-index [PAGES…], 1, 10 and 50 million by default,
+ * the stable tree with 10 million at most.
  * One JSON object a line. Times are processor time of the one thread; a "pause" is the longest that 16 operations in
  * a row took, an upper bound of the longest single one. On a shared machine most of the longest ones are the
  * machine's: so the run is made twice, and of each 16 operations the shorter time counts. What does not depend on the
@@ -152,9 +152,9 @@ static void bench_memory(uint64_t n) {
                 empty = unstable_bytes(tree);
         }
 
-        printf("{\"bench\":\"unstable-memory\",\"pages\":%" PRIu64 ",\"bytes_per_page\":%.2f,\"bytes_per_page_worst\":%.2f,"
-               "\"bytes_per_page_half_swept\":%.2f,\"bytes_when_empty\":%" PRIu64 ",\"sweep_ns\":%.1f,"
-               "\"insert_pause_us\":%.1f,\"remove_pause_us\":%.1f}\n",
+        printf("{\"bench\":\"unstable-memory\",\"pages\":%" PRIu64 ",\"bytes_per_page\":%.2f,"
+               "\"bytes_per_page_worst\":%.2f,\"bytes_per_page_half_swept\":%.2f,\"bytes_when_empty\":%" PRIu64 ","
+               "\"sweep_ns\":%.1f,\"insert_pause_us\":%.1f,\"remove_pause_us\":%.1f}\n",
                n, full, worst, swept, empty, sweep, pause_longest_usec(&up, groups), pause_longest_usec(&down, groups));
         fflush(stdout);
         CHECK(worst <= 14.3 && swept <= 16, "bytes a page");
@@ -202,8 +202,8 @@ static void bench_stable(uint64_t n) {
         }
         CHECK(found == 2 * n);
 
-        printf("{\"bench\":\"stable\",\"nodes\":%" PRIu64 ",\"insert_ns\":%.1f,\"lookup_ns\":%.1f,\"lookup_miss_ns\":%.1f,"
-               "\"bytes_per_node\":%.2f,\"insert_pause_us\":%.1f,\"remove_pause_us\":%.1f}\n",
+        printf("{\"bench\":\"stable\",\"nodes\":%" PRIu64 ",\"insert_ns\":%.1f,\"lookup_ns\":%.1f,"
+               "\"lookup_miss_ns\":%.1f,\"bytes_per_node\":%.2f,\"insert_pause_us\":%.1f,\"remove_pause_us\":%.1f}\n",
                n, insert, lookup, miss, (double)counts.bytes / n, pause_longest_usec(&up, groups),
                pause_longest_usec(&down, groups));
         fflush(stdout);

@@ -48,7 +48,7 @@ static void tree_check(const Stable *tree) {
                         uint32_t n_in_chain = 0;
                         uint64_t n_sharing = 0;
                         for (uint32_t l = 0; l < 2; l++)
-                                for (uint32_t i = chain->lists[l], prev = NIL; i != NIL; prev = i, i = dup_at(tree, i)->next) {
+                                for (uint32_t i = chain->lists[l], prev = NIL; i != NIL; i = dup_at(tree, i)->next) {
                                         const Dup *dup = dup_at(tree, i);
                                         assert_true(i < tree->n_dups && dup->chained && dup->key == chain->key);
                                         assert_int_equal(dup->prev, prev);
@@ -56,6 +56,7 @@ static void tree_check(const Stable *tree) {
                                         assert_int_equal(dup->sharers >= chain->limit, l);
                                         n_in_chain++;
                                         n_sharing += dup->sharers;
+                                        prev = i;
                                 }
                         assert_int_equal(chain->n_dups, n_in_chain);
                         assert_int_equal(chain->n_sharing, n_sharing);
@@ -175,7 +176,8 @@ static void model_check(Model *m) {
                 uint64_t key;
                 uint32_t sharers;
                 assert_int_equal(stable_has_frame(m->tree, model_frame(m, i), &key), m->sharers[i] > 0);
-                assert_int_equal(stable_get_sharers(m->tree, model_frame(m, i), &sharers), m->sharers[i] > 0 ? 0 : -ENOENT);
+                assert_int_equal(stable_get_sharers(m->tree, model_frame(m, i), &sharers),
+                                 m->sharers[i] > 0 ? 0 : -ENOENT);
                 if (m->sharers[i] == 0)
                         continue;
                 assert_int_equal(key, model_key(m, m->which[i]));

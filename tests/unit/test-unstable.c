@@ -279,7 +279,8 @@ static void sweep_around(size_t guests, bool grow) {
                 unstable_sweep(tree, 150, sweep_mark, asked);
                 for (unsigned i = 0; i < 100 && (grow || guests > 0); i++)
                         if (grow) {
-                                assert_int_equal(unstable_see(tree, ~key_uniform(guests), RESIDENTS + guests, &other), 0);
+                                PageRef ref = RESIDENTS + guests;
+                                assert_int_equal(unstable_see(tree, ~key_uniform(guests), ref, &other), 0);
                                 guests++;
                         } else {
                                 guests--;
