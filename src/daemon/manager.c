@@ -58,6 +58,7 @@ static int open_state_dir(Manager *m) {
 
 static int open_ksm(Manager *m) {
         _cleanup_free_ char *path = NULL;
+        bool left_changed;
         int r;
 
         if (asprintf(&path, "%s/ksm.found", m->state_dir) < 0)
@@ -68,13 +69,14 @@ static int open_ksm(Manager *m) {
                 log_warning("KSM cannot be used (%s): nothing is merged", strerror(-r));
                 return 0;
         }
-        if (ksm_was_left_changed(m->ksm)) {
-                r = ksm_restore(m->ksm);
-                if (r < 0)
-                        log_warning("KSM's settings of before a crash cannot be put back: %s", strerror(-r));
-                else
-                        log_info("put KSM's settings back to what they were before a crash");
-        }
+        left_changed = ksm_was_left_changed(m->ksm);
+        r = ksm_restore(m->ksm);
+        if (r == -EBADMSG)
+                log_warning("%s is not a file of ours: what it says of KSM's settings is ignored", path);
+        else if (r < 0)
+                log_warning("KSM's settings of before a crash cannot be put back: %s", strerror(-r));
+        else if (left_changed)
+                log_info("put KSM's settings back to what they were before a crash");
         return burst_new(m->ksm, &m->burst);
 }
 
@@ -98,8 +100,9 @@ static int on_tree(void *userdata, LoopSource *source, int fd, uint32_t revents)
         Manager *m = userdata;
         int r = cgroup_tree_dispatch(m->roster.tree);
 
-        if (r < 0)
+        if (r < 0 && r != m->tree_error)
                 log_warning("the cgroup tree cannot be read: %s", strerror(-r));
+        m->tree_error = r;
         roster_refresh(&m->roster);
         return 0;
 }

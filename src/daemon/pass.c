@@ -18,6 +18,11 @@
 /* Flags (locked, DONTDUMP) may change while the mappings look the same: for so long that is as good as a race. */
 #define VMAS_FRESH_NSEC NSEC_PER_SEC
 
+/* A burst is worth while for one page to merge in so many marked ones; fewer wait for so many passes. */
+#define BURST_WORTH 64U
+#define BURST_PATIENCE 6U
+#define BURST_BACKOFF_MAX 64U
+
 typedef struct Pass {
         Manager *manager;
         Member **members;               /* snapshot */
@@ -394,13 +399,42 @@ static int merge_all(Pass *pass) {
         return 0;
 }
 
+/* In a burst ksmd visits everything marked two or three times, so a handful of pages is let wait for company; and what
+ * the last burst could not merge (pages that are pinned, or never stand still) is tried ever more seldom, unless more
+ * has come since. */
+static bool burst_is_due(Manager *m, const Pass *pass) {
+        bool few = pass->expected * BURST_WORTH < pass->marked;
+
+        if (pass->expected == 0 || pass->marked == 0 || !m->burst)
+                return false;
+        if (m->once)
+                return true;
+        m->passes_waited++;
+        if (pass->expected > 2 * m->burst_missed && (!few || m->passes_waited >= BURST_PATIENCE))
+                return true;
+        return m->passes_waited >= m->burst_backoff && (!few || m->passes_waited >= BURST_PATIENCE);
+}
+
+static void note_burst(Manager *m, uint64_t expected, uint64_t merged) {
+        m->passes_waited = 0;
+        m->burst_missed = expected - MIN_OF(expected, merged);
+        if (2 * merged >= expected)
+                m->burst_backoff = 0;
+        else if (m->burst_backoff == 0)
+                m->burst_backoff = 2;
+        else
+                m->burst_backoff = MIN_OF(2 * m->burst_backoff, BURST_BACKOFF_MAX);
+}
+
 static int run_burst(Pass *pass) {
         Manager *m = pass->manager;
+        BurstStats before, after;
         BurstState state;
         int r;
 
-        if (pass->expected == 0 || pass->marked == 0 || !m->burst)
+        if (!burst_is_due(m, pass))
                 return 0;
+        burst_stats(m->burst, &before);
         r = burst_start(m->burst, pass->expected, pass->marked);
         if (r < 0) {
                 log_warning("KSM cannot be run: %s", strerror(-r));
@@ -411,6 +445,9 @@ static int run_burst(Pass *pass) {
                         burst_stop(m->burst);
                         return -ECANCELED;
                 }
+        burst_stats(m->burst, &after);
+        if (state == BURST_DONE)
+                note_burst(m, pass->expected, after.pages_merged - before.pages_merged);
         return 0;
 }
 
