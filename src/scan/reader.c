@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "scan/reader.h"
 
+#include <string.h>
 #include <sys/uio.h>
 
 /* The pages from pages[i] on that follow each other without a gap, up to n. */
@@ -12,16 +13,20 @@ static unsigned run_length(const uint16_t *pages, unsigned i, unsigned n) {
         return length;
 }
 
-static uint64_t page_bits(unsigned first, uint64_t n) {
-        return (n >= 64 ? UINT64_MAX : ((uint64_t)1 << n) - 1) << first;
+/* Notes the whole pages among so many bytes, from page first on. Returns how many. */
+static unsigned note_read(bool *read, unsigned first, ssize_t bytes) {
+        unsigned n = (unsigned)((uint64_t)bytes / PAGE_BYTES);
+
+        for (unsigned i = first; i < first + n; i++)
+                read[i] = true;
+        return n;
 }
 
 /* One call for everything; it ends early at a page it cannot read (process_vm_rw_core() hands out whole pages), and
  * goes on behind that. */
 static int read_pinning(const Target *target, uint64_t addr, const uint16_t *pages, unsigned n, uint8_t *buffer,
-                        uint64_t *ret_read) {
+                        bool *read) {
         struct iovec remote[READER_PAGES];
-        uint64_t read = 0;
 
         for (unsigned done = 0; done < n;) {
                 struct iovec local = { buffer + done * PAGE_BYTES, (n - done) * PAGE_BYTES };
@@ -40,17 +45,13 @@ static int read_pinning(const Target *target, uint64_t addr, const uint16_t *pag
                                 return -errno;
                         got = 0;
                 }
-                read |= page_bits(done, (uint64_t)got / PAGE_BYTES);
-                done += (unsigned)((uint64_t)got / PAGE_BYTES) + 1;
+                done += note_read(read, done, got) + 1;
         }
-        *ret_read = read;
         return 0;
 }
 
 static int read_keeping(const Target *target, uint64_t addr, const uint16_t *pages, unsigned n, uint8_t *buffer,
-                        uint64_t *ret_read) {
-        uint64_t read = 0;
-
+                        bool *read) {
         for (unsigned done = 0; done < n;) {
                 unsigned length = run_length(pages, done, n);
                 uint64_t from = addr + pages[done] * PAGE_BYTES;
@@ -64,17 +65,16 @@ static int read_keeping(const Target *target, uint64_t addr, const uint16_t *pag
                         got = 0;
                 } else if (got == 0)
                         return -ESRCH; /* mem_rw(): the memory that was opened is no more */
-                read |= page_bits(done, (uint64_t)got / PAGE_BYTES);
-                done += (unsigned)((uint64_t)got / PAGE_BYTES) + ((uint64_t)got < length * PAGE_BYTES);
+                done += note_read(read, done, got) + ((uint64_t)got < length * PAGE_BYTES);
         }
-        *ret_read = read;
         return 0;
 }
 
 int reader_read(const Target *target, ReaderWay way, uint64_t addr, const uint16_t *pages, unsigned n, void *buffer,
-                uint64_t *ret_read) {
+                bool *ret_read) {
         int r = -ENOSYS;
 
+        memset(ret_read, 0, n * sizeof *ret_read);
         if (way == READER_PINS)
                 r = read_pinning(target, addr, pages, n, buffer, ret_read);
         /* A kernel may lack the call (CONFIG_CROSS_MEMORY_ATTACH); nothing depends on it but speed. */

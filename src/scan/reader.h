@@ -10,15 +10,15 @@
  * the mapper a copy of its own (gup_must_unshare(), since 5.19): it un-shares. read(2) of /proc/PID/mem takes plain
  * references and leaves all sharing as it is, but copies everything twice.
  */
-#define READER_PAGES 64U /* at most in one call: 256 KiB stay in the L2 cache until they are hashed */
+#define READER_PAGES 128U /* at most in one call: 512 KiB stay in the L2 cache until they are hashed */
 
 typedef enum ReaderWay {
         READER_PINS,            /* process_vm_readv: for pages that are mapped once and that no KSM can merge meanwhile */
         READER_KEEPS_SHARING,   /* /proc/PID/mem */
 } ReaderWay;
 
-/* Reads n pages, pages[i] of the block at addr (ascending), each into its PAGE_BYTES of buffer. *ret_read: bit i says
- * that page i was read whole; the others went away, or the kernel cannot read them. What was read is the process's only
+/* Reads n pages, pages[i] of the block at addr (ascending), each into its PAGE_BYTES of buffer. ret_read[i] says
+ * whether page i was read whole; the others went away, or the kernel cannot read them. What was read is the process's only
  * if target_alive() afterwards. TARGET_E_GONE; -errno, -EPERM among them. */
 int reader_read(const Target *target, ReaderWay way, uint64_t addr, const uint16_t *pages, unsigned n, void *buffer,
-                uint64_t *ret_read);
+                bool *ret_read);

@@ -279,18 +279,18 @@ static int read_pages(Scanner *scanner, const Target *target, uint64_t addr, con
         unsigned n = 0, next = next_page(set, 0);
 
         while (next < BLOCK_PAGES) {
-                uint64_t read;
+                bool read[READER_PAGES];
                 int r;
 
                 for (n = 0; n < READER_PAGES && next < BLOCK_PAGES; n++) {
                         chosen[n] = (uint16_t)next;
                         next = next + 1 < BLOCK_PAGES ? next_page(set, next + 1) : BLOCK_PAGES;
                 }
-                r = reader_read(target, way, addr, chosen, n, scanner->buffer, &read);
+                r = reader_read(target, way, addr, chosen, n, scanner->buffer, read);
                 if (r != 0)
                         return r;
                 for (unsigned i = 0; i < n; i++)
-                        if (read >> i & 1)
+                        if (read[i])
                                 take_content(scanner, &pages[chosen[i]], scanner->buffer + i * PAGE_BYTES);
                         else
                                 scanner->stats.read_failures++;
@@ -353,30 +353,37 @@ static int check_still_there(const Target *target, uint64_t addr) {
         return n == 0 || !target_alive(target) ? TARGET_E_GONE : 0;
 }
 
-static void put_bit(PageSet set, unsigned page, bool on) {
-        if (on)
-                page_set_add(set, page);
-        else
-                page_set_remove(set, page);
+/* What is known of 64 pages goes into the block's bitmaps as words. A KSM frame whose content could not be had is known
+ * to be one, and no more. */
+static void commit_word(Block *block, unsigned word, ScanPage *pages) {
+        uint64_t before = block->hashed[word], hashed = 0, zero = 0, merged = 0, zeropage = 0;
+        uint8_t *check = block->check + word * 64;
+
+        for (unsigned i = 0; i < 64; i++) {
+                ScanPage *p = &pages[word * 64 + i];
+                bool was = before >> i & 1, known = p->key_known;
+                uint8_t now = known ? (uint8_t)p->key : 0;
+
+                p->first = known && !was;
+                p->changed = known && was && check[i] != now;
+                check[i] = now;
+                hashed |= (uint64_t)known << i;
+                zero |= (uint64_t)(p->kind == SCAN_ZERO) << i;
+                merged |= (uint64_t)(p->kind == SCAN_KSM) << i;
+                zeropage |= (uint64_t)(p->kind == SCAN_ZEROPAGE) << i;
+        }
+        block->hashed[word] = hashed;
+        block->zero[word] = zero;
+        block->merged[word] = merged;
+        block->zeropage[word] = zeropage;
 }
 
-/* A KSM frame whose content could not be had is known to be one, and no more. */
 static void commit(Scanner *scanner, Block *block, ScanPage *pages) {
         if (!block->pass)
                 block->first_pass = scanner->pass;
         block->pass = scanner->pass;
-        for (unsigned i = 0; i < BLOCK_PAGES; i++) {
-                ScanPage *p = &pages[i];
-                bool before = page_set_has(block->hashed, i);
-
-                p->first = p->key_known && !before;
-                p->changed = p->key_known && before && block->check[i] != (uint8_t)p->key;
-                block->check[i] = p->key_known ? (uint8_t)p->key : 0;
-                put_bit(block->hashed, i, p->key_known);
-                put_bit(block->zero, i, p->kind == SCAN_ZERO);
-                put_bit(block->merged, i, p->kind == SCAN_KSM);
-                put_bit(block->zeropage, i, p->kind == SCAN_ZEROPAGE);
-        }
+        for (unsigned word = 0; word < BLOCK_PAGES / 64; word++)
+                commit_word(block, word, pages);
 }
 
 static int scan_pages(Scanner *scanner, const Target *target, uint64_t addr, const VmaList *vmas, ScanPage *pages) {
@@ -418,7 +425,8 @@ int scan_block(Scanner *scanner, Block *block, const VmaList *vmas, ScanBatch *r
 
 ScanKind scan_page_again(Scanner *scanner, Target *target, const VmaList *vmas, uint64_t addr, uint64_t *ret_key) {
         const Vma *vma = vma_list_find(vmas, addr);
-        uint64_t entry, read = 0, flags = 0;
+        uint64_t entry, flags = 0;
+        bool read = false;
         ScanPage page = { .kind = SCAN_FAILED };
         uint16_t none = 0;
 

@@ -8,16 +8,12 @@
 #include <sys/uio.h>
 
 int reader_read(const Target *target, ReaderWay way, uint64_t addr, const uint16_t *pages, unsigned n, void *buffer,
-                uint64_t *ret_read) {
-        uint64_t read = 0;
-
+                bool *ret_read) {
         for (unsigned i = 0; i < n; i++) {
                 struct iovec local = { (uint8_t *)buffer + i * PAGE_BYTES, PAGE_BYTES };
                 struct iovec remote = { (void *)(uintptr_t)(addr + pages[i] * PAGE_BYTES), PAGE_BYTES };
 
-                if (process_vm_readv(target->pid, &local, 1, &remote, 1, 0) == (ssize_t)PAGE_BYTES)
-                        read |= (uint64_t)1 << i;
+                ret_read[i] = process_vm_readv(target->pid, &local, 1, &remote, 1, 0) == (ssize_t)PAGE_BYTES;
         }
-        *ret_read = read;
         return 0;
 }
