@@ -33,7 +33,7 @@ static void fill(int advice) {
         CHECK(mmap(AREA, AREA_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == AREA);
         CHECK(madvise(AREA, AREA_BYTES, advice) == 0);
         for (size_t page = 0; page < AREA_PAGES; page++) {
-                uint64_t *words = (uint64_t *)(AREA + page * PAGE_BYTES), kind = mix(page / 8 + 1) % 100;
+                uint64_t *words = (uint64_t *)(void *)(AREA + page * PAGE_BYTES), kind = mix(page / 8 + 1) % 100;
 
                 for (size_t i = 0; i < PAGE_BYTES / 8; i++)
                         words[i] = kind < 10 ? 0 : mix((kind < 40 ? page % 10000 : page + 1000000) << 9 | i);

@@ -58,7 +58,7 @@ static void fill(unsigned seed, unsigned zeros) {
         CHECK(mmap(AREA, AREA_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == AREA);
         CHECK(madvise(AREA, AREA_BYTES, MADV_NOHUGEPAGE) == 0);
         for (unsigned i = 0; i < PAGES; i++) {
-                uint32_t *words = (uint32_t *)(AREA + i * PAGE_BYTES);
+                uint32_t *words = (uint32_t *)(void *)(AREA + i * PAGE_BYTES);
                 words[0] = 1;
                 for (unsigned k = 0; k < PAGE_BYTES / 4; k++)
                         words[k] = i < zeros ? 0 : seed + i * 4099 + k;

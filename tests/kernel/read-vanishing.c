@@ -71,7 +71,7 @@ static void fill(uint32_t seed, bool mergeable) {
               AREA);
         CHECK(madvise(AREA, AREA_PAGES * PAGE_BYTES, MADV_NOHUGEPAGE) == 0);
         for (uint32_t i = 0; i < AREA_PAGES * PAGE_BYTES / 4; i++)
-                ((uint32_t *)AREA)[i] = seed + i;
+                ((uint32_t *)(void *)AREA)[i] = seed + i;
         if (mergeable)
                 CHECK(madvise(AREA, AREA_PAGES * PAGE_BYTES, MADV_MERGEABLE) == 0 || errno == EINVAL);
 }
