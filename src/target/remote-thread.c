@@ -192,6 +192,9 @@ RemoteThread *remote_thread_free(RemoteThread *thread) {
                 return NULL;
         if (thread->dead || (thread->stopped && let_go(thread)) || thread->dead)
                 return destroy(thread);
+        /* Wherever it is, let it stop as soon as it can: by then it may be frozen or asleep in the kernel. */
+        if (!thread->stopped)
+                ptrace(PTRACE_INTERRUPT, thread->tid, 0, 0);
         thread->next = thread->remote->lingering;
         thread->remote->lingering = thread;
         return NULL;

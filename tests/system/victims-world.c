@@ -10,6 +10,7 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
@@ -127,6 +128,52 @@ void victim_stopcont(void) {
         CHECK(TEMP_FAILURE_RETRY(waitpid(teaser, &status, 0)) == teaser && status == 0, "teaser ended with %#x", status);
 }
 
+static void write_cgroup(const char *dir, const char *file, const char *text) {
+        char path[256];
+        snprintf(path, sizeof path, "%s/%s", dir, file);
+        int fd = open(path, O_WRONLY | O_CLOEXEC);
+        CHECK(fd >= 0 && write(fd, text, strlen(text)) == (ssize_t)strlen(text), "%s", path);
+        close(fd);
+}
+
+void victim_frozen(void) {
+        static const char *const roots[] = {"/sys/fs/cgroup", "/sys/fs/cgroup/unified"};
+        char dir[128] = "", pid[16];
+        for (size_t i = 0; i < ELEMENTSOF(roots); i++) {
+                snprintf(dir, sizeof dir, "%s/cgroup.procs", roots[i]);
+                if (access(dir, W_OK) == 0) {
+                        snprintf(dir, sizeof dir, "%s/ksmd-user-frozen-%d", roots[i], getpid());
+                        break;
+                }
+                dir[0] = '\0';
+        }
+        if (!dir[0] || mkdir(dir, 0755) < 0)
+                TEST_SKIP("no cgroup v2 to freeze");
+        pid_t teaser = fork();
+        CHECK(teaser >= 0);
+        snprintf(pid, sizeof pid, "%d", getpid());
+        if (teaser == 0) {
+                while (now_nsec() < victim_end_nsec) {
+                        usleep(5000);
+                        write_cgroup(dir, "cgroup.freeze", "1");
+                        usleep(20000);
+                        write_cgroup(dir, "cgroup.freeze", "0");
+                }
+                _exit(0);
+        }
+        write_cgroup(dir, "cgroup.procs", pid);
+        victim_ready();
+        while (victim_goes_on())
+                usleep(300);
+        int status;
+        CHECK(TEMP_FAILURE_RETRY(waitpid(teaser, &status, 0)) == teaser && status == 0, "teaser ended with %#x", status);
+        char *slash = strrchr(dir, '/');
+        *slash = '\0';
+        write_cgroup(dir, "cgroup.procs", pid);
+        *slash = '/';
+        CHECK(rmdir(dir) == 0);
+}
+
 void victim_churn(void) {
         const size_t bytes = 256 * PAGE_BYTES;
         victim_ready();
@@ -239,6 +286,30 @@ void victim_traced(void) {
                 CHECK(WIFSTOPPED(status) && WSTOPSIG(status) == SIGUSR1 && status >> 16 == 0, "a strange stop: %#x", status);
                 CHECK(ptrace(PTRACE_CONT, child, 0, 0) == 0);
         }
+        kill(child, SIGKILL);
+        CHECK(waitpid(child, NULL, 0) == child);
+}
+
+/* Nothing of it can be borrowed: it has to be refused, and goes on. */
+void victim_bare(void) {
+        char path[4096];
+        ssize_t n = readlink("/proc/self/exe", path, sizeof path - 16);
+        CHECK(n > 0);
+        path[n] = '\0';
+        strcpy(strrchr(path, '/') + 1, "victim-bare");
+        pid_t child = fork();
+        CHECK(child >= 0);
+        if (child == 0) {
+                prctl(PR_SET_PDEATHSIG, SIGKILL);
+                execl(path, "victim-bare", NULL);
+                _exit(127);
+        }
+        usleep(100000);
+        printf("child %d\n", child);
+        victim_ready();
+        while (victim_goes_on())
+                usleep(1000);
+        CHECK(waitpid(child, NULL, WNOHANG) == 0, "it ended");
         kill(child, SIGKILL);
         CHECK(waitpid(child, NULL, 0) == child);
 }

@@ -20,11 +20,13 @@ static const Victim victims[] = {
         {"vfork", victim_vfork, "vfork in a loop"},
         {"exit", victim_exit, "processes that end at any moment"},
         {"stopcont", victim_stopcont, "job control works as ever"},
+        {"frozen", victim_frozen, "its cgroup is frozen and thawed"},
         {"churn", victim_churn, "munmap, mremap, MADV_DONTNEED"},
         {"filter", victim_filter, "a seccomp filter that kills on what it does not know"},
         {"strict", victim_strict, "seccomp strict mode"},
         {"mdwe", victim_mdwe, "PR_SET_MDWE: no memory writable and executable"},
         {"namespaces", victim_namespaces, "other pid, mount and user namespaces"},
+        {"bare", victim_bare, "a static program without a C library"},
         {"traced", victim_traced, "a debugger is attached"},
 };
 
