@@ -163,8 +163,9 @@ static RemoteSleep judge(const Target *target, const RemoteMaps *maps, pid_t tid
         if (a.running)
                 return REMOTE_SLEEP_NONE;
         /* A stack that cannot be one of the C library's is known from here; the thread pointer only once it stands. */
-        const RemoteMap *map = remote_maps_find(maps, a.sp - 1);
-        if (!map || !map->write || map->inode || (map->main_stack && tid != target->pid) || remote_region_has(a.pc))
+        RemoteMap map;
+        if (!remote_maps_find(maps, a.sp - 1, &map) || !map.write || map.inode ||
+            (map.main_stack && tid != target->pid) || remote_region_has(a.pc))
                 return REMOTE_SLEEP_REFUSE;
         return remote_sleep_class(a.nr, a.args);
 }

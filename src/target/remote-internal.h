@@ -23,18 +23,22 @@ typedef struct RemoteMap {
 typedef struct RemoteMaps {
         RemoteMap *maps;
         size_t n, allocated;
+        int fd;                 /* answers for one address at a time, as it is then; -EBADF: maps holds all of them */
 } RemoteMaps;
 
 void remote_maps_done(RemoteMaps *maps);
 int remote_maps_parse(char *text, RemoteMaps *ret);     /* pure; cuts text up */
-int remote_maps_read(const Target *target, RemoteMaps *ret); /* REMOTE_E_GONE, REMOTE_E_DENIED, -errno */
-const RemoteMap *remote_maps_find(const RemoteMaps *maps, uint64_t address);
+/* Both: REMOTE_E_GONE, REMOTE_E_DENIED, -errno. open: for find only, which then costs the same however many mappings
+ * there are (Linux 6.11); read: all of them. */
+int remote_maps_open(const Target *target, RemoteMaps *ret);
+int remote_maps_read(const Target *target, RemoteMaps *ret);
+bool remote_maps_find(const RemoteMaps *maps, uint64_t address, RemoteMap *ret);
 
 /* Addresses in the target of a system call instruction followed by a return, and of a complete rt_sigreturn. */
 typedef struct RemoteCode {
         uint64_t call, sigreturn;
 } RemoteCode;
-int remote_code_find(const Target *target, int memfd, const RemoteMaps *maps, RemoteCode *ret); /* REMOTE_E_UNFIT, -errno */
+int remote_code_find(const Target *target, int memfd, RemoteCode *ret); /* REMOTE_E_GONE, _DENIED, _UNFIT, -errno */
 bool remote_code_verify(int memfd, const RemoteCode *code);
 
 /* The first address the stack pointer may be lowered to for a thread whose registers say this: only where the kernel

@@ -4,8 +4,10 @@
 #include "base/io.h"
 
 #include <fcntl.h>
+#include <limits.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/sysmacros.h>
 
 /*
@@ -20,13 +22,63 @@
 #define THREAD_BLOCK_MAX 16384U
 #define THREAD_STACK_MAX ((uint64_t)8 << 20)
 
+/* include/uapi/linux/fs.h of Linux 6.11, younger than Debian 12's headers. A maps file of a process with thousands of
+ * mappings (we make them) takes milliseconds to read, and each stop needs to know of three or four. */
+typedef struct ProcmapQuery {
+        uint64_t size, flags, address;
+        uint64_t start, end, vma_flags, page_size, offset, inode;
+        uint32_t dev_major, dev_minor, name_size, build_id_size;
+        uint64_t name_address, build_id_address;
+} ProcmapQuery;
+_Static_assert(sizeof(ProcmapQuery) == 104, "struct procmap_query");
+#define PROCMAP_QUERY_IOCTL _IOWR('f', 17, ProcmapQuery)
+enum { QUERY_READABLE = 1, QUERY_WRITABLE = 2, QUERY_EXECUTABLE = 4, QUERY_SHARED = 8 };
+
 void remote_maps_done(RemoteMaps *maps) {
         free(maps->maps);
-        *maps = (RemoteMaps){};
+        safe_close(maps->fd);
+        *maps = (RemoteMaps){.fd = -EBADF};
+}
+
+static void name_map(RemoteMap *map, const char *path) {
+        const char *base = strrchr(path, '/');
+        map->main_stack = strcmp(path, "[stack]") == 0;
+        map->vdso = strcmp(path, "[vdso]") == 0;
+        map->libc = base && (strncmp(base, "/libc", 5) == 0 || strncmp(base, "/ld-musl", 8) == 0);
+}
+
+/* 0, -ENOENT: nothing is mapped there; -ESRCH; -ENOTTY: an older kernel. */
+static int query(int fd, uint64_t address, RemoteMap *ret) {
+        char name[PATH_MAX] = "";
+        ProcmapQuery q = {
+                .size = sizeof q,
+                .address = address,
+                .name_size = sizeof name,
+                .name_address = (uintptr_t)name,
+        };
+        while (ioctl(fd, PROCMAP_QUERY_IOCTL, &q) < 0) {
+                if (errno != ENAMETOOLONG || q.name_size == 0)
+                        return -errno;
+                q.name_size = 0;
+                q.name_address = 0;
+        }
+        *ret = (RemoteMap){
+                .start = q.start,
+                .end = q.end,
+                .offset = q.offset,
+                .inode = q.inode,
+                .dev = (uint32_t)makedev(q.dev_major, q.dev_minor),
+                .read = q.vma_flags & QUERY_READABLE,
+                .write = q.vma_flags & QUERY_WRITABLE,
+                .exec = q.vma_flags & QUERY_EXECUTABLE,
+                .shared = q.vma_flags & QUERY_SHARED,
+        };
+        name_map(ret, q.name_size > 0 ? name : "");
+        return 0;
 }
 
 int remote_maps_parse(char *text, RemoteMaps *ret) {
-        _cleanup_(remote_maps_done) RemoteMaps maps = {};
+        _cleanup_(remote_maps_done) RemoteMaps maps = {.fd = -EBADF};
         for (char *line = text; *line;) {
                 char *end = strchrnul(line, '\n');
                 char *next = *end ? end + 1 : end;
@@ -43,12 +95,8 @@ int remote_maps_parse(char *text, RemoteMaps *ret) {
                 map.write = perms[1] == 'w';
                 map.exec = perms[2] == 'x';
                 map.shared = perms[3] == 's';
-                if (name > 0) {
-                        const char *path = line + name, *base = strrchr(path, '/');
-                        map.main_stack = strcmp(path, "[stack]") == 0;
-                        map.vdso = strcmp(path, "[vdso]") == 0;
-                        map.libc = base && (strncmp(base, "/libc", 5) == 0 || strncmp(base, "/ld-musl", 8) == 0);
-                }
+                if (name > 0)
+                        name_map(&map, line + name);
                 int r = GROW(maps.maps, maps.n, maps.allocated);
                 if (r < 0)
                         return r;
@@ -56,7 +104,22 @@ int remote_maps_parse(char *text, RemoteMaps *ret) {
                 line = next;
         }
         *ret = maps;
-        maps = (RemoteMaps){};
+        maps = (RemoteMaps){.fd = -EBADF};
+        return 0;
+}
+
+int remote_maps_open(const Target *target, RemoteMaps *ret) {
+        RemoteMap first;
+        _cleanup_close_ int fd = openat(target->procfd, "maps", O_RDONLY | O_CLOEXEC);
+        if (fd < 0)
+                return errno == EACCES || errno == EPERM ? REMOTE_E_DENIED :
+                       errno == ENOENT || errno == ESRCH ? REMOTE_E_GONE : -errno;
+        int r = query(fd, 0, &first);
+        if (r == -ESRCH)
+                return REMOTE_E_GONE;
+        if (r < 0 && r != -ENOENT)
+                return remote_maps_read(target, ret);
+        *ret = (RemoteMaps){.fd = TAKE_FD(fd)};
         return 0;
 }
 
@@ -70,7 +133,9 @@ int remote_maps_read(const Target *target, RemoteMaps *ret) {
         return r < 0 ? r : remote_maps_parse(text, ret);
 }
 
-const RemoteMap *remote_maps_find(const RemoteMaps *maps, uint64_t address) {
+bool remote_maps_find(const RemoteMaps *maps, uint64_t address, RemoteMap *ret) {
+        if (maps->fd >= 0)
+                return query(maps->fd, address, ret) == 0;
         size_t low = 0, high = maps->n;
         while (low < high) {
                 size_t middle = (low + high) / 2;
@@ -79,28 +144,31 @@ const RemoteMap *remote_maps_find(const RemoteMaps *maps, uint64_t address) {
                 else
                         high = middle;
         }
-        return low < maps->n && maps->maps[low].start <= address ? &maps->maps[low] : NULL;
+        if (low >= maps->n || maps->maps[low].start > address)
+                return false;
+        *ret = maps->maps[low];
+        return true;
 }
 
 uint64_t remote_stack_floor(int memfd, const RemoteMaps *maps, bool leader, uint64_t sp, uint64_t thread_pointer) {
-        const RemoteMap *map = remote_maps_find(maps, sp - 1);
-        if (!map || !map->read || !map->write || map->exec || map->shared || map->inode)
+        RemoteMap map, below;
+        if (!remote_maps_find(maps, sp - 1, &map) || !map.read || !map.write || map.exec || map.shared || map.inode)
                 return 0;
         /* The room below the main stack's mapping is the kernel's to give: we use what is mapped. */
-        if (map->main_stack)
-                return leader ? map->start : 0;
+        if (map.main_stack)
+                return leader ? map.start : 0;
 
         /* A stack that the C library made: guarded below, the thread's control block at its top, pointing to itself.
          * Stacks of goroutines, fibers and the like have neither; the memory below their pointer is somebody's. */
         uint64_t self;
-        if (thread_pointer <= sp || thread_pointer - sp > THREAD_STACK_MAX || thread_pointer >= map->end ||
-            map->end - thread_pointer > THREAD_BLOCK_MAX)
+        if (thread_pointer <= sp || thread_pointer - sp > THREAD_STACK_MAX || thread_pointer >= map.end ||
+            map.end - thread_pointer > THREAD_BLOCK_MAX)
                 return 0;
-        if (map > maps->maps && map[-1].end == map->start && (map[-1].read || map[-1].write || map[-1].exec))
+        if (remote_maps_find(maps, map.start - 1, &below) && (below.read || below.write || below.exec))
                 return 0;
         if (pread(memfd, &self, sizeof self, (off_t)thread_pointer) != sizeof self || self != thread_pointer)
                 return 0;
-        return map->start;
+        return map.start;
 }
 
 /* A piece of one mapping's text, from its file or, failing that, from the target's memory. */
@@ -130,14 +198,18 @@ static void search_map(const Target *target, int memfd, const RemoteMap *map, ui
         }
 }
 
-int remote_code_find(const Target *target, int memfd, const RemoteMaps *maps, RemoteCode *ret) {
+int remote_code_find(const Target *target, int memfd, RemoteCode *ret) {
+        _cleanup_(remote_maps_done) RemoteMaps maps = {.fd = -EBADF};
         _cleanup_free_ uint8_t *buffer = malloc(SEARCH_CHUNK);
         if (!buffer)
                 return -ENOMEM;
+        int r = remote_maps_read(target, &maps);
+        if (r != 0)
+                return r;
         RemoteCode code = {};
         for (int libc = 1; libc >= 0; libc--)
-                for (size_t i = 0; i < maps->n && (!code.call || !code.sigreturn); i++) {
-                        const RemoteMap *map = &maps->maps[i];
+                for (size_t i = 0; i < maps.n && (!code.call || !code.sigreturn); i++) {
+                        const RemoteMap *map = &maps.maps[i];
                         if (map->read && map->exec && !map->write && !map->shared && (map->inode || map->vdso) &&
                             map->libc == (libc == 1))
                                 search_map(target, memfd, map, buffer, &code);

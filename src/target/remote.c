@@ -115,11 +115,11 @@ static size_t find_leftovers(const Target *target, const RemoteMaps *maps, int m
         uint64_t region = 0;
         for (unsigned slot = 0; slot < REMOTE_REGION_SLOTS; slot++) {
                 uint64_t address = REMOTE_REGION_BASE + slot * REMOTE_REGION_STRIDE;
-                const RemoteMap *map = remote_maps_find(maps, address);
-                if (!map) {
+                RemoteMap map;
+                if (!remote_maps_find(maps, address, &map)) {
                         if (!region)
                                 region = address;
-                } else if (map->start == address && map->exec && !map->write && !map->shared && !map->inode &&
+                } else if (map.start == address && map.exec && !map.write && !map.shared && !map.inode &&
                            is_deserted(target, memfd, address))
                         ret[n++] = (RemoteCall){.nr = SYS_munmap, .args = {address, REMOTE_REGION_BYTES}};
         }
@@ -149,13 +149,13 @@ static int visit_prepare(Remote *remote, Target *target, Visit *visit) {
         if (visit->memfd < 0)
                 return errno == ENOENT || errno == ESRCH ? REMOTE_E_GONE :
                        errno == EACCES || errno == EPERM ? REMOTE_E_DENIED : -errno;
-        int r = remote_maps_read(target, &visit->maps);
+        int r = remote_maps_open(target, &visit->maps);
         if (r != 0)
                 return r;
         RemoteCodeCache *cached = &remote->codes[(uint32_t)target->pid % ELEMENTSOF(remote->codes)];
         if (cached->pid != target->pid || cached->start_ticks != target->start_ticks ||
             !remote_code_verify(visit->memfd, &cached->code)) {
-                r = remote_code_find(target, visit->memfd, &visit->maps, &visit->code);
+                r = remote_code_find(target, visit->memfd, &visit->code);
                 if (r != 0)
                         return r;
                 *cached = (RemoteCodeCache){target->pid, target->start_ticks, visit->code};
@@ -325,7 +325,7 @@ static int call_once_somewhere(Remote *remote, Target *target, RemoteCall *calls
                 return REMOTE_E_GONE;
         if (lingers_inside(remote, target))
                 return REMOTE_E_BUSY;
-        _cleanup_(visit_done) Visit visit = {.target = target, .memfd = -EBADF};
+        _cleanup_(visit_done) Visit visit = {.target = target, .memfd = -EBADF, .maps.fd = -EBADF};
         RemoteCandidate candidates[REMOTE_CANDIDATES];
         size_t n_candidates = 0;
         int r = visit_prepare(remote, target, &visit);
