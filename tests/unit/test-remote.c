@@ -31,7 +31,7 @@ static void parse(RemoteMaps *ret) {
 }
 
 static void test_maps(void **state) {
-        _cleanup_(remote_maps_done) RemoteMaps maps = {};
+        _cleanup_(remote_maps_done) RemoteMaps maps = {.fd = -EBADF};
         parse(&maps);
         assert_int_equal(maps.n, 8);
         assert_true(maps.maps[0].exec && !maps.maps[0].write && !maps.maps[0].libc && maps.maps[0].inode == 12);
@@ -39,17 +39,42 @@ static void test_maps(void **state) {
         assert_true(maps.maps[4].libc && maps.maps[4].offset == 0x1000);
         assert_true(maps.maps[5].shared);
         assert_true(maps.maps[6].main_stack && maps.maps[7].vdso);
-        assert_ptr_equal(remote_maps_find(&maps, 0x400fff), &maps.maps[0]);
-        assert_null(remote_maps_find(&maps, 0x401000));
-        assert_null(remote_maps_find(&maps, 0));
-        assert_null(remote_maps_find(&maps, UINT64_MAX));
+        RemoteMap map;
+        assert_true(remote_maps_find(&maps, 0x400fff, &map) && map.start == maps.maps[0].start);
+        assert_false(remote_maps_find(&maps, 0x401000, &map));
+        assert_false(remote_maps_find(&maps, 0, &map));
+        assert_false(remote_maps_find(&maps, UINT64_MAX, &map));
         char bad[] = "nonsense\n";
-        RemoteMaps none = {};
+        RemoteMaps none = {.fd = -EBADF};
         assert_int_equal(remote_maps_parse(bad, &none), -EINVAL);
 }
 
+/* What is asked for one address is what the whole file says. */
+static void test_maps_query(void **state) {
+        _cleanup_(remote_maps_done) RemoteMaps all = {.fd = -EBADF}, open = {.fd = -EBADF};
+        _cleanup_(target_freep) Target *target = NULL;
+        assert_int_equal(target_new(getpid(), &target), 0);
+        assert_int_equal(remote_maps_open(target, &open), 0);
+        assert_int_equal(remote_maps_read(target, &all), 0);
+        unsigned same = 0;
+        for (size_t i = 0; i < all.n; i++) {
+                const RemoteMap *a = &all.maps[i];
+                RemoteMap b;
+                /* Reading the list may have moved the heap's end, or mapped a buffer. */
+                if (!remote_maps_find(&open, a->end - 1, &b) || b.start != a->start || b.end != a->end)
+                        continue;
+                same++;
+                assert_true(a->inode == b.inode && a->dev == b.dev && a->main_stack == b.main_stack);
+                assert_true(a->read == b.read && a->write == b.write && a->exec == b.exec && a->shared == b.shared);
+                assert_true(a->vdso == b.vdso && a->libc == b.libc && (!a->inode || a->offset == b.offset));
+        }
+        assert_true(same > 5);
+        RemoteMap none;
+        assert_false(remote_maps_find(&open, 0, &none));
+}
+
 static void test_stack_floor(void **state) {
-        _cleanup_(remote_maps_done) RemoteMaps maps = {};
+        _cleanup_(remote_maps_done) RemoteMaps maps = {.fd = -EBADF};
         parse(&maps);
         assert_int_equal(remote_stack_floor(-1, &maps, true, 0x7ffc00020000, 0), 0x7ffc00000000);
         /* Only the first thread lives on [stack]; a stack pointer elsewhere is refused. */
@@ -74,7 +99,7 @@ static void test_stack_floor_of_thread(void **state) {
                 {.start = (uint64_t)area, .end = (uint64_t)area + PAGE_BYTES},
                 {.start = (uint64_t)area + PAGE_BYTES, .end = (uint64_t)area + bytes, .read = true, .write = true},
         };
-        RemoteMaps maps = {.maps = map, .n = 2};
+        RemoteMaps maps = {.maps = map, .n = 2, .fd = -EBADF};
         assert_int_equal(mprotect(area + PAGE_BYTES, bytes - PAGE_BYTES, PROT_READ | PROT_WRITE), 0);
         uint64_t block = (uint64_t)area + bytes - 2304, sp = block - 8192;
         assert_int_equal(remote_stack_floor(memfd, &maps, false, sp, block), 0);
@@ -143,7 +168,7 @@ static void test_repair(void **state) {
 
 int main(void) {
         const struct CMUnitTest tests[] = {
-                cmocka_unit_test(test_maps),
+                cmocka_unit_test(test_maps), cmocka_unit_test(test_maps_query),
                 cmocka_unit_test(test_stack_floor),
                 cmocka_unit_test(test_stack_floor_of_thread),
                 cmocka_unit_test(test_sleeps),
