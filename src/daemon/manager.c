@@ -186,7 +186,7 @@ int manager_new(const char *config_path, bool once, Manager **ret) {
         r = open_ksm(m);
         if (r < 0)
                 return r;
-        r = advise_new(m->remote, m->ksm, m->state_dir, m->kernel.process_madvise_mergeable, &m->advise);
+        r = advise_new(m->remote, m->state_dir, m->kernel.process_madvise_mergeable, &m->advise);
         if (r < 0) {
                 log_error("%s: %s", m->state_dir, strerror(-r));
                 return r;

@@ -356,7 +356,7 @@ static int merge_member(Pass *pass, Member *member) {
         int r;
 
         count_wanted(member);
-        if (member->counts.wanted == 0 && member->marks.n == 0)
+        if (member->counts.wanted == 0 && member->marks.ours.n == 0)
                 return 0;
         r = refresh_vmas(member);
         if (r != 0)
@@ -471,11 +471,12 @@ static void census_member(CensusFrames *frames, Member *member, PageStats *stats
         Census census = { 0 };
         uint64_t natural = 0;
 
-        for (size_t i = 0; i < member->marks.n; i++) {
-                if (census_add(frames, member->target, member->marks.ranges[i].start, member->marks.ranges[i].end,
-                               &census) != 0)
+        for (size_t i = 0; i < member->marks.ours.n; i++) {
+                const PlanRange *range = &member->marks.ours.ranges[i];
+
+                if (census_add(frames, member->target, range->start, range->end, &census) != 0)
                         break;
-                natural += natural_zero_pages(&member->space, &member->marks.ranges[i]);
+                natural += natural_zero_pages(&member->space, range);
         }
         member->counts.given = census.zeropage - MIN_OF(census.zeropage, natural);
         member->counts.unmerged = member->counts.wanted + member->counts.merged;
@@ -560,7 +561,7 @@ int manager_undo(Manager *m, Member *member, uint64_t *ret_pages) {
                         return r == TARGET_E_GONE ? 0 : r == TARGET_E_DENIED ? REMOTE_E_DENIED : r;
                 member->marks_loaded = true;
         }
-        if (member->marks.n == 0) {
+        if (member->marks.ours.n == 0) {
                 advise_forget(m->advise, member->target, &member->marks);
                 return 0;
         }

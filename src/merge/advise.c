@@ -35,7 +35,7 @@
 #define UNMARK_PIECE_BYTES (16 * PAGE_BYTES)
 #define UNDO_ROUNDS 3U
 
-int advise_new(Remote *remote, Ksm *ksm, const char *state_dir, bool process_madvise, Advise **ret) {
+int advise_new(Remote *remote, const char *state_dir, bool process_madvise, Advise **ret) {
         _cleanup_(advise_freep) Advise *advise = calloc(1, sizeof *advise);
         int r;
 

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #pragma once
 
-#include "host/ksm.h"
 #include "merge/plan.h"
 #include "target/remote.h"
 
@@ -11,9 +10,9 @@
  * ranges we marked (and not the process itself), for ever undoable, across a crash of ours too (state_dir).
  */
 typedef struct Advise Advise;
-/* remote and ksm are borrowed. state_dir: a directory of ours below /run. process_madvise: the kernel takes
+/* remote is borrowed. state_dir: a directory of ours below /run. process_madvise: the kernel takes
  * MADV_MERGEABLE from outside (host_kernel_probe), no stop is needed. */
-int advise_new(Remote *remote, Ksm *ksm, const char *state_dir, bool process_madvise, Advise **ret);
+int advise_new(Remote *remote, const char *state_dir, bool process_madvise, Advise **ret);
 Advise *advise_free(Advise *advise);
 DEFINE_CLEANUP(Advise, advise_free)
 
@@ -25,13 +24,7 @@ typedef struct MarkIdle {
 
 /* What is marked in one target. */
 typedef struct Marks {
-        union {
-                Ranges ours;    /* marked by us, as far as we know */
-                struct {        /* the same */
-                        PlanRange *ranges;
-                        size_t n, allocated;
-                };
-        };
+        Ranges ours;            /* marked by us, as far as we know */
         Ranges foreign;         /* marked by the process itself before we came: never unmarked */
         bool marks_itself;      /* there was any: what becomes mergeable without us is the process's own as well */
         bool recorded;          /* the state file is written */

@@ -8,6 +8,7 @@
  */
 
 #include "base/io.h"
+#include "host/ksm.h"
 #include "merge/advise.h"
 #include "merge/burst.h"
 #include "tests/test.h"
@@ -341,7 +342,7 @@ int main(void) {
         zero_pfn = pfn_of(getpid(), memory);
         children_start();
         CHECK(remote_new(&remote) == 0);
-        CHECK(advise_new(remote, ksm, state_dir, false, &advise) == 0);
+        CHECK(advise_new(remote, state_dir, false, &advise) == 0);
 
         for (unsigned i = 0; i < N_MARKED; i++)
                 marked += each = mark(advise, &children[i]);
@@ -359,7 +360,7 @@ int main(void) {
         CHECK(merged_pages(0) == 0, "child 0 still shares");
         /* The daemon is killed; the next one finds the state files, and loads before it undoes. */
         advise = advise_free(advise);
-        CHECK(advise_new(remote, ksm, state_dir, false, &next) == 0);
+        CHECK(advise_new(remote, state_dir, false, &next) == 0);
         for (unsigned i = 1; i < N_MARKED; i++) {
                 _cleanup_(vma_list_done) VmaList vmas = {};
                 size_t before = children[i].vmas;

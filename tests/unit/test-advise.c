@@ -98,7 +98,7 @@ static int setup(void **state) {
         fake_reset();
         strcpy(f->dir, "/tmp/test-advise.XXXXXX");
         assert_non_null(mkdtemp(f->dir));
-        assert_int_equal(advise_new(NULL, NULL, f->dir, false, &f->advise), 0);
+        assert_int_equal(advise_new(NULL, f->dir, false, &f->advise), 0);
         /* A process that lives as long as the test does. */
         f->target = (Target){ .pid = getpid(), .pidfd = -EBADF, .procfd = open("/proc/self", O_PATH | O_CLOEXEC),
                               .start_ticks = 4711 };
@@ -427,7 +427,7 @@ static void test_sweep(void **state) {
         assert_int_equal(write_file_atomic(f->advise->statefd, "knobs", "a"), 0);
         assert_int_equal(write_file_atomic(f->advise->statefd, "1.2x", "a"), 0);
         assert_int_equal(write_file_atomic(f->advise->statefd, "12.13.new", "a"), 0);
-        assert_int_equal(advise_new(NULL, NULL, f->dir, false, &next), 0);
+        assert_int_equal(advise_new(NULL, f->dir, false, &next), 0);
         assert_true(exists(f, name) && exists(f, "knobs") && exists(f, "1.2x"));
         assert_false(exists(f, "2147483646.5") || exists(f, "12.13.new"));
         snprintf(name, sizeof name, "%d.1", getpid());
