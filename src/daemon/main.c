@@ -8,6 +8,7 @@
 #include <getopt.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/resource.h>
 
 static int usage(FILE *out, int result) {
         fprintf(out,
@@ -44,6 +45,18 @@ static int check_config(const char *path) {
         printf("%zu [Cgroup] sections, %zu of them opt cgroups in; %u warnings\n", conf->n_cgroups, opted_in,
                conf->n_warnings);
         return conf->n_warnings ? 1 : 0;
+}
+
+/* Every target takes up to five descriptors: as many as we may have. The usual soft limit of 1,024 is for programs that
+ * use select(2); nothing here does. */
+static void raise_open_files(void) {
+        struct rlimit limit;
+
+        if (getrlimit(RLIMIT_NOFILE, &limit) < 0 || limit.rlim_cur >= limit.rlim_max)
+                return;
+        limit.rlim_cur = limit.rlim_max;
+        if (setrlimit(RLIMIT_NOFILE, &limit) < 0)
+                log_warning("the limit of open files cannot be raised: %s", strerror(errno));
 }
 
 static int serve(Manager *manager) {
@@ -108,6 +121,7 @@ int main(int argc, char **argv) {
                 log_error("must be run as root: it reads and changes other users' processes");
                 return 1;
         }
+        raise_open_files();
         r = manager_new(config, once, &manager);
         if (r < 0)
                 return 1;
