@@ -170,17 +170,20 @@ static RemoteSleep judge(const Target *target, const RemoteMaps *maps, pid_t tid
         return remote_sleep_class(a.nr, a.args);
 }
 
-bool remote_all_asleep_elsewhere(const Target *target) {
+bool remote_nobody_inside(const Target *target) {
         _cleanup_(close_tasks) DIR *tasks = NULL;
         if (open_tasks(target, &tasks) != 0)
                 return false;
+        size_t threads = 0, elsewhere = 0;
         for (struct dirent *d; (d = readdir(tasks));) {
                 pid_t tid = atoi(d->d_name);
                 Activity a;
-                if (tid > 0 && (!look_at(target, tid, &a) || a.running || remote_region_has(a.pc)))
-                        return false;
+                if (tid <= 0)
+                        continue;
+                threads++;
+                elsewhere += look_at(target, tid, &a) && !a.running && !remote_region_has(a.pc);
         }
-        return true;
+        return threads == 1 || elsewhere == threads;
 }
 
 static void insert(RemoteCandidate *list, size_t *n, RemoteCandidate candidate) {

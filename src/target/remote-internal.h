@@ -66,8 +66,9 @@ typedef struct RemoteCandidate {
 int remote_choose(const Target *target, const RemoteMaps *maps, RemoteCandidate ret[static REMOTE_CANDIDATES],
                   size_t *ret_n);
 
-/* Every thread is asleep with its program counter outside our regions. */
-bool remote_all_asleep_elsewhere(const Target *target);
+/* No thread but the one that is about to be stopped (and is looked at then) can be executing in a region of ours: it is the
+ * only one, or all are asleep elsewhere. */
+bool remote_nobody_inside(const Target *target);
 
 typedef struct RemoteThreadStatus {
         char state;

@@ -105,7 +105,7 @@ static bool is_deserted(const Target *target, int memfd, uint64_t address) {
         if (head.magic[0] == 0 && head.magic[1] == 0)
                 return true;
         return head.magic[0] == REMOTE_MAGIC_0 && head.magic[1] == REMOTE_MAGIC_1 &&
-               (!head.armed || results.home || remote_all_asleep_elsewhere(target));
+               (!head.armed || results.home || remote_nobody_inside(target));
 }
 
 /* Where the region may go, and which ones of earlier stops are in the way. Nobody but us maps anything there. */
