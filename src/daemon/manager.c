@@ -423,6 +423,10 @@ int manager_run(Manager *m) {
                                 end_scans(m);
                         else if (!m->paused)
                                 m->next_pass_nsec = now_nsec() + NSEC_PER_SEC;
+                        /* Who was too young is old enough then. */
+                        if (m->young_waiting)
+                                m->next_pass_nsec =
+                                        MIN_OF(m->next_pass_nsec, now + m->conf->daemon.minimum_age_nsec);
                         report_status(m);
                 } else
                         manager_breathe(m, m->paused ? REFRESH_NSEC : MIN_OF(m->next_pass_nsec - now, REFRESH_NSEC));

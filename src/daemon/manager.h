@@ -58,6 +58,7 @@ typedef struct Manager {
         uint64_t pass_changes;          /* the last pass: pages newly marked, and pages to wait for */
         unsigned passes_waited, burst_backoff; /* passes since the last burst, and how many there are to be */
         uint64_t burst_missed;          /* pages the last burst did not merge */
+        bool young_waiting;             /* the last pass left processes alone that are too young */
         int tree_error;                 /* of the cgroup tree, said once */
         Request *requests;
         size_t n_requests, requests_allocated;

@@ -153,6 +153,7 @@ static bool member_ready(Pass *pass, Member *member) {
                 member->gone |= r == TARGET_E_GONE;
                 return false;
         }
+        m->young_waiting |= member->skip == TARGET_SKIP_YOUNG;
         if (member->skip == TARGET_OK && cgroup_frozen(m->roster.tree, member->group->path))
                 member->skip = TARGET_SKIP_FROZEN;
         if (!member->adopted && member->skip == TARGET_OK) {
@@ -593,6 +594,7 @@ int manager_pass(Manager *m) {
         m->in_pass = true;
         m->state = MANAGER_SCANNING;
         m->pass_changes = 0;
+        m->young_waiting = false;
 
         r = read_all(&pass);
         log_step("read", &since);

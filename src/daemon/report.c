@@ -71,11 +71,13 @@ static json_t *nullable(bool known, uint64_t value) { return known ? json_intege
 
 static json_t *get_status(void *userdata) {
         Manager *m = userdata;
-        uint64_t now = now_nsec(), saved = 0;
+        uint64_t now = now_nsec(), saved = 0, metadata = 0;
 
         for (size_t i = 0; i < m->roster.n_slots; i++)
                 saved += m->roster.slots[i]->stats.bytes_saved;
-        return json_pack("{s:s, s:i, s:s, s:I, s:I, s:I, s:I, s:I, s:o, s:o, s:I, s:o}", "version", KSMD_USER_VERSION,
+        for (size_t i = 0; i < m->roster.n_slots; i++)
+                metadata += m->roster.slots[i]->stats.metadata_bytes;
+        return json_pack("{s:s, s:i, s:s, s:I, s:I, s:I, s:I, s:I, s:o, s:o, s:I, s:I, s:o}", "version", KSMD_USER_VERSION,
                          "pid", (int)getpid(), "state", state_name(m), "uptime_nsec",
                          (json_int_t)(now - m->started_nsec), "domains", (json_int_t)m->roster.n_slots, "cgroups",
                          (json_int_t)m->roster.n_groups, "processes", (json_int_t)roster_count_members(&m->roster),
@@ -83,7 +85,8 @@ static json_t *get_status(void *userdata) {
                          nullable(m->last_pass_nsec > 0, m->last_pass_nsec), "next_pass_nsec",
                          nullable(!m->in_pass && !m->paused,
                                   m->next_pass_nsec > now ? m->next_pass_nsec - now : 0),
-                         "bytes_saved", (json_int_t)saved, "warnings", warnings_json(m));
+                         "bytes_saved", (json_int_t)saved, "metadata_bytes", (json_int_t)metadata, "warnings",
+                         warnings_json(m));
 }
 
 static json_t *daemon_json(Manager *m) {
