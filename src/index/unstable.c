@@ -220,7 +220,7 @@ static int bucket_make_room(Unstable *tree, uint32_t bucket) {
 }
 
 int unstable_see(Unstable *tree, uint64_t key, PageRef ref, PageRef *ret_other) {
-        uint32_t bucket, id, i;
+        uint32_t bucket = 0, id, i;
 
         if (ref >> PAGE_REF_BITS != 0)
                 return -EINVAL;
