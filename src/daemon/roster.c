@@ -272,7 +272,8 @@ static void group_refresh(Roster *roster, Group *group) {
                         log_debug("cgroup %s: its processes cannot be read: %s", group->path, strerror(-r));
                 return; /* a cgroup that vanished is reported by the tree */
         }
-        qsort(pids, n, sizeof *pids, compare_pids);
+        if (n > 0)
+                qsort(pids, n, sizeof *pids, compare_pids);
         while (i < group->n_members || k < n) {
                 Member *member = i < group->n_members ? group->members[i] : NULL;
 

@@ -234,7 +234,8 @@ static bool entry_is_stale(void *userdata, uint32_t tag, PageRef ref) {
 static void prune(Domain *domain) {
         size_t count = unstable_count(domain->unstable);
 
-        qsort(domain->frames, domain->n_frames, sizeof *domain->frames, compare_frames);
+        if (domain->n_frames > 0)
+                qsort(domain->frames, domain->n_frames, sizeof *domain->frames, compare_frames);
         for (size_t i = 0, j; i < domain->n_frames; i = j) {
                 for (j = i + 1; j < domain->n_frames && domain->frames[j] == domain->frames[i]; j++)
                         ;

@@ -179,6 +179,8 @@ static int start(void **state, uint64_t patience_nsec, rlim_t descriptors) {
         int ready[2];
         char c;
 
+        if (!fixture)
+                return -1;
         strcpy(fixture->directory, "/tmp/test-varlink.XXXXXX");
         assert_non_null(mkdtemp(fixture->directory));
         snprintf(fixture->path, sizeof fixture->path, "%s/sub/socket", fixture->directory);
