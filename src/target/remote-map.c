@@ -21,6 +21,8 @@
  * thread-specific data above. */
 #define THREAD_BLOCK_MAX 16384U
 #define THREAD_STACK_MAX ((uint64_t)8 << 20)
+/* In how many pieces a stack may lie: looking at them takes a microsecond each while the thread stands. */
+#define STACK_PIECES_MAX 128U
 
 /* include/uapi/linux/fs.h of Linux 6.11, younger than Debian 12's headers. A maps file of a process with thousands of
  * mappings (we make them) takes milliseconds to read, and each stop needs to know of three or four. */
@@ -150,25 +152,45 @@ bool remote_maps_find(const RemoteMaps *maps, uint64_t address, RemoteMap *ret) 
         return true;
 }
 
+static bool may_be_stack(const RemoteMap *map) {
+        return map->read && map->write && !map->exec && !map->shared && !map->inode;
+}
+
+/* A stack is one mapping until parts of it are marked for merging, which splits it: then [stack] is the name of the
+ * piece at the top only, and below the stack pointer there may be less than a page up to the next piece. Pieces that
+ * touch are one stack. */
 uint64_t remote_stack_floor(int memfd, const RemoteMaps *maps, bool leader, uint64_t sp, uint64_t thread_pointer) {
-        RemoteMap map, below;
-        if (!remote_maps_find(maps, sp - 1, &map) || !map.read || !map.write || map.exec || map.shared || map.inode)
+        RemoteMap top, bottom, next;
+        unsigned pieces = 0;
+        if (!remote_maps_find(maps, sp - 1, &top) || !may_be_stack(&top))
                 return 0;
-        /* The room below the main stack's mapping is the kernel's to give: we use what is mapped. */
-        if (map.main_stack)
-                return leader ? map.start : 0;
+        bottom = top;
+        while (!top.main_stack && (thread_pointer < top.start || thread_pointer >= top.end)) {
+                if (pieces++ == STACK_PIECES_MAX || !remote_maps_find(maps, top.end, &next) || !may_be_stack(&next))
+                        return 0;
+                top = next;
+        }
+        bool guarded = true;
+        while (remote_maps_find(maps, bottom.start - 1, &next)) {
+                if (!may_be_stack(&next) || pieces++ == STACK_PIECES_MAX) {
+                        guarded = !next.read && !next.write && !next.exec;
+                        break;
+                }
+                bottom = next;
+        }
+        /* The room below the main stack is the kernel's to give: we use what is mapped. */
+        if (top.main_stack)
+                return leader ? bottom.start : 0;
 
         /* A stack that the C library made: guarded below, the thread's control block at its top, pointing to itself.
          * Stacks of goroutines, fibers and the like have neither; the memory below their pointer is somebody's. */
         uint64_t self;
-        if (thread_pointer <= sp || thread_pointer - sp > THREAD_STACK_MAX || thread_pointer >= map.end ||
-            map.end - thread_pointer > THREAD_BLOCK_MAX)
-                return 0;
-        if (remote_maps_find(maps, map.start - 1, &below) && (below.read || below.write || below.exec))
+        if (thread_pointer <= sp || thread_pointer - sp > THREAD_STACK_MAX ||
+            top.end - thread_pointer > THREAD_BLOCK_MAX || !guarded)
                 return 0;
         if (pread(memfd, &self, sizeof self, (off_t)thread_pointer) != sizeof self || self != thread_pointer)
                 return 0;
-        return map.start;
+        return bottom.start;
 }
 
 /* A piece of one mapping's text, from its file or, failing that, from the target's memory. */

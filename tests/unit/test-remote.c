@@ -106,9 +106,34 @@ static void test_stack_floor_of_thread(void **state) {
         memcpy(area + bytes - 2304, &block, sizeof block);
         assert_int_equal(remote_stack_floor(memfd, &maps, false, sp, block), map[1].start);
         assert_int_equal(remote_stack_floor(memfd, &maps, false, block + 64, block), 0);
-        map[0].read = true; /* no guard below: somebody's memory */
+        RemoteMap split[4] = {map[0], map[1], map[1], map[1]};
+        split[1].end = split[2].start = sp - 64;
+        split[2].end = split[3].start = block - 4096;
+        maps.maps = split;
+        maps.n = 4;
+        assert_int_equal(remote_stack_floor(memfd, &maps, false, sp, block), map[1].start);
+        split[0].read = true; /* no guard below: somebody's memory */
         assert_int_equal(remote_stack_floor(memfd, &maps, false, sp, block), 0);
         munmap(area, bytes);
+}
+
+/* Marks split a stack: the pieces are one stack all the same, wherever in it the stack pointer is. */
+static void test_stack_floor_of_pieces(void **state) {
+        static const char text[] =
+                "7ffc00000000-7ffc00004000 rw-p 00000000 00:00 0 \n"
+                "7ffc00004000-7ffc00005000 rw-p 00000000 00:00 0 \n"
+                "7ffc00005000-7ffc00021000 rw-p 00000000 00:00 0 [stack]\n"
+                "7ffd00000000-7ffd00001000 rw-p 00000000 00:00 0 \n"
+                "7ffd00002000-7ffd00003000 rw-p 00000000 00:00 0 [stack]\n";
+        _cleanup_(remote_maps_done) RemoteMaps maps = {.fd = -EBADF};
+        _cleanup_free_ char *copy = strdup(text);
+        assert_int_equal(remote_maps_parse(copy, &maps), 0);
+        for (uint64_t sp = 0x7ffc00000010; sp < 0x7ffc00021000; sp += 0x1000)
+                assert_int_equal(remote_stack_floor(-1, &maps, true, sp, 0x7f0000000000), 0x7ffc00000000);
+        assert_int_equal(remote_stack_floor(-1, &maps, false, 0x7ffc00000010, 0x7f0000000000), 0);
+        /* With a gap between they are not. */
+        assert_int_equal(remote_stack_floor(-1, &maps, true, 0x7ffd00002010, 0x7f0000000000), 0x7ffd00002000);
+        assert_int_equal(remote_stack_floor(-1, &maps, true, 0x7ffd00000010, 0x7f0000000000), 0);
 }
 
 static void test_sleeps(void **state) {
@@ -171,6 +196,7 @@ int main(void) {
                 cmocka_unit_test(test_maps), cmocka_unit_test(test_maps_query),
                 cmocka_unit_test(test_stack_floor),
                 cmocka_unit_test(test_stack_floor_of_thread),
+                cmocka_unit_test(test_stack_floor_of_pieces),
                 cmocka_unit_test(test_sleeps),
                 cmocka_unit_test(test_percentile),
 #if defined(__x86_64__)
