@@ -246,8 +246,11 @@ static void prune(Domain *domain) {
         /* A freed block's id may be given out again once no entry can name its former owner. */
         domain->swept += SWEEP_PER_PASS;
         if (domain->swept >= count) {
-                block_table_release_quarantine(&domain->blocks);
+                /* A round that was over in one call began after the last block of this pass was freed. */
+                block_table_release_quarantine(&domain->blocks, count <= SWEEP_PER_PASS ? domain->blocks.n_quarantine
+                                                                                        : domain->quarantined);
                 domain->swept = 0;
+                domain->quarantined = domain->blocks.n_quarantine;
         }
 }
 

@@ -32,7 +32,8 @@ typedef struct Domain {
         uint64_t *frames;               /* the KSM frames met by this pass, once for each mapping */
         size_t n_frames, frames_allocated;
         uint32_t pass;
-        size_t swept;                   /* unstable entries visited since the quarantine was last released */
+        size_t swept;                   /* unstable entries visited in this round of the sweep */
+        size_t quarantined;             /* block ids that were in quarantine when it began */
 } Domain;
 
 int domain_new(const char *name, uint32_t max_page_sharing, Domain **ret);

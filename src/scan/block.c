@@ -88,10 +88,14 @@ void block_free(BlockTable *table, Block *block) {
         free(block);
 }
 
-void block_table_release_quarantine(BlockTable *table) {
-        memcpy(table->free_ids + table->n_free, table->quarantine, table->n_quarantine * sizeof *table->quarantine);
-        table->n_free += table->n_quarantine;
-        table->n_quarantine = 0;
+void block_table_release_quarantine(BlockTable *table, size_t n) {
+        n = MIN_OF(n, table->n_quarantine);
+        if (n == 0)
+                return;
+        memcpy(table->free_ids + table->n_free, table->quarantine, n * sizeof *table->quarantine);
+        table->n_free += n;
+        table->n_quarantine -= n;
+        memmove(table->quarantine, table->quarantine + n, table->n_quarantine * sizeof *table->quarantine);
 }
 
 void space_done(Space *space) {

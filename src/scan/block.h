@@ -47,7 +47,8 @@ typedef struct BlockTable {
 void block_table_done(BlockTable *table);
 int block_new(BlockTable *table, Space *space, uint64_t addr, Block **ret);
 void block_free(BlockTable *table, Block *block);
-void block_table_release_quarantine(BlockTable *table); /* no tree names the freed ids any more */
+/* No tree names the n ids that have been freed the longest any more. */
+void block_table_release_quarantine(BlockTable *table, size_t n);
 
 #define BLOCK_PAGE_REF(block, page) ((uint64_t)(block)->id << 9 | (page))
 /* NULL when the block is gone. */

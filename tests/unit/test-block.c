@@ -77,7 +77,7 @@ static void test_table(void **state) {
                         model[id] = QUARANTINED;
                         used--;
                 } else if (dice == 99 && rand_r(&seed) % 16 == 0) {
-                        block_table_release_quarantine(&table);
+                        block_table_release_quarantine(&table, SIZE_MAX);
                         for (unsigned id = 0; id < IDS; id++)
                                 if (model[id] == QUARANTINED) {
                                         model[id] = FREE;
