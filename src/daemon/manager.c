@@ -180,7 +180,8 @@ int manager_new(const char *config_path, bool once, Manager **ret) {
         }
         r = remote_new(&m->remote);
         if (r < 0) {
-                log_error("processes cannot be called: %s", strerror(-r));
+                log_error("processes cannot be called: %s",
+                          r == -EOPNOTSUPP ? "not supported on this architecture" : strerror(-r));
                 return r;
         }
         r = open_ksm(m);

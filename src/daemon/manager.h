@@ -84,10 +84,17 @@ bool manager_breathe(Manager *manager, uint64_t nsec);
 
 /* pass.c: one pass over everything opted in, merging included. 0, or -ECANCELED when it was given up. */
 int manager_pass(Manager *manager);
-/* pass.c: undoes one member of the leaving; 0 when nothing of ours is left in it (or it is gone), REMOTE_E_BUSY to try
- * again later. *ret_pages: how many pages were unmarked. */
+
+/* member.c: whether the member takes part in this pass: sets its skip, opens its memory, reads its mappings. */
+bool manager_member_ready(Manager *manager, Member *member);
+/* Its mappings as they are: read again unless they were read a moment ago and have not changed. As target_read_vmas(). */
+int manager_refresh_vmas(Member *member);
+void manager_note_remote_error(Manager *manager, Member *member, int error /* REMOTE_E_* */);
+/* Undoes one member of the leaving; 0 when nothing of ours is left in it (or it is gone), REMOTE_E_BUSY to try again
+ * later. *ret_pages grows by the pages that were unmarked. */
 int manager_undo(Manager *manager, Member *member, uint64_t *ret_pages);
-/* pass.c: counts what is saved now and fills in the statistics of groups and slots. */
+
+/* census.c: counts what is saved now and fills in the statistics of groups and slots. */
 void manager_census(Manager *manager);
 
 /* report.c: what the service asks. */

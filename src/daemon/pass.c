@@ -15,9 +15,6 @@
 
 /* A block read for the first time is believed quiet when a sample of it is unchanged this much later. */
 #define QUIET_NSEC (200 * NSEC_PER_MSEC)
-/* Flags (locked, DONTDUMP) may change while the mappings look the same: for so long that is as good as a race. */
-#define VMAS_FRESH_NSEC NSEC_PER_SEC
-
 /* A burst is worth while for one page to merge in so many marked ones; fewer wait for so many passes. */
 #define BURST_WORTH 64U
 #define BURST_PATIENCE 6U
@@ -63,124 +60,6 @@ static bool passed_over(const Member *member) { return member->gone || member->l
 
 /* The domain whose pages these are; valid while the member is not leaving. */
 static Domain *domain_of(const Member *member) { return member->group->slot->domain; }
-
-/* First contact, before a page is read: is it dumpable, can it be called, what is marked already. */
-static int adopt(Manager *m, Member *member, bool ask_dumpable) {
-        TargetSkip skip = TARGET_OK;
-        int r;
-
-        if (member->group->slot->dry_run)
-                return 0;
-        if (member->remote_error == REMOTE_E_DENIED || member->remote_error == REMOTE_E_UNFIT)
-                return member->remote_error; /* final for this process */
-        r = remote_adopt(m->remote, member->target, &skip);
-        member->remote_error = r;
-        if (r != 0)
-                return r;
-        member->skip = skip;
-        if (skip == TARGET_OK)
-                member->adopted = true;
-        return 0;
-}
-
-static void note_remote_error(Manager *m, Member *member, int error) {
-        switch (error) {
-        case REMOTE_E_GONE:
-                m->merge_failures[MERGE_FAILURE_GONE]++;
-                break;
-        case REMOTE_E_BUSY:
-        case REMOTE_E_LOST:
-                member->skip = TARGET_SKIP_UNCALLABLE;
-                m->merge_failures[MERGE_FAILURE_BUSY]++;
-                break;
-        case REMOTE_E_TRACED:
-                member->skip = TARGET_SKIP_TRACED;
-                break;
-        default:
-                member->skip = error == REMOTE_E_DENIED ? TARGET_SKIP_DENIED : TARGET_SKIP_UNCALLABLE;
-                m->merge_failures[MERGE_FAILURE_DENIED]++;
-        }
-        member->remote_error = error;
-}
-
-static int read_vmas(Member *member) {
-        int r = target_maps_fingerprint(member->target, &member->vmas_fingerprint);
-
-        if (r != 0)
-                return r;
-        vma_list_done(&member->vmas);
-        member->vmas_nsec = now_nsec();
-        return target_read_vmas(member->target, member->group->include_dontdump, &member->vmas);
-}
-
-/* Plans are made from mappings as they are: read again unless they were read a moment ago and have not changed. */
-static int refresh_vmas(Member *member) {
-        uint64_t fingerprint;
-        int r;
-
-        if (now_nsec() - member->vmas_nsec < VMAS_FRESH_NSEC) {
-                r = target_maps_fingerprint(member->target, &fingerprint);
-                if (r != 0 || fingerprint == member->vmas_fingerprint)
-                        return r;
-        }
-        return read_vmas(member);
-}
-
-/* execve(2): another program, with nothing of ours in it; it is met as if for the first time. */
-static void forget_image(Manager *m, Member *member) {
-        advise_forget(m->advise, member->target, &member->marks);
-        marks_done(&member->marks);
-        vma_list_done(&member->vmas);
-        target_close_memory(member->target);
-        space_done(&member->space);
-        member->space = (Space){ .target = member->target, .table = &domain_of(member)->blocks, .owner = member };
-        member->counts = (MemberCounts){ 0 };
-        member->marks_loaded = member->adopted = false;
-        member->remote_error = 0;
-}
-
-/* Whether the member takes part in this pass: sets its skip, opens its memory, reads its mappings. */
-static bool member_ready(Pass *pass, Member *member) {
-        Manager *m = pass->manager;
-        bool ask_dumpable = false;
-        int r;
-
-        if (target_image_replaced(member->target) && target_alive(member->target))
-                forget_image(m, member);
-        r = target_inspect(member->target, m->once ? 0 : m->conf->daemon.minimum_age_nsec, &member->skip,
-                           &ask_dumpable);
-        if (r != 0) {
-                member->gone |= r == TARGET_E_GONE;
-                return false;
-        }
-        m->young_waiting |= member->skip == TARGET_SKIP_YOUNG;
-        if (member->skip == TARGET_OK && cgroup_frozen(m->roster.tree, member->group->path))
-                member->skip = TARGET_SKIP_FROZEN;
-        if (!member->adopted && member->skip == TARGET_OK) {
-                r = adopt(m, member, ask_dumpable);
-                if (r != 0) {
-                        note_remote_error(m, member, r);
-                        return false;
-                }
-        }
-        if (member->skip != TARGET_OK &&
-            !(member->adopted && (member->skip == TARGET_SKIP_FROZEN || member->skip == TARGET_SKIP_STOPPED)))
-                return false;
-        r = target_open_memory(member->target);
-        if (r == 0)
-                r = read_vmas(member);
-        if (r == 0 && !member->marks_loaded && !member->group->slot->dry_run) {
-                r = marks_load(m->advise, member->target, &member->vmas, &member->marks);
-                member->marks_loaded = r == 0;
-        }
-        if (r == 0)
-                r = space_refresh(&member->space, &member->vmas);
-        if (r == TARGET_E_DENIED)
-                member->skip = TARGET_SKIP_DENIED;
-        else if (r < 0)
-                log_debug("process %d cannot be read: %s", member->target->pid, strerror(-r));
-        return r == 0;
-}
 
 static void count_batch(MemberCounts *counts, const ScanBatch *batch) {
         for (unsigned i = 0; i < BLOCK_PAGES; i++) {
@@ -259,7 +138,7 @@ static int read_all(Pass *pass) {
                         continue;
                 if (manager_breathe(pass->manager, 0))
                         return -ECANCELED;
-                if (passed_over(member) || !member_ready(pass, member))
+                if (passed_over(member) || !manager_member_ready(pass->manager, member))
                         continue;
                 r = read_member(pass, member);
                 if (r == -ECANCELED)
@@ -359,7 +238,7 @@ static int merge_member(Pass *pass, Member *member) {
         count_wanted(member);
         if (member->counts.wanted == 0 && member->marks.ours.n == 0)
                 return 0;
-        r = refresh_vmas(member);
+        r = manager_refresh_vmas(member);
         if (r != 0)
                 return r < 0 ? r : 0;
         rules.vmas_now = member->vmas.n;
@@ -377,7 +256,7 @@ static int merge_member(Pass *pass, Member *member) {
         m->pass_changes += result.pages_marked;
         pass->marked += plan.pages_marked;
         if (r > 0)
-                note_remote_error(m, member, r);
+                manager_note_remote_error(m, member, r);
         return r < 0 ? r : 0;
 }
 
@@ -450,129 +329,6 @@ static int run_burst(Pass *pass) {
         if (state == BURST_DONE)
                 note_burst(m, pass->expected, after.pages_merged - before.pages_merged);
         return 0;
-}
-
-/* Pages of the range that mapped the zero page before we marked it: they were read and never written, which is no
- * saving of ours. */
-static uint64_t natural_zero_pages(const Space *space, const PlanRange *range) {
-        const Block *block = NULL;
-        uint64_t n = 0;
-
-        for (uint64_t at = range->start; at < range->end; at += PAGE_BYTES) {
-                unsigned page = (unsigned)(at % BLOCK_BYTES / PAGE_BYTES);
-
-                if (at == range->start || page == 0)
-                        block = space_find(space, at - at % BLOCK_BYTES);
-                n += block && page_set_has(block->zeropage, page) && !page_set_has(block->given, page);
-        }
-        return n;
-}
-
-static void census_member(CensusFrames *frames, Member *member, PageStats *stats) {
-        Census census = { 0 };
-        uint64_t natural = 0;
-
-        for (size_t i = 0; i < member->marks.ours.n; i++) {
-                const PlanRange *range = &member->marks.ours.ranges[i];
-
-                if (census_add(frames, member->target, range->start, range->end, &census) != 0)
-                        break;
-                natural += natural_zero_pages(&member->space, range);
-        }
-        member->counts.given = census.zeropage - MIN_OF(census.zeropage, natural);
-        member->counts.unmerged = member->counts.wanted + member->counts.merged;
-        member->counts.unmerged -= MIN_OF(member->counts.unmerged, census.ksm_mappings + member->counts.given +
-                                                                   member->counts.left_huge +
-                                                                   member->counts.left_budget +
-                                                                   member->counts.left_run);
-        if (census.ksm_mappings >= member->counts.merged)
-                member->counts.merged = census.ksm_mappings;
-        stats->pages_shared += census.ksm_frames;
-        stats->pages_sharing += census.ksm_mappings - census.ksm_frames;
-        stats->pages_zero += member->counts.given;
-        stats->pages_unshared += member->counts.unique;
-        stats->pages_volatile += member->counts.changed;
-        stats->pages_skipped += member->counts.skipped;
-        stats->merge_failures[MERGE_FAILURE_HUGE] += member->counts.left_huge;
-        stats->merge_failures[MERGE_FAILURE_VMA_BUDGET] += member->counts.left_budget;
-        stats->merge_failures[MERGE_FAILURE_SHORT_RUN] += member->counts.left_run;
-        stats->merge_failures[MERGE_FAILURE_KERNEL] += member->counts.unmerged;
-        stats->metadata_bytes += member->space.n * sizeof(Block);
-        /* What KSM keeps: 64 bytes for each page it was shown and for each node. */
-        stats->general_profit_bytes -= (int64_t)(64 * (member->counts.marked + census.ksm_frames));
-}
-
-static void finish_stats(PageStats *stats, uint64_t passes) {
-        stats->full_scans = passes;
-        stats->bytes_saved = (stats->pages_sharing + stats->pages_zero) * PAGE_BYTES;
-        stats->general_profit_bytes += (int64_t)stats->bytes_saved - (int64_t)stats->metadata_bytes;
-}
-
-void manager_census(Manager *m) {
-        for (size_t s = 0; s < m->roster.n_slots; s++) {
-                Slot *slot = m->roster.slots[s];
-                _cleanup_(census_frames_freep) CensusFrames *frames = NULL;
-                PageStats sum = { 0 };
-                StableCounts counts;
-                ScanStats scanned;
-
-                if (!slot->domain || census_frames_new(slot->domain->scanner, &frames) < 0)
-                        continue;
-                for (size_t i = 0; i < m->roster.n_groups; i++) {
-                        Group *group = m->roster.groups[i];
-                        PageStats stats = { 0 };
-
-                        if (group->slot != slot)
-                                continue;
-                        for (size_t k = 0; k < group->n_members; k++)
-                                if (!group->members[k]->gone)
-                                        census_member(frames, group->members[k], &stats);
-                        page_stats_add(&sum, &stats);
-                        group->stats = stats;
-                        finish_stats(&group->stats, slot->domain->pass);
-                }
-                stable_counts(slot->domain->stable, &counts);
-                scanner_stats(slot->domain->scanner, &scanned);
-                sum.stable_node_chains = counts.stable_node_chains;
-                sum.stable_node_dups = counts.stable_node_dups;
-                sum.pages_scanned = scanned.pages_scanned;
-                sum.pages_hashed = scanned.pages_hashed;
-                sum.pages_skipped = scanned.pages_skipped;
-                sum.metadata_bytes = domain_bytes(slot->domain);
-                slot->stats = sum;
-                finish_stats(&slot->stats, slot->domain->pass);
-        }
-}
-
-int manager_undo(Manager *m, Member *member, uint64_t *ret_pages) {
-        AdviseResult result = { 0 };
-        int r;
-
-        if (member->gone || !target_alive(member->target)) {
-                if (member->marks_loaded)
-                        advise_forget(m->advise, member->target, &member->marks);
-                return 0;
-        }
-        if (!member->marks_loaded) { /* never read by us, but an earlier daemon may have marked it */
-                vma_list_done(&member->vmas);
-                r = target_read_vmas(member->target, true, &member->vmas);
-                if (r == 0)
-                        r = marks_load(m->advise, member->target, &member->vmas, &member->marks);
-                if (r != 0)
-                        return r == TARGET_E_GONE ? 0 : r == TARGET_E_DENIED ? REMOTE_E_DENIED : r;
-                member->marks_loaded = true;
-        }
-        if (member->marks.ours.n == 0) {
-                advise_forget(m->advise, member->target, &member->marks);
-                return 0;
-        }
-        r = advise_undo(m->advise, member->target, &member->marks, &result);
-        *ret_pages += result.pages_unmarked;
-        if (r == REMOTE_E_GONE) {
-                advise_forget(m->advise, member->target, &member->marks);
-                return 0;
-        }
-        return r;
 }
 
 /* Where a pass's time goes, for KSMD_USER_DEBUG=1. */

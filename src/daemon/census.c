@@ -1,0 +1,98 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * What is saved, as the frames behind the marked ranges say, and the statistics that follow: of each cgroup, counted in
+ * the order of the cgroups so that a frame that several share counts as kept once, and of each domain, their sum.
+ */
+#include "daemon/manager.h"
+
+/* Pages of the range that mapped the zero page before we marked it: they were read and never written, which is no
+ * saving of ours. */
+static uint64_t natural_zero_pages(const Space *space, const PlanRange *range) {
+        const Block *block = NULL;
+        uint64_t n = 0;
+
+        for (uint64_t at = range->start; at < range->end; at += PAGE_BYTES) {
+                unsigned page = (unsigned)(at % BLOCK_BYTES / PAGE_BYTES);
+
+                if (at == range->start || page == 0)
+                        block = space_find(space, at - at % BLOCK_BYTES);
+                n += block && page_set_has(block->zeropage, page) && !page_set_has(block->given, page);
+        }
+        return n;
+}
+
+static void census_member(CensusFrames *frames, Member *member, PageStats *stats) {
+        Census census = { 0 };
+        uint64_t natural = 0;
+
+        for (size_t i = 0; i < member->marks.ours.n; i++) {
+                const PlanRange *range = &member->marks.ours.ranges[i];
+
+                if (census_add(frames, member->target, range->start, range->end, &census) != 0)
+                        break;
+                natural += natural_zero_pages(&member->space, range);
+        }
+        member->counts.given = census.zeropage - MIN_OF(census.zeropage, natural);
+        member->counts.unmerged = member->counts.wanted + member->counts.merged;
+        member->counts.unmerged -= MIN_OF(member->counts.unmerged, census.ksm_mappings + member->counts.given +
+                                                                   member->counts.left_huge +
+                                                                   member->counts.left_budget +
+                                                                   member->counts.left_run);
+        if (census.ksm_mappings >= member->counts.merged)
+                member->counts.merged = census.ksm_mappings;
+        stats->pages_shared += census.ksm_frames;
+        stats->pages_sharing += census.ksm_mappings - census.ksm_frames;
+        stats->pages_zero += member->counts.given;
+        stats->pages_unshared += member->counts.unique;
+        stats->pages_volatile += member->counts.changed;
+        stats->pages_skipped += member->counts.skipped;
+        stats->merge_failures[MERGE_FAILURE_HUGE] += member->counts.left_huge;
+        stats->merge_failures[MERGE_FAILURE_VMA_BUDGET] += member->counts.left_budget;
+        stats->merge_failures[MERGE_FAILURE_SHORT_RUN] += member->counts.left_run;
+        stats->merge_failures[MERGE_FAILURE_KERNEL] += member->counts.unmerged;
+        stats->metadata_bytes += member->space.n * sizeof(Block);
+        /* What KSM keeps: 64 bytes for each page it was shown and for each node. */
+        stats->general_profit_bytes -= (int64_t)(64 * (member->counts.marked + census.ksm_frames));
+}
+
+static void finish_stats(PageStats *stats, uint64_t passes) {
+        stats->full_scans = passes;
+        stats->bytes_saved = (stats->pages_sharing + stats->pages_zero) * PAGE_BYTES;
+        stats->general_profit_bytes += (int64_t)stats->bytes_saved - (int64_t)stats->metadata_bytes;
+}
+
+void manager_census(Manager *m) {
+        for (size_t s = 0; s < m->roster.n_slots; s++) {
+                Slot *slot = m->roster.slots[s];
+                _cleanup_(census_frames_freep) CensusFrames *frames = NULL;
+                PageStats sum = { 0 };
+                StableCounts counts;
+                ScanStats scanned;
+
+                if (!slot->domain || census_frames_new(slot->domain->scanner, &frames) < 0)
+                        continue;
+                for (size_t i = 0; i < m->roster.n_groups; i++) {
+                        Group *group = m->roster.groups[i];
+                        PageStats stats = { 0 };
+
+                        if (group->slot != slot)
+                                continue;
+                        for (size_t k = 0; k < group->n_members; k++)
+                                if (!group->members[k]->gone)
+                                        census_member(frames, group->members[k], &stats);
+                        page_stats_add(&sum, &stats);
+                        group->stats = stats;
+                        finish_stats(&group->stats, slot->domain->pass);
+                }
+                stable_counts(slot->domain->stable, &counts);
+                scanner_stats(slot->domain->scanner, &scanned);
+                sum.stable_node_chains = counts.stable_node_chains;
+                sum.stable_node_dups = counts.stable_node_dups;
+                sum.pages_scanned = scanned.pages_scanned;
+                sum.pages_hashed = scanned.pages_hashed;
+                sum.pages_skipped = scanned.pages_skipped;
+                sum.metadata_bytes = domain_bytes(slot->domain);
+                slot->stats = sum;
+                finish_stats(&slot->stats, slot->domain->pass);
+        }
+}
