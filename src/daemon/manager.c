@@ -285,7 +285,10 @@ static bool undo_leaving(Manager *m, uint64_t *ret_pages) {
 
         for (size_t i = 0; i < m->roster.n_leaving;) {
                 Member *member = m->roster.leaving[i];
-                int r = manager_undo(m, member, ret_pages);
+                int r;
+
+                notify_watchdog(); /* each may take minutes, and the event loop stands meanwhile */
+                r = manager_undo(m, member, ret_pages);
 
                 if (r == REMOTE_E_BUSY || r == REMOTE_E_TRACED || r == REMOTE_E_LOST) {
                         again = true;
