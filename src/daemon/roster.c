@@ -207,6 +207,15 @@ static int on_exit_of_target(void *userdata, LoopSource *source, int fd, uint32_
         return 0;
 }
 
+static void member_open_space(Member *member) {
+        Slot *slot = member->group->slot;
+
+        if (slot->domain) {
+                member->space = (Space){ .target = member->target, .table = &slot->domain->blocks, .owner = member };
+                member->space_ready = true;
+        }
+}
+
 static int member_add(Roster *roster, Group *group, pid_t pid, size_t at) {
         _cleanup_(member_freep) Member *member = NULL;
         int r;
@@ -227,11 +236,7 @@ static int member_add(Roster *roster, Group *group, pid_t pid, size_t at) {
         r = loop_add_io(roster->loop, member->target->pidfd, POLLIN, on_exit_of_target, member, &member->exit_source);
         if (r < 0)
                 return r;
-        if (group->slot->domain) {
-                member->space = (Space){ .target = member->target, .table = &group->slot->domain->blocks,
-                                         .owner = member };
-                member->space_ready = true;
-        }
+        member_open_space(member);
         member->ready_nsec = now_nsec();
         memmove(group->members + at + 1, group->members + at, (group->n_members - at) * sizeof(Member *));
         group->members[at] = TAKE_PTR(member);
@@ -370,6 +375,34 @@ void roster_drop(Roster *roster, Member *member) {
                 }
 }
 
+/* A domain that waited for KSM gets it once the one that had it is gone, its processes undone. */
+static void slot_admit(Roster *roster, Slot *slot, ConfRoute route) {
+        slot->idle_reason = idle_reason(roster, route);
+        if (slot->idle_reason)
+                return;
+        if (domain_new(slot->name, roster->conf->daemon.max_page_sharing ?: 256, &slot->domain) < 0) {
+                slot->idle_reason = "out of memory";
+                return;
+        }
+        log_info("domain %s is merged from now on", slot->name);
+        for (size_t i = 0; i < roster->n_groups; i++)
+                for (size_t k = 0; roster->groups[i]->slot == slot && k < roster->groups[i]->n_members; k++)
+                        member_open_space(roster->groups[i]->members[k]);
+}
+
+static void admit_waiting(Roster *roster) {
+        for (size_t i = 0; i < roster->n_groups; i++) {
+                Slot *slot = roster->groups[i]->slot;
+                const ConfCgroup *section;
+
+                if (!slot->idle_reason || slot->dry_run)
+                        continue;
+                section = policy_find(roster->conf, roster->groups[i]->path);
+                if (section)
+                        slot_admit(roster, slot, section->route);
+        }
+}
+
 void roster_prune_slots(Roster *roster) {
         for (size_t i = 0; i < roster->n_slots;) {
                 Slot *slot = roster->slots[i];
@@ -385,6 +418,7 @@ void roster_prune_slots(Roster *roster) {
                 memmove(roster->slots + i, roster->slots + i + 1, (roster->n_slots - i - 1) * sizeof(Slot *));
                 roster->n_slots--;
         }
+        admit_waiting(roster);
 }
 
 Member *roster_find_member(const Roster *roster, pid_t pid) {

@@ -93,7 +93,7 @@ int roster_add_orphan(Roster *roster, pid_t pid);
 void roster_dismiss(Roster *roster);
 /* Frees a member of the leaving, whose undoing is over. Not during a pass. */
 void roster_drop(Roster *roster, Member *member);
-/* Drops domains without cgroups. Not during a pass. */
+/* Drops domains without cgroups; a domain that waited for KSM may get it then. Not during a pass. */
 void roster_prune_slots(Roster *roster);
 
 Group *roster_find_group(const Roster *roster, const char *path);
