@@ -17,6 +17,7 @@
 #define REFRESH_NSEC NSEC_PER_SEC
 /* How long a clean stop goes on trying to reach targets that cannot be called at the moment. */
 #define UNDO_PATIENCE_NSEC (5 * NSEC_PER_SEC)
+#define UNDO_RETRY_NSEC (50 * NSEC_PER_MSEC)
 /* A convergence (--once) ends after so many passes, however much still changes. */
 #define ONCE_PASSES 5
 
@@ -273,7 +274,7 @@ static bool interrupted(const Manager *m) {
         if (m->stopping || m->reload_wanted || m->new_conf || (m->paused && m->in_pass))
                 return true;
         for (size_t i = 0; i < m->n_requests; i++)
-                if (m->requests[i].kind == REQUEST_UNMERGE || !m->in_pass)
+                if (m->requests[i].kind == REQUEST_UNMERGE ? !m->requests[i].started : !m->in_pass)
                         return true;
         return false;
 }
@@ -355,6 +356,41 @@ static void swap_config(Manager *m) {
         log_info("configuration reloaded, %u warnings", m->conf->n_warnings);
 }
 
+/* Answered when it is done, which takes a while where a process cannot be called at once. */
+static void carry_out_unmerges(Manager *m) {
+        for (size_t i = 0; i < m->n_requests;) {
+                Request *request = &m->requests[i];
+                bool again;
+
+                if (request->kind != REQUEST_UNMERGE) {
+                        i++;
+                        continue;
+                }
+                if (!request->started) {
+                        int r = roster_block(&m->roster, request->cgroup);
+
+                        if (r < 0) {
+                                end_request(m, i, r == -ENOENT ? SERVICE_E_NOT_FOUND : r, "no such cgroup is opted in",
+                                            NULL);
+                                continue;
+                        }
+                        request->started = true;
+                        request->until_nsec = now_nsec() + UNDO_PATIENCE_NSEC;
+                }
+                again = undo_leaving(m, &request->pages);
+                if (again && now_nsec() < request->until_nsec) {
+                        i++;
+                        continue;
+                }
+                manager_census(m);
+                if (again)
+                        end_request(m, i, SERVICE_E_BUSY, "some processes cannot be called now; it goes on being tried",
+                                    NULL);
+                else
+                        end_request(m, i, 0, NULL, json_pack("{s:I}", "pages", (json_int_t)request->pages));
+        }
+}
+
 /* What was asked for while a pass ran, or since. */
 static void carry_out_requests(Manager *m) {
         uint64_t pages = 0;
@@ -368,23 +404,7 @@ static void carry_out_requests(Manager *m) {
                         swap_config(m);
                 notify_ready();
         }
-        for (size_t i = 0; i < m->n_requests;) {
-                int r;
-
-                if (m->requests[i].kind != REQUEST_UNMERGE) {
-                        i++;
-                        continue;
-                }
-                pages = 0;
-                r = roster_block(&m->roster, m->requests[i].cgroup);
-                if (r < 0) {
-                        end_request(m, i, r == -ENOENT ? SERVICE_E_NOT_FOUND : r, "no such cgroup is opted in", NULL);
-                        continue;
-                }
-                undo_leaving(m, &pages);
-                manager_census(m);
-                end_request(m, i, 0, NULL, json_pack("{s:I}", "pages", (json_int_t)pages));
-        }
+        carry_out_unmerges(m);
         undo_leaving(m, &pages);
 }
 
@@ -428,10 +448,14 @@ static void stop(Manager *m) {
         if (m->conf->daemon.on_stop == CONF_ON_STOP_UNMERGE && !m->once) {
                 roster_dismiss(&m->roster);
                 while (undo_leaving(m, &pages) && now_nsec() < until)
-                        loop_dispatch(m->loop, 50 * NSEC_PER_MSEC);
+                        loop_dispatch(m->loop, UNDO_RETRY_NSEC);
                 log_info("%llu pages unmarked", (unsigned long long)pages);
         } else
                 undo_leaving(m, &pages);
+        for (size_t i = 0; i < m->roster.n_leaving; i++)
+                log_warning("process %d could not be reached for %u s: what was marked for merging stays marked until "
+                            "a daemon is started again",
+                            m->roster.leaving[i]->target->pid, (unsigned)(UNDO_PATIENCE_NSEC / NSEC_PER_SEC));
         r = m->ksm ? ksm_restore(m->ksm) : 0;
         if (r != 0)
                 log_warning("KSM's settings could not all be put back: %s",
@@ -449,6 +473,7 @@ int manager_run(Manager *m) {
                 if (due) {
                         m->next_pass_nsec = now + m->conf->daemon.scan_interval_nsec;
                         scan_requested(m, true);
+                        roster_refresh(&m->roster); /* whoever asks for a pass means who is there now */
                         if (manager_pass(m) == 0)
                                 end_scans(m);
                         else if (!m->paused)
@@ -458,8 +483,11 @@ int manager_run(Manager *m) {
                                 m->next_pass_nsec =
                                         MIN_OF(m->next_pass_nsec, now + m->conf->daemon.minimum_age_nsec);
                         report_status(m);
-                } else
-                        manager_breathe(m, m->paused ? REFRESH_NSEC : MIN_OF(m->next_pass_nsec - now, REFRESH_NSEC));
+                } else {
+                        uint64_t wait = m->paused ? REFRESH_NSEC : MIN_OF(m->next_pass_nsec - now, REFRESH_NSEC);
+
+                        manager_breathe(m, m->n_requests > 0 ? MIN_OF(wait, UNDO_RETRY_NSEC) : wait);
+                }
                 if (!m->stopping)
                         carry_out_requests(m);
                 m->state = m->paused ? MANAGER_PAUSED : MANAGER_IDLE;

@@ -30,7 +30,8 @@ typedef struct Request {
         enum { REQUEST_SCAN, REQUEST_UNMERGE } kind;
         ServiceCall *call;
         char *cgroup;
-        bool started;                   /* scan: a pass that began after the request is under way */
+        bool started;                   /* scan: a pass that began after the request is under way; unmerge: it left */
+        uint64_t pages, until_nsec;     /* unmerge: taken apart so far; when to stop waiting for the rest */
 } Request;
 
 typedef struct Manager {
@@ -43,6 +44,7 @@ typedef struct Manager {
         Ksm *ksm;                       /* NULL: absent or read-only, ksm_error says */
         int ksm_error;
         Burst *burst;
+        bool limits_refused;            /* MaxPageSharing= and MergeAcrossNodes= wait until no page is shared */
         Remote *remote;
         Advise *advise;
         Roster roster;

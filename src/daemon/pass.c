@@ -306,6 +306,26 @@ static void note_burst(Manager *m, uint64_t expected, uint64_t merged) {
                 m->burst_backoff = MIN_OF(2 * m->burst_backoff, BURST_BACKOFF_MAX);
 }
 
+/* How many may share a page, and whether across NUMA nodes, are KSM's own knobs, which change only while nothing is
+ * shared, to be put back too. So they are only made stricter, and only before a burst: until there is something to
+ * merge nothing is touched. */
+static void limit_sharing(Manager *m) {
+        const ConfDaemon *conf = &m->conf->daemon;
+        KsmKnobs knobs;
+        bool busy = false;
+
+        if (ksm_knobs(m->ksm, &knobs) < 0 || knobs.run != 0)
+                return; /* the administrator runs ksmd: the settings are his */
+        if (conf->max_page_sharing && conf->max_page_sharing < knobs.max_page_sharing)
+                busy = ksm_set(m->ksm, "max_page_sharing", conf->max_page_sharing) == KSM_E_BUSY;
+        if (!conf->merge_across_nodes)
+                busy |= ksm_set(m->ksm, "merge_across_nodes", 0) == KSM_E_BUSY;
+        if (busy && !m->limits_refused)
+                log_warning("MaxPageSharing= or MergeAcrossNodes= is not in force: KSM can change it only while no page "
+                            "is shared");
+        m->limits_refused = busy;
+}
+
 static int run_burst(Pass *pass) {
         Manager *m = pass->manager;
         BurstStats before, after;
@@ -314,6 +334,7 @@ static int run_burst(Pass *pass) {
 
         if (!burst_is_due(m, pass))
                 return 0;
+        limit_sharing(m);
         burst_stats(m->burst, &before);
         r = burst_start(m->burst, pass->expected, pass->marked);
         if (r < 0) {

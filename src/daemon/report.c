@@ -60,6 +60,9 @@ static json_t *warnings_json(const Manager *m) {
                 json_array_append_new(array, text(m->warnings[i]));
         if (!m->ksm)
                 add_warning(array, "KSM cannot be used (%s): nothing is merged", strerror(-m->ksm_error));
+        if (m->limits_refused)
+                add_warning(array, "MaxPageSharing= or MergeAcrossNodes= is not in force: KSM can change it only while no "
+                                   "page is shared");
         for (size_t i = 0; i < m->roster.n_slots; i++)
                 if (m->roster.slots[i]->idle_reason && !m->roster.slots[i]->dry_run)
                         add_warning(array, "domain %s merges nothing: %s", m->roster.slots[i]->name,

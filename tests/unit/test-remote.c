@@ -88,6 +88,23 @@ static void test_stack_floor(void **state) {
         assert_int_equal(remote_stack_floor(-1, &maps, false, 0x7f0000700000, 0x7f0000800700), 0);
 }
 
+/* Marked pages in the middle of a stack make it several mappings. */
+static void test_stack_floor_in_pieces(void **state) {
+        RemoteMap map[] = {
+                {.start = 0x7000, .end = 0x8000},
+                {.start = 0x10000, .end = 0x20000, .read = true, .write = true},
+                {.start = 0x20000, .end = 0x21000, .read = true, .write = true},
+                {.start = 0x21000, .end = 0x22000, .read = true, .write = true, .main_stack = true},
+        };
+        RemoteMaps maps = {.maps = map, .n = ELEMENTSOF(map), .fd = -EBADF};
+        for (uint64_t sp = 0x1f000; sp < 0x22000; sp += 0x800)
+                assert_int_equal(remote_stack_floor(-1, &maps, true, sp, 0), 0x10000);
+        assert_int_equal(remote_stack_floor(-1, &maps, false, 0x21800, 0), 0);
+        map[2].exec = true; /* not a piece of it */
+        assert_int_equal(remote_stack_floor(-1, &maps, true, 0x21800, 0), 0x21000);
+        assert_int_equal(remote_stack_floor(-1, &maps, true, 0x1f000, 0), 0);
+}
+
 /* This process as its own target: a real thread stack laid out as the C library does. */
 static void test_stack_floor_of_thread(void **state) {
         _cleanup_close_ int memfd = open("/proc/self/mem", O_RDONLY | O_CLOEXEC);
@@ -194,7 +211,7 @@ static void test_repair(void **state) {
 int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(test_maps), cmocka_unit_test(test_maps_query),
-                cmocka_unit_test(test_stack_floor),
+                cmocka_unit_test(test_stack_floor), cmocka_unit_test(test_stack_floor_in_pieces),
                 cmocka_unit_test(test_stack_floor_of_thread),
                 cmocka_unit_test(test_stack_floor_of_pieces),
                 cmocka_unit_test(test_sleeps),
