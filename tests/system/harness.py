@@ -27,6 +27,7 @@ KNOBS = ["advisor_mode", "sleep_millisecs", "pages_to_scan", "smart_scan", "use_
 BUILD = pathlib.Path(os.environ.get("KSMD_USER_BUILD_DIR", "."))
 DAEMON = BUILD / "src/daemon/ksmd-user"
 KSMCTL = BUILD / "src/ctl/ksmctl"
+PAGES = BUILD / "tests/bench-pages"
 INTERFACE = interface.load()
 
 
@@ -50,6 +51,23 @@ def wait_for(what, condition, seconds=30.0, interval=0.05):
         if time.monotonic() > end:
             raise AssertionError(f"not within {seconds} s: {what}")
         time.sleep(interval)
+
+
+def run_tests(*tests):
+    """Runs the functions, or those named on the command line; says how long each took. A function that skips ends only
+    itself; all skipped is a skip."""
+    chosen, skipped = [t for t in tests if not sys.argv[1:] or t.__name__ in sys.argv[1:]], 0
+    for test in chosen:
+        begun = time.monotonic()
+        print(f"--- {test.__name__}: {test.__doc__.splitlines()[0]}", flush=True)
+        try:
+            test()
+        except SystemExit as end:
+            if end.code != 77:
+                raise
+            skipped += 1
+        print(f"    {time.monotonic() - begun:.1f} s", flush=True)
+    sys.exit(77 if chosen and skipped == len(chosen) else 0)
 
 
 def cgroup_root():
@@ -85,20 +103,24 @@ class Frames:
         self.flags_fd = os.open("/proc/kpageflags", os.O_RDONLY)
         self.cache = {}
 
+    def __del__(self):
+        os.close(self.flags_fd)
+
     def flags(self, pfn):
         if pfn not in self.cache:
             self.cache[pfn] = struct.unpack("Q", os.pread(self.flags_fd, 8, pfn * 8))[0]
         return self.cache[pfn]
 
-    def of(self, pid):
-        """{page number: PFN} of every present anonymous page in private mappings."""
+    def of(self, pid, first=0, last=1 << 64):
+        """{page number: PFN} of every present anonymous page in private mappings between two addresses."""
         out = {}
         with open(f"/proc/{pid}/pagemap", "rb", buffering=0) as pagemap:
             for line in open(f"/proc/{pid}/maps"):
                 fields = line.split()
                 if fields[1][3] != "p" or (len(fields) > 5 and fields[5] in ("[vvar]", "[vdso]", "[vsyscall]")):
                     continue
-                start, end = (int(x, 16) // PAGE for x in fields[0].split("-"))
+                start, end = (int(x, 16) for x in fields[0].split("-"))
+                start, end = max(start, first) // PAGE, min(end, last) // PAGE
                 for base in range(start, end, 1 << 16):
                     n = min(end - base, 1 << 16)
                     data = os.pread(pagemap.fileno(), n * 8, base * 8)
@@ -117,6 +139,70 @@ class Frames:
                     mappings += 1
                     frames.add(pfn)
         return mappings, len(frames)
+
+
+def smaps(pid):
+    """[(first address, set of the flags of VmFlags, bytes of AnonHugePages)] of every mapping."""
+    out = []
+    for line in open(f"/proc/{pid}/smaps", errors="replace"):
+        word = line.split(maxsplit=1)[0]
+        if not word.endswith(":"):
+            out.append([int(word.split("-")[0], 16), set(), 0])
+        elif word == "AnonHugePages:":
+            out[-1][2] = int(line.split()[1]) << 10
+        elif word == "VmFlags:":
+            out[-1][1] = set(line.split()[1:])
+    return out
+
+
+def marked(pid):
+    """How many mappings of the process are offered to KSM."""
+    return sum("mg" in flags for _, flags, _ in smaps(pid))
+
+
+def mappings(pid):
+    return len(smaps(pid))
+
+
+class Workload:
+    """Processes of tests/bench/pages.c: known duplicates (of each other), known zero pages, contents they can check."""
+
+    def __init__(self, process):
+        self.process, self.pids, self.addresses, self.pages = process, [], [], 0
+        for line in process.stdout:
+            words = line.split()
+            if words[0] == "ready":
+                self.duplicate, self.zero = int(words[1]), int(words[2])
+                break
+            self.pids.append(int(words[1]))
+            self.addresses.append(int(words[2], 16))
+            self.pages = int(words[3]) // PAGE  # of each process
+        else:
+            raise AssertionError("the workload ended before it was ready")
+        self.mergeable = self.duplicate * len(self.pids) if len(self.pids) > 1 else 0
+        self.saveable = self.duplicate * (len(self.pids) - 1) + self.zero * len(self.pids)
+
+    def order(self, word):
+        self.process.stdin.write(word + "\n")
+        self.process.stdin.flush()
+        return self.process.stdout.readline().strip() == "ok"
+
+    def intact(self):
+        return self.order("check")
+
+    def marked(self):
+        return sum(marked(pid) for pid in self.pids)
+
+    def merged(self):
+        """Pages of the known memory that map a KSM frame."""
+        frames = Frames()
+        return sum(bool(frames.flags(pfn) & frames.KSM_FLAG) for pfn in self.frames().values())
+
+    def frames(self):
+        """{(pid, page): PFN} of the known memory."""
+        frames = Frames()
+        return {(pid, page): pfn for pid, address in zip(self.pids, self.addresses)
+                for page, pfn in frames.of(pid, address, address + self.pages * PAGE).items()}
 
 
 class Varlink:
@@ -166,7 +252,7 @@ class Host:
         self.knobs = knobs()
         self.dir = pathlib.Path(tempfile.mkdtemp(prefix=f"ksmd-user-{self.name}."))
         self.root = cgroup_root()
-        self.groups, self.processes, self.daemons = [], [], []
+        self.groups, self.processes, self.daemons, self.logs = [], [], [], []
         return self
 
     def __exit__(self, kind, value, trace):
@@ -174,6 +260,9 @@ class Host:
             with contextlib.suppress(OSError):
                 process.kill()
             process.wait()
+        if kind not in (None, SystemExit):
+            for log in self.logs:
+                print(f"{log.name}:\n{log.read_text(errors='replace')}", flush=True)
         for group in reversed(self.groups):
             for pid in (self.root / group / "cgroup.procs").read_text().split() if (self.root / group).exists() else []:
                 with contextlib.suppress(OSError):
@@ -186,6 +275,7 @@ class Host:
                 with contextlib.suppress(OSError):
                     (KSM / name).write_text(self.knobs[name])
         shutil.rmtree(self.dir, ignore_errors=True)
+        self.lock.close()
         if kind is None:
             check(after == self.knobs, f"KSM's knobs were left changed: {self.knobs} -> {after}")
 
@@ -223,10 +313,36 @@ class Host:
                 raise AssertionError(f"{command[0]} ended without saying {ready!r}")
         return process
 
+    def workload(self, group, processes=2, mib=16, duplicate=50, zero=0, run=8, seed=1):
+        arguments = ["--processes", processes, "--mib", mib, "--duplicate", duplicate, "--zero", zero, "--run", run,
+                     "--seed", seed] + (["--cgroup", self.root / group] if group else [])
+        process = subprocess.Popen([str(PAGES), *map(str, arguments)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                   text=True)
+        self.processes.append(process)
+        return Workload(process)
+
+    def end(self, workload):
+        workload.process.stdin.close()
+        workload.process.wait()
+
+    @contextlib.contextmanager
+    def knobs_set(self, **values):
+        """KSM's knobs as an administrator would set them, and back."""
+        before = knobs()
+        try:
+            for name, value in values.items():
+                (KSM / name).write_text(str(value))
+            yield knobs()
+        finally:
+            for name in sorted(values, key=lambda n: n == "run"):
+                (KSM / name).write_text(before[name])
+
     def configure(self, text, name="test.conf"):
         """Writes a configuration whose control socket is ours; text is what follows the [Daemon] section's Socket=."""
         path = self.dir / name
-        path.write_text(f"[Daemon]\nSocket={self.socket}\n{text}")
+        if isinstance(text, str):
+            text = text.encode()
+        path.write_bytes(f"[Daemon]\nSocket={self.socket}\n".encode() + text)
         return path
 
     @property
@@ -234,14 +350,42 @@ class Host:
         return self.dir / "socket"
 
     def daemon(self, config, *arguments, wait=True, environment=None, **options):
+        """Starts a daemon; what it logs can be read by its log()."""
+        log = self.dir / f"daemon-{len(self.daemons)}.log"
+        if "stderr" not in options:
+            options["stderr"] = log.open("w")
+            self.logs.append(log)
         process = subprocess.Popen([str(DAEMON), "--config", str(config), *arguments],
                                    env={**os.environ, "RUNTIME_DIRECTORY": str(self.dir / "run"),
                                         **(environment or {})}, **options)
         self.daemons.append(process)
+        process.log = lambda: log.read_text(errors="replace")
         if wait:
-            wait_for("the daemon's socket", lambda: process.poll() is not None or self.reachable())
+            wait_for("the daemon's socket", lambda: process.poll() is not None or self.serving() == process.pid)
             check(process.poll() is None, f"the daemon ended with {process.returncode}")
         return process
+
+    def refused(self, config, *arguments, environment=None, command=()):
+        """Starts a daemon that must end by itself at once; returns (exit status, what it said)."""
+        result = subprocess.run([*map(str, command), str(DAEMON), "--config", str(config), *arguments],
+                                env={**os.environ, "RUNTIME_DIRECTORY": str(self.dir / "run"), **(environment or {})},
+                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=20)
+        return result.returncode, result.stdout
+
+    def passes(self, n=1):
+        """Waits for whole passes, each begun after the call."""
+        for _ in range(n):
+            self.ctl("scan")
+
+    def converge(self, *workloads, share=0.99, passes=8):
+        """Until the frames say that what is mergeable is merged."""
+        for _ in range(passes):
+            self.passes()
+            short = [w for w in workloads if w.merged() < w.mergeable * share]
+            if not short:
+                return
+        raise AssertionError(f"after {passes} passes merged {[w.merged() for w in workloads]} of "
+                             f"{[w.mergeable for w in workloads]} pages: {self.stats()}")
 
     def once(self, config):
         """Runs --once; returns its statistics."""
@@ -249,10 +393,12 @@ class Host:
                                 env={**os.environ, "RUNTIME_DIRECTORY": str(self.dir / "run")})
         return json.loads(result.stdout)
 
-    def reachable(self):
+    def serving(self):
+        """The daemon that answers. One that was killed may still be listened for: the kernel takes its io_uring down
+        some time after its death."""
         try:
-            return Varlink(self.socket)
-        except OSError:
+            return self.call("GetStatus")["pid"]
+        except (OSError, EOFError):
             return None
 
     def call(self, method, **parameters):
@@ -267,8 +413,9 @@ class Host:
         return daemon.returncode
 
     def ctl(self, *arguments, expect=0):
+        """Runs ksmctl; returns what it printed, what it complained of included."""
         result = subprocess.run([str(KSMCTL), "--socket", str(self.socket), *[str(a) for a in arguments]],
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
         check(expect is None or result.returncode == expect,
-              f"ksmctl {arguments}: exit {result.returncode}\n{result.stdout}{result.stderr}")
+              f"ksmctl {arguments}: exit {result.returncode}\n{result.stdout}")
         return result.stdout

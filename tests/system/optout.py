@@ -1,0 +1,166 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Whatever ends the consent of a process takes everything apart that was done to it: its frames are its own again, no
+mapping is offered to KSM any more, the mappings are as many as before, every byte is what it was."""
+import contextlib
+import signal
+
+from harness import Frames, Host, check, mappings, run_tests, wait_for
+
+
+def conf(*groups, more="", merge="yes"):
+    """KSM serves one domain, so the cgroups are one."""
+    sections = "".join(f"[Cgroup {group}]\nDomain=one\nMerge={merge}\n" for group in groups)
+    return f"MinimumAge=0\nScanInterval=1s\n{more}\n{sections}"
+
+
+@contextlib.contextmanager
+def merged(name, more="", groups=1):
+    """Hands out (host, its cgroups, a merged workload in each, the mappings of each process before, the daemon)."""
+    with Host(name) as host:
+        paths = [host.cgroup(chr(ord("a") + n)) for n in range(groups)]
+        loads = [host.workload(path, mib=8, zero=10, seed=n) for n, path in enumerate(paths)]
+        before = {pid: mappings(pid) for load in loads for pid in load.pids}
+        daemon = host.daemon(host.configure(conf(*paths, more=more)))
+        host.converge(*loads)
+        for load in loads:
+            shared_zero(host, load)
+        yield host, paths, loads, before, daemon
+
+
+def shared_zero(host, load):
+    """Its zero pages map the zero page: as much a change as the rest."""
+    frames = Frames()
+    def count():
+        frames.cache = {}
+        return sum(bool(frames.flags(pfn) & frames.ZERO_FLAG) for pid in load.pids for pfn in frames.of(pid).values())
+    wait_for("zero pages given back", lambda: count() >= load.zero * len(load.pids) * 0.99)
+
+
+def apart(load, before, what):
+    """Proves that nothing of ours is left in the processes."""
+    check(load.marked() == 0, f"{what}: {load.marked()} mappings are still marked")
+    pfns = list(load.frames().values())
+    check(len(set(pfns)) == len(pfns), f"{what}: {len(pfns) - len(set(pfns))} of {len(pfns)} pages still share a frame")
+    check(load.merged() == 0, f"{what}: {load.merged()} pages still map a KSM frame")
+    for pid in load.pids:
+        check(mappings(pid) <= before[pid] * 1.1, f"{what}: mappings {before[pid]} -> {mappings(pid)}")
+    check(load.intact(), f"{what}: contents")
+
+
+def process_moved_out():
+    """a process that leaves its cgroup, the others stay merged"""
+    with merged("moved") as (host, _, (load,), before, daemon):
+        elsewhere = host.cgroup("elsewhere")
+        for pid in load.pids:
+            host.move(elsewhere, pid)
+        wait_for("unmarked", lambda: load.marked() == 0, 5)
+        apart(load, before, "moved out")
+        check(host.call("GetStatus")["processes"] == 0, "still managed")
+        for pid in load.pids:
+            host.move(host.groups[0], pid)
+        host.converge(load)
+        check(host.stop(daemon) == 0, "end")
+
+
+def section_removed():
+    """the section is removed, or says Merge=no, or excludes the cgroup, or becomes malformed, then SIGHUP or reload"""
+    with merged("removed") as (host, (group,), (load,), before, daemon):
+        full = conf(group)
+        for what, text in {"removed": conf(), "Merge=no": conf(group, merge="no"),
+                           "excluded": full + f"Exclude={group}\n",
+                           "malformed": full + "MinimumRun=often\n",
+                           "dry-run": conf(group, merge="dry-run")}.items():
+            host.configure(text)
+            if what in ("removed", "dry-run"):
+                daemon.send_signal(signal.SIGHUP)
+            else:
+                said = host.ctl("reload")
+                check(("test.conf:" in said) == (what == "malformed"), f"{what}: {said!r}")
+            wait_for(f"{what}: unmarked", lambda: load.marked() == 0, 5)
+            apart(load, before, what)
+            host.passes(2)
+            apart(load, before, what + ", two passes later")
+            host.configure(full)
+            host.ctl("reload")
+            host.converge(load)
+        check(host.stop(daemon) == 0, "end")
+
+
+def unmerge_command():
+    """ksmctl unmerge takes one cgroup apart, for good until a reload, and leaves the other alone"""
+    with merged("unmerge", groups=2) as (host, (a, b), (one, two), before, daemon):
+        kept = two.merged()
+        said = host.ctl("unmerge", a)
+        print(f"    {said.strip()}")
+        check(int(said.split()[0]) >= one.mergeable * 0.99, f"answered before it was done: {said}")
+        apart(one, before, "unmerge")
+        check(two.merged() >= kept * 0.99, f"the other cgroup: {kept} -> {two.merged()}")
+        host.passes(3)
+        apart(one, before, "unmerge, three passes later")
+        check("unmerged by command" in host.ctl("why", one.pids[0]), host.ctl("why", one.pids[0]))
+        said = host.ctl("unmerge", a, expect=1)
+        check("opted in" in said, said)
+        host.ctl("unmerge", "no/such/cgroup", expect=1)
+        host.ctl("reload")
+        host.converge(one, two)
+        host.ctl("pause")
+        host.ctl("unmerge", b)
+        apart(two, before, "unmerge while paused")
+        check(one.merged() >= one.mergeable * 0.99 and host.stop(daemon) == 0, "end")
+
+
+def on_stop():
+    """OnStop=unmerge leaves nothing; OnStop=keep leaves all merged, and the next daemon can undo it"""
+    with merged("on-stop", more="OnStop=unmerge") as (host, (group,), (load,), before, daemon):
+        check(host.stop(daemon) == 0, "end")
+        apart(load, before, "OnStop=unmerge")
+        check(not [f.name for f in (host.dir / "run").iterdir() if f.name[0].isdigit()], "records were left")
+
+        daemon = host.daemon(host.configure(conf(group)))
+        host.converge(load)
+        check(host.stop(daemon) == 0, "end")
+        check(load.merged() >= load.mergeable * 0.99, "OnStop=keep un-shared")
+        frames = load.frames()
+        daemon = host.daemon(host.configure(conf(group, more="OnStop=unmerge")))
+        host.passes(2)
+        check(load.merged() >= load.mergeable * 0.99, "the next daemon un-shared")
+        check(host.stats()["pages_sharing"] >= load.duplicate * 0.99, f"the next daemon counts {host.stats()}")
+        same = sum(load.frames().get(key) == pfn for key, pfn in frames.items())
+        print(f"    {same} of {len(frames)} pages on the same frame under the next daemon")
+        check(host.stop(daemon) == 0, "end")
+        apart(load, before, "OnStop=unmerge of the next daemon")
+
+
+def orphans():
+    """a daemon is killed, the configuration opts out meanwhile: the next start undoes what the first one did"""
+    for how in "removed", "dry-run":
+        with merged("orphans") as (host, (group,), (load,), before, daemon):
+            host.stop(daemon, signal.SIGKILL)
+            check(load.marked() > 0 and load.merged() > 0, "the kill undid it, so this proves nothing")
+            daemon = host.daemon(host.configure(conf() if how == "removed" else conf(group, merge="dry-run")))
+            wait_for("unmarked", lambda: load.marked() == 0, 5)
+            apart(load, before, how)
+            check(str(load.pids[0]) in daemon.log(), f"not told: {daemon.log()}")
+            check(host.stop(daemon) == 0, "end")
+            apart(load, before, how + ", after its end")
+
+
+def own_marks_stay():
+    """what a process offers to KSM itself is none of ours: it stays marked whatever we undo"""
+    with Host("own") as host:
+        group = host.cgroup("a")
+        load = host.workload(group, mib=8)
+        check(load.order("mark"), "mark")
+        own = load.marked()
+        daemon = host.daemon(host.configure(conf(group, more="OnStop=unmerge")))
+        host.converge(load)
+        host.ctl("unmerge", group)
+        check(load.marked() == own, f"{own} -> {load.marked()} after unmerge")
+        check(host.stop(daemon) == 0 and load.marked() == own, f"{own} -> {load.marked()} after the end")
+        check(load.intact(), "contents")
+        host.end(load)
+
+
+if __name__ == "__main__":
+    run_tests(process_moved_out, section_removed, unmerge_command, on_stop, orphans, own_marks_stay)
