@@ -55,6 +55,7 @@ static const struct {
         size_t offset;
 } counters[] = {
         [COUNTER_SHARING] = { "pages_sharing", offsetof(KsmCounters, pages_sharing) },
+        /* Signed too: a child's zero pages are not counted when fork(2) copies them, but when they go (seen: -15). */
         [COUNTER_ZERO] = { "ksm_zero_pages", offsetof(KsmCounters, ksm_zero_pages) },
         [COUNTER_SCANS] = { "full_scans", offsetof(KsmCounters, full_scans) },
         [COUNTER_SCANNED] = { "pages_scanned", offsetof(KsmCounters, pages_scanned) },
@@ -64,7 +65,7 @@ static const struct {
         { "pages_skipped", offsetof(KsmCounters, pages_skipped) },
         { "stable_node_chains", offsetof(KsmCounters, stable_node_chains) },
         { "stable_node_dups", offsetof(KsmCounters, stable_node_dups) },
-        { "general_profit", offsetof(KsmCounters, general_profit) }, /* the only signed one */
+        { "general_profit", offsetof(KsmCounters, general_profit) }, /* signed */
 };
 
 struct Ksm {
@@ -286,10 +287,11 @@ static int counter_read(const Ksm *ksm, size_t i, KsmCounters *all) {
         uint64_t value = 0;
         int r;
 
-        r = number_read(ksm->counter_fds[i], counters[i].offset == offsetof(KsmCounters, general_profit), &value);
+        r = number_read(ksm->counter_fds[i],
+                        i == COUNTER_ZERO || counters[i].offset == offsetof(KsmCounters, general_profit), &value);
         if (r < 0)
                 return r;
-        /* general_profit is an int64_t of the same size and is read as its two's complement. */
+        /* The signed ones are int64_t, of the same size, and are read as their two's complement. */
         memcpy((char *)all + counters[i].offset, &value, sizeof value);
         return 0;
 }

@@ -12,8 +12,8 @@ typedef struct Ksm Ksm;
 
 typedef struct KsmCounters {
         uint64_t pages_shared, pages_sharing, pages_unshared, pages_volatile, pages_scanned, pages_skipped;
-        uint64_t full_scans, stable_node_chains, stable_node_dups, ksm_zero_pages;
-        int64_t general_profit;
+        uint64_t full_scans, stable_node_chains, stable_node_dups;
+        int64_t ksm_zero_pages, general_profit;
 } KsmCounters;
 
 typedef struct KsmKnobs {

@@ -90,11 +90,11 @@ Burst *burst_free(Burst *burst) {
  * the burst ends by its scans.
  */
 static void count_merged(Burst *burst, const KsmCounters *counters) {
-        uint64_t before = burst->last.pages_sharing + burst->last.ksm_zero_pages;
-        uint64_t now = counters->pages_sharing + counters->ksm_zero_pages;
+        int64_t before = (int64_t)burst->last.pages_sharing + burst->last.ksm_zero_pages;
+        int64_t now = (int64_t)counters->pages_sharing + counters->ksm_zero_pages;
 
         if (now > before)
-                burst->merged_pages += now - before;
+                burst->merged_pages += (uint64_t)(now - before);
         if (counters->full_scans < burst->last.full_scans)
                 burst->start.full_scans = counters->full_scans; /* run = 2 makes it count from 0 again */
         burst->last = *counters;

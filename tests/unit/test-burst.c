@@ -109,6 +109,17 @@ static BurstState step_after(uint64_t nsec) {
         return burst_step(burst);
 }
 
+/* The kernel miscounts the zero pages of children: the count falls below 0, and is none the less one to go by. */
+static void test_zero_pages_below_zero(void **unused) {
+        put_text("ksm_zero_pages", "-15\n");
+        assert_int_equal(burst_start(burst, 100, 100), 0);
+        put("ksm_zero_pages", 84);
+        assert_int_equal(step_after(NSEC_PER_MSEC), BURST_RUNNING);
+        put("ksm_zero_pages", 85);
+        assert_int_equal(step_after(NSEC_PER_MSEC), BURST_DONE);
+        assert_as_found();
+}
+
 static void test_ends_when_all_is_merged(void **unused) {
         BurstStats stats;
 
@@ -325,6 +336,7 @@ int main(void) {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
         const struct CMUnitTest tests[] = {
                 TEST(test_ends_when_all_is_merged),
+                TEST(test_zero_pages_below_zero),
                 TEST(test_counters_that_fall),
                 TEST(test_ends_by_scans),
                 TEST(test_two_scans_from_the_start),
