@@ -257,7 +257,10 @@ static int explain(void *userdata, pid_t pid, json_t **ret, const char **ret_rea
                 return explain_managed(m, member, ret);
         r = target_new(pid, &target);
         if (r == TARGET_E_GONE) {
-                *ret_reason = "there is no such process";
+                static char reason[64];
+
+                snprintf(reason, sizeof reason, "there is no process %d", (int)pid);
+                *ret_reason = reason;
                 return SERVICE_E_NOT_FOUND;
         }
         if (r < 0)
@@ -270,7 +273,8 @@ static int explain(void *userdata, pid_t pid, json_t **ret, const char **ret_rea
                          (int)pid, "name", text(target ? target->comm : ""), "cgroup", text(cgroup ?: ""), "section",
                          text(section ? section->pattern : NULL), "merge", section ? conf_merge_name(section->merge) : "no",
                          "domain", "route", "state", "excluded", "reason",
-                         !section                          ? "no section of the configuration matches its cgroup"
+                         skip == TARGET_SKIP_KERNEL_THREAD ? target_skip_name(skip)
+                         : !section                        ? "no section of the configuration matches its cgroup"
                          : section->malformed              ? "its section of the configuration is malformed"
                          : section->merge == CONF_MERGE_NO ? "its section says Merge=no"
                          : skip != TARGET_OK               ? target_skip_name(skip)
