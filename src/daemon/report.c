@@ -8,6 +8,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 
+#include <limits.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -334,7 +335,11 @@ static int unmerge(void *userdata, const char *cgroup, ServiceCall *call, const 
         int r;
 
         if (!roster_find_group(&m->roster, cgroup)) {
-                *ret_reason = "no such cgroup is opted in";
+                static char reason[PATH_MAX + 64];
+
+                /* Cut off, it might end inside a character. */
+                snprintf(reason, sizeof reason, "no cgroup '%s' is opted in", strlen(cgroup) < PATH_MAX ? cgroup : "…");
+                *ret_reason = reason;
                 return SERVICE_E_NOT_FOUND;
         }
         copy = strdup(cgroup);
