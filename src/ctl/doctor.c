@@ -14,6 +14,7 @@
 #include "host/ksm.h"
 
 #include <dirent.h>
+#include <fcntl.h>
 #include <jansson.h>
 #include <stdio.h>
 #include <string.h>
@@ -141,13 +142,20 @@ static void check_foreign(Doctor *doctor) {
         closedir(dir);
 }
 
+/* An opening for writing changes nothing. That an ordinary user may not is no verdict on the daemon. */
+static bool ksm_read_only(void) {
+        _cleanup_close_ int fd = open("/sys/kernel/mm/ksm/run", O_WRONLY | O_CLOEXEC);
+
+        return fd < 0 && errno == EROFS;
+}
+
 static json_t *ksm_json(void) {
         _cleanup_(ksm_freep) Ksm *ksm = NULL;
         KsmKnobs knobs;
         KsmCounters counters;
         int r = ksm_new(NULL, NULL, &ksm);
 
-        if (r < 0 || ksm_knobs(ksm, &knobs) < 0 || ksm_counters(ksm, &counters) < 0)
+        if (r < 0 || ksm_read_only() || ksm_knobs(ksm, &knobs) < 0 || ksm_counters(ksm, &counters) < 0)
                 return json_pack("{s:b, s:s}", "usable", 0, "verdict",
                                  r == -ENOENT ? "this kernel has no KSM: route advise is not possible"
                                               : "KSM's settings cannot be changed: nothing is merged");

@@ -6,8 +6,10 @@
 #include "daemon/notify.h"
 
 #include <getopt.h>
+#include <linux/capability.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <sys/resource.h>
 
 static int usage(FILE *out, int result) {
@@ -78,6 +80,30 @@ static int serve(Manager *manager) {
         return manager_run(manager);
 }
 
+/* Root alone is not enough where capabilities were taken away (a container): without these two nothing would be merged,
+ * process by process. */
+static bool capable(void) {
+        static const struct {
+                unsigned number;
+                const char *name, *why;
+        } needed[] = {
+                { CAP_SYS_PTRACE, "CAP_SYS_PTRACE", "to read processes and mark their memory" },
+                { CAP_SYS_ADMIN, "CAP_SYS_ADMIN", "to see which page is on which frame" },
+        };
+        struct __user_cap_header_struct header = { .version = _LINUX_CAPABILITY_VERSION_3 };
+        struct __user_cap_data_struct data[_LINUX_CAPABILITY_U32S_3] = { 0 };
+        bool all = true;
+
+        if (syscall(SYS_capget, &header, data) < 0)
+                return true; /* whatever is missing will show */
+        for (size_t i = 0; i < ELEMENTSOF(needed); i++)
+                if (!(data[CAP_TO_INDEX(needed[i].number)].effective & CAP_TO_MASK(needed[i].number))) {
+                        log_error("%s is missing: it is needed %s", needed[i].name, needed[i].why);
+                        all = false;
+                }
+        return all;
+}
+
 int main(int argc, char **argv) {
         enum { CONFIG = 256, CHECK, ONCE, VERSION };
         static const struct option options[] = {
@@ -122,6 +148,8 @@ int main(int argc, char **argv) {
                 return 1;
         }
         raise_open_files();
+        if (!capable())
+                return 1;
         r = manager_new(config, once, &manager);
         if (r < 0)
                 return 1;
