@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* ksmd-user(8): arguments only; everything else is the manager's. */
+#include "base/clock.h"
 #include "base/log.h"
 #include "control/varlink.h"
 #include "daemon/manager.h"
@@ -11,6 +12,8 @@
 #include <string.h>
 #include <sys/syscall.h>
 #include <sys/resource.h>
+
+#define SOCKET_TRIES 10U
 
 static int usage(FILE *out, int result) {
         fprintf(out,
@@ -65,7 +68,10 @@ static int serve(Manager *manager) {
         int fd = notify_listen_fd(), r;
 
         if (fd < 0) {
-                r = varlink_listen(manager->conf->daemon.socket, &fd);
+                /* The kernel closes what a daemon's ring held a moment after that daemon was killed and collected. */
+                for (unsigned try = 0; (r = varlink_listen(manager->conf->daemon.socket, &fd)) == -EADDRINUSE &&
+                                       try < SOCKET_TRIES; try++)
+                        (void)manager_breathe(manager, NSEC_PER_SEC / 10);
                 if (r < 0) {
                         log_error("%s: %s", manager->conf->daemon.socket,
                                   r == -EADDRINUSE ? "another daemon listens there" : strerror(-r));
