@@ -298,12 +298,14 @@ class Host:
     def move(self, group, pid):
         (self.root / group / "cgroup.procs").write_text(str(pid))
 
-    def spawn(self, group, *command, ready=None, **options):
-        """Starts a process inside the cgroup; waits for a line that begins with ready on its standard output."""
+    def spawn(self, group, *command, ready=None, environment=None, output=None, **options):
+        """Starts a process inside the cgroup; waits for a line that begins with ready on its standard output. output: a
+        file that takes what it says, errors too."""
         def enter():
             (self.root / group / "cgroup.procs").write_text("0")
         process = subprocess.Popen([str(c) for c in command], preexec_fn=enter if group else None,
-                                   stdout=subprocess.PIPE if ready else None, text=True, **options)
+                                   stdout=subprocess.PIPE if ready else output, text=True, env=environment,
+                                   stderr=output, **options)
         self.processes.append(process)
         if ready:
             for line in process.stdout:
@@ -349,13 +351,13 @@ class Host:
     def socket(self):
         return self.dir / "socket"
 
-    def daemon(self, config, *arguments, wait=True, environment=None, **options):
+    def daemon(self, config, *arguments, wait=True, environment=None, program=DAEMON, **options):
         """Starts a daemon; what it logs can be read by its log()."""
         log = self.dir / f"daemon-{len(self.daemons)}.log"
         if "stderr" not in options:
             options["stderr"] = log.open("w")
             self.logs.append(log)
-        process = subprocess.Popen([str(DAEMON), "--config", str(config), *arguments],
+        process = subprocess.Popen([str(program), "--config", str(config), *arguments],
                                    env={**os.environ, "RUNTIME_DIRECTORY": str(self.dir / "run"),
                                         **(environment or {})}, **options)
         self.daemons.append(process)

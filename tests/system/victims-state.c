@@ -105,12 +105,16 @@ static bool rseq_count(struct rseq *area) {
 }
 
 static uint64_t counted;
+/* The thread that is given an argument looks after the memory. */
 static void *count_thread(void *arg) {
         struct rseq *area = (struct rseq *)(void *)((char *)__builtin_thread_pointer() + __rseq_offset);
         uint64_t n = 0;
-        while (now_nsec() < victim_end_nsec)
+        while (now_nsec() < victim_end_nsec) {
                 for (int i = 0; i < 1000; i++)
                         n += rseq_count(area);
+                if (arg)
+                        victim_memory_tick();
+        }
         __atomic_add_fetch(&counted, n, __ATOMIC_SEQ_CST);
         return NULL;
 }
@@ -122,7 +126,7 @@ void victim_rseq(void) {
         victim_ready();
         for (size_t i = 0; i < ELEMENTSOF(threads); i++)
                 CHECK(pthread_create(&threads[i], NULL, count_thread, NULL) == 0);
-        count_thread(NULL);
+        count_thread(&counted);
         for (size_t i = 0; i < ELEMENTSOF(threads); i++)
                 pthread_join(threads[i], NULL);
         uint64_t sum = 0;
@@ -223,6 +227,8 @@ static void *busy_thread(void *arg) {
                         ;
 #endif
                 __atomic_add_fetch(&victim_rounds, 1, __ATOMIC_RELAXED);
+                if (arg)
+                        victim_memory_tick();
         }
         return NULL;
 }
@@ -232,7 +238,7 @@ void victim_threads64(void) {
         for (size_t i = 0; i < ELEMENTSOF(threads); i++)
                 CHECK(pthread_create(&threads[i], NULL, busy_thread, NULL) == 0);
         victim_ready();
-        busy_thread(NULL);
+        busy_thread(threads);
         for (size_t i = 0; i < ELEMENTSOF(threads); i++)
                 pthread_join(threads[i], NULL);
 }

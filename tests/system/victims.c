@@ -86,15 +86,18 @@ int main(int argc, char **argv) {
         CHECK(own_range != MAP_FAILED);
         for (uint64_t i = 0; i < OWN_BYTES; i++)
                 own_range[i] = (char)(i * 7 + i / PAGE_BYTES);
+        victim_memory_new();
         for (size_t i = 0; i < ELEMENTSOF(victims); i++) {
                 if (strcmp(victims[i].kind, argv[1]) != 0)
                         continue;
                 victims[i].run();
                 for (uint64_t n = 0; n < OWN_BYTES; n++)
                         CHECK(own_range[n] == (char)(n * 7 + n / PAGE_BYTES), "byte %lu", n);
+                victim_memory_check();
                 victim_check_memory(argv[1]);
                 CHECK(count_fds() == open_fds_before, "descriptors: %lu, were %lu", count_fds(), open_fds_before);
                 printf("%s: %lu rounds, %lu eintr\n", argv[1], victim_rounds, victim_eintrs);
+                victim_memory_report();
                 return 0;
         }
         fprintf(stderr, "no such kind: %s\n", argv[1]);

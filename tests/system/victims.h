@@ -19,8 +19,18 @@ extern uint64_t victim_rounds;
 extern bool victim_tolerates_eintr;     /* its visitor is killed now and then: the one thing that may be seen */
 extern uint64_t victim_eintrs;
 
+/* victims-memory.c: memory that is worth merging, always changing, and checked byte by byte. */
+extern bool victim_may_call;            /* system calls on it: no longer under a filter */
+extern unsigned victim_churn_permille;  /* of the changes: by munmap, mremap, madvise, or the kernel's hand */
+void victim_memory_new(void);
+void victim_memory_tick(void);          /* checks and changes a little, at most once in a millisecond */
+void victim_memory_step(void);          /* the same at once, without any call */
+void victim_memory_check(void);         /* all of it, in a child too */
+void victim_memory_report(void);
+
 static inline bool victim_goes_on(void) {
         victim_rounds++;
+        victim_memory_tick();
         return now_nsec() < victim_end_nsec;
 }
 void victim_ready(void);

@@ -1,0 +1,27 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "target/remote-internal.h"
+
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+/*
+ * What makes the daemon one for tests (REMOTE_TEST), by its environment: KSMD_USER_TEST_LEAVE_OUT=MASK leaves safeguards
+ * of the remote calls out (REMOTE_GUARD_*); KSMD_USER_TEST_END_AT=STEP:VISIT ends it as by SIGKILL when it comes to that
+ * step of the protocol for the VISITth time, with a thread of a target in its hands.
+ */
+unsigned remote_test_leave_out;
+static unsigned end_at_step = _REMOTE_STEP_MAX, end_at_visit;
+
+__attribute__((constructor)) static void read_environment(void) {
+        const char *leave_out = getenv("KSMD_USER_TEST_LEAVE_OUT"), *end_at = getenv("KSMD_USER_TEST_END_AT");
+        if (leave_out)
+                remote_test_leave_out = (unsigned)strtoul(leave_out, NULL, 0);
+        if (end_at && sscanf(end_at, "%u:%u", &end_at_step, &end_at_visit) != 2)
+                abort();
+}
+
+void remote_test_step(RemoteStep step) {
+        if (step == end_at_step && end_at_visit-- == 0)
+                raise(SIGKILL);
+}

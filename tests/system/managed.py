@@ -1,0 +1,246 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Victims that check themselves (victims.c) while the whole daemon manages them at full speed: none may notice anything,
+nothing may be left in them. That each of them was acted on is seen from outside: its frames, its mappings' flags.
+
+    managed.py [--seconds-scale X] PHASE...     PHASE: quiet busy storms threads threads64 kills control-eintr
+
+The first five are some of the kinds each. kills: the daemon is killed and restarted ten times, half of them in the middle
+of a stop. control-eintr: one safeguard is left out, and the victim must fail of it."""
+import os
+import pathlib
+import random
+import re
+import signal
+import struct
+import subprocess
+import sys
+import time
+
+from harness import BUILD, PAGE, Frames, Host, KSM, check, wait_for
+
+VICTIMS = BUILD / "tests/system/victims"
+TEST_DAEMON = BUILD / "tests/system/ksmd-user-test"
+STEPS = 20              # of the protocol: _REMOTE_STEP_MAX
+GUARD_EINTR = 1
+STOP_MAX_NSEC = 2_000_000
+UNDO_SECONDS = 4        # before the victims' end everything is unmerged
+AREA = re.compile(r"^memory 0x([0-9a-f]+) (\d+)$", re.M)
+CHILD = re.compile(r"^child (\d+)$", re.M)
+# Whose memory is not touched: nothing can be borrowed in one, the other is traced (its tracer is managed).
+UNTOUCHED = {"bare", "traced"}
+
+
+class Victim:
+    """One `victims KIND`: in its cgroup, its output in a file."""
+
+    def __init__(self, host, group, kind, seconds, tolerant):
+        self.kind, self.path = kind, host.dir / f"{kind}.out"
+        environment = {**os.environ, **({"VICTIM_TOLERATES_EINTR": "1"} if tolerant else {})}
+        with open(self.path, "w") as out:
+            self.process = host.spawn(group, VICTIMS, kind, seconds, environment=environment, output=out)
+        wait_for(f"victim {kind}", lambda: self.process.poll() is not None or "ready " in self.text(), 10)
+        area = AREA.search(self.text())
+        self.area, self.bytes = (int(area[1], 16), int(area[2])) if area else (0, 0)
+        child = CHILD.search(self.text())
+        self.pid = int(child[1]) if child and kind == "namespaces" else self.process.pid
+        self.most_merged = self.most_zero = self.taken_apart = self.flags_changed = 0
+        self.marks, self.merged = None, set()
+
+    def text(self):
+        return self.path.read_text(errors="replace")
+
+    def look(self, frames):
+        """Pages of its memory that are merged now, and whether its marks changed: each change took at least a stop."""
+        try:
+            with open(f"/proc/{self.pid}/pagemap", "rb", buffering=0) as pagemap:
+                data = os.pread(pagemap.fileno(), self.bytes // PAGE * 8, self.area // PAGE * 8)
+            marks = mergeable(self.pid)
+        except OSError:  # it has ended
+            return
+        merged, zero = set(), 0
+        for page, (entry,) in enumerate(struct.iter_unpack("Q", data)):
+            if entry >> 63:
+                flags = frames.flags(entry & (1 << 55) - 1)
+                zero += bool(flags & frames.ZERO_FLAG)
+                if flags & frames.KSM_FLAG:
+                    merged.add(page)
+        self.taken_apart += len(self.merged - merged)
+        self.flags_changed += self.marks is not None and marks != self.marks
+        self.most_merged, self.most_zero = max(self.most_merged, len(merged)), max(self.most_zero, zero)
+        self.merged, self.marks = merged, marks
+
+    def acted_on(self):
+        return (f"{self.most_merged:4} pages merged at best, {self.most_zero:4} zero, {self.taken_apart:5} seen taken apart, "
+                f"marks seen changed {self.flags_changed:3} times")
+
+
+def mergeable(pid):
+    """The mappings that are marked for merging."""
+    marked, address = [], None
+    for line in open(f"/proc/{pid}/smaps"):
+        if "-" in line.split(" ", 1)[0]:
+            address = line.split(" ", 1)[0]
+        elif line.startswith("VmFlags:") and " mg" in line:
+            marked.append(address)
+    return tuple(marked)
+
+
+def foreign_mappings(pid):
+    return [line for line in open(f"/proc/{pid}/maps") if line.startswith("6b736")]
+
+
+def cpu_times():
+    fields = [int(x) for x in open("/proc/stat").readline().split()[1:]]
+    return sum(fields), fields[3]
+
+
+def members(host, group):
+    """Every process of the cgroup and those below it."""
+    return [int(pid) for path in (host.root / group).rglob("cgroup.procs") for pid in path.read_text().split()]
+
+
+def what_is_left(host, group):
+    left = []
+    for pid in members(host, group):
+        try:
+            left += [f"{pid}: mergeable {address}" for address in mergeable(pid)]
+            left += [f"{pid}: foreign {line}" for line in foreign_mappings(pid)]
+        except OSError:  # ended meanwhile
+            pass
+    return left
+
+
+def unmerge(host, group):
+    """ksmctl unmerge, until all are reached: some stand still just now, and what a dead daemon left goes with the visit."""
+    for path in [group] + [t["cgroup"] for t in host.call("ListTargets")["targets"] if t["cgroup"] != group]:
+        host.ctl("unmerge", path, expect=None)
+    end = time.monotonic() + UNDO_SECONDS - 1
+    while left := what_is_left(host, group):
+        check(time.monotonic() < end, "left behind after unmerge:\n" + "\n".join(left))
+        time.sleep(0.05)
+
+
+def kill_and_restart(host, config, daemon, number):
+    """Ends the daemon at this moment, if it did not end itself in the middle of a stop, as every other one will."""
+    environment = {"KSMD_USER_TEST_END_AT": f"{random.randrange(STEPS)}:{random.randrange(6)}"} if number % 2 else {}
+    daemon.kill()
+    daemon.wait()
+    return host.daemon(config, environment=environment, program=TEST_DAEMON, wait=number == 0)
+
+
+def run(host, phase, kinds, seconds, *, kills=0, lenient=(), leave_out=0, tolerant=False):
+    """Returns the statistics of the (last) daemon, the share of idle CPU, and the victims that failed."""
+    group = host.cgroup(phase)
+    victims = [Victim(host, group, kind, seconds, tolerant) for kind in kinds]
+    began, (total, idle) = time.monotonic(), cpu_times()
+    config = host.configure("ScanInterval=100ms\nMinimumAge=0s\nCPUQuota=100%\n"
+                            f"[Cgroup {group}]\nMerge=yes\nDomain=victims\n"
+                            f"[Cgroup {group}/**]\nMerge=yes\nDomain=victims\n")
+    options = {"environment": {"KSMD_USER_TEST_LEAVE_OUT": str(leave_out)}, "program": TEST_DAEMON} if leave_out else {}
+    daemon = host.daemon(config, **options)
+    frames, killed, in_stop = Frames(), 0, 0
+    # After the last kill a daemon lives long enough to come round to all of them.
+    kill_every = (seconds - UNDO_SECONDS - 4) / (kills + 1) if kills else None
+    while time.monotonic() < began + seconds - UNDO_SECONDS:
+        frames.cache = {}
+        for victim in victims:
+            victim.look(frames)
+        if killed < kills and time.monotonic() > began + (killed + 0.3 + 0.7 * random.random()) * kill_every:
+            killed += 1
+            in_stop += daemon.poll() is not None
+            daemon = kill_and_restart(host, config, daemon, killed if killed < kills else 0)
+        if leave_out and any(v.process.poll() for v in victims):
+            break
+        time.sleep(0.25)
+    after_total, after_idle = cpu_times()
+    idle = (after_idle - idle) / (after_total - total)
+    stats = host.stats()
+    states = {t["pid"]: f"{t['state']} {t['reason'] or ''}" for t in host.call("ListTargets")["targets"]}
+    if not leave_out:
+        unmerge(host, group)
+    for victim in victims:
+        try:
+            victim.process.wait(30)
+        except subprocess.TimeoutExpired:
+            check(False, f"{victim.kind} does not end:\n{victim.text()}")
+    check(host.stop(daemon) == 0, "the daemon ended badly")
+
+    print(f"{phase}: {seconds} s, {stats['stops']} stops, p50 {stats['stop_nsec_p50'] / 1e6:.2f} p99 "
+          f"{stats['stop_nsec_p99'] / 1e6:.2f} max {stats['stop_nsec_max'] / 1e6:.2f} ms, CPUs {idle:.0%} idle, "
+          f"{stats['full_scans']} passes, {stats['pages_sharing']} pages saved in the end; failures "
+          f"{ {k: v for k, v in stats['merge_failures'].items() if v} }"
+          + (f"; {killed} kills, {in_stop} of them in a stop" if kills else ""), flush=True)
+    failed = [v for v in victims if v.process.returncode not in (0, 77)]
+    for victim in victims:
+        print(f"  {victim.kind:11} {victim.acted_on()}; {states.get(victim.pid, 'ended')}", flush=True)
+    for victim in failed:
+        print(f"FAILED: {victim.kind} ended with {victim.process.returncode}:\n{victim.text()[-2000:]}", flush=True)
+    for victim in victims:
+        if leave_out or victim.process.returncode == 77:
+            continue
+        if victim.kind not in lenient:
+            check(victim.kind == "bare" or victim.most_merged > 20, f"{victim.kind}: hardly anything was ever merged in it")
+            check(victim.kind == "bare" or victim.flags_changed > 2, f"{victim.kind}: was hardly ever acted on")
+    check(leave_out or stats["stops"] > 20, "hardly any stop was made")
+    check(in_stop >= kills // 4, f"only {in_stop} of {kills} daemons ended in a stop")
+    return stats, idle, failed
+
+
+# Those that sleep most of the time leave a CPU to be had: their stops must be short. Two to five busy threads at once are as
+# many as can be stopped at all on two CPUs.
+QUIET = ["eintr", "mdwe", "namespaces", "filter", "strict", "traced", "bare"]
+BUSY = ["registers", "sigtrap", "frozen"]
+STORMS = ["churn", "forkexec", "exit", "vfork", "stopcont"]
+THREADS = ["rseq", "signals"]
+
+
+def phase_quiet(host, scale):
+    stats, idle, failed = run(host, "quiet", QUIET, 16 * scale)
+    check(not failed, "a victim failed")
+    if idle < 0.3:
+        print(f"the CPUs were not idle enough to say anything of the stops' length: {idle:.0%}")
+    else:
+        check(stats["stop_nsec_p99"] <= STOP_MAX_NSEC, f"stops too long: p99 {stats['stop_nsec_p99'] / 1e6:.2f} ms")
+
+
+def phase_busy(host, scale):
+    check(not run(host, "busy", BUSY, 12 * scale)[2], "a victim failed")
+
+
+def phase_storms(host, scale):
+    check(not run(host, "storms", STORMS, 14 * scale)[2], "a victim failed")
+
+
+def phase_threads(host, scale):
+    check(not run(host, "threads", THREADS, 11 * scale)[2], "a victim failed")
+
+
+def phase_threads64(host, scale):
+    check(not run(host, "threads64", ["threads64", "eintr"], 10 * scale, lenient=["threads64"])[2], "a victim failed")
+
+
+def phase_kills(host, scale):
+    check(not run(host, "kills", QUIET + ["registers"], 28 * scale, kills=10,
+                  tolerant=True)[2], "a victim failed")
+
+
+def phase_control_eintr(host, scale):
+    failed = run(host, "control", ["eintr"], 12 * scale, leave_out=GUARD_EINTR)[2]
+    check(failed and "Interrupted system call" in failed[0].text(), "without the repair of EINTR the victim saw nothing")
+
+
+def main(arguments):
+    scale = 1.0
+    if arguments[:1] == ["--seconds-scale"]:
+        scale, arguments = float(arguments[1]), arguments[2:]
+    for phase in arguments:
+        with Host("managed") as host:
+            try:
+                globals()["phase_" + phase.replace("-", "_")](host, scale)
+            finally:  # the cgroups that victims made, should they have left any
+                for group in list(host.groups):
+                    host.groups += [str(p.relative_to(host.root)) for p in (host.root / group).iterdir() if p.is_dir()]
+
+
+main(sys.argv[1:] or ["quiet", "busy", "storms", "threads", "threads64", "kills"])
