@@ -17,6 +17,7 @@ typedef enum MergeFailure {
         MERGE_FAILURE_HUGE,             /* in a huge page not worth splitting */
         MERGE_FAILURE_VMA_BUDGET,       /* would take too many mappings */
         MERGE_FAILURE_SHORT_RUN,        /* shorter than MinimumRun */
+        MERGE_FAILURE_STACK,            /* on the main thread's stack, which is left whole */
         MERGE_FAILURE_KERNEL,           /* marked, but ksmd did not merge it (pinned, or still changing) */
         _MERGE_FAILURE_MAX,
 } MergeFailure;

@@ -37,7 +37,8 @@ static void census_member(CensusFrames *frames, Member *member, PageStats *stats
         member->counts.unmerged -= MIN_OF(member->counts.unmerged, census.ksm_mappings + member->counts.given +
                                                                    member->counts.left_huge +
                                                                    member->counts.left_budget +
-                                                                   member->counts.left_run);
+                                                                   member->counts.left_run +
+                                                                   member->counts.left_stack);
         if (census.ksm_mappings >= member->counts.merged)
                 member->counts.merged = census.ksm_mappings;
         stats->pages_shared += census.ksm_frames;
@@ -49,6 +50,7 @@ static void census_member(CensusFrames *frames, Member *member, PageStats *stats
         stats->merge_failures[MERGE_FAILURE_HUGE] += member->counts.left_huge;
         stats->merge_failures[MERGE_FAILURE_VMA_BUDGET] += member->counts.left_budget;
         stats->merge_failures[MERGE_FAILURE_SHORT_RUN] += member->counts.left_run;
+        stats->merge_failures[MERGE_FAILURE_STACK] += member->counts.left_stack;
         stats->merge_failures[MERGE_FAILURE_KERNEL] += member->counts.unmerged;
         stats->metadata_bytes += member->space.n * sizeof(Block);
         /* What KSM keeps: 64 bytes for each page it was shown and for each node. */

@@ -248,6 +248,7 @@ static int merge_member(Pass *pass, Member *member) {
         member->counts.left_huge = plan.pages_left_huge;
         member->counts.left_budget = plan.pages_left_budget;
         member->counts.left_run = plan.pages_left_run;
+        member->counts.left_stack = plan.pages_left_stack;
         member->counts.marked = plan.pages_marked;
         if (member->group->slot->dry_run || member->skip != TARGET_OK)
                 return 0;

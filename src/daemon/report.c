@@ -219,6 +219,7 @@ static json_t *failures_json(const Member *member) {
         stats.merge_failures[MERGE_FAILURE_HUGE] = member->counts.left_huge;
         stats.merge_failures[MERGE_FAILURE_VMA_BUDGET] = member->counts.left_budget;
         stats.merge_failures[MERGE_FAILURE_SHORT_RUN] = member->counts.left_run;
+        stats.merge_failures[MERGE_FAILURE_STACK] = member->counts.left_stack;
         stats.merge_failures[MERGE_FAILURE_KERNEL] = member->counts.unmerged;
         whole = page_stats_json(&stats);
         failures = json_incref(json_object_get(whole, "merge_failures"));

@@ -41,7 +41,7 @@ typedef struct Group {
 /* What the last pass found in one process, in pages. */
 typedef struct MemberCounts {
         uint64_t present, zero, twin, merged, given, changed, unique, shared_by_fork, skipped, failed;
-        uint64_t wanted, marked, left_huge, left_budget, left_run, unmerged;
+        uint64_t wanted, marked, left_huge, left_budget, left_run, left_stack, unmerged;
 } MemberCounts;
 
 typedef struct Member {

@@ -143,6 +143,15 @@ static int run_add(Planner *p, uint64_t start, uint64_t end) {
         return 0;
 }
 
+/* What is wanted from here to there is left alone, and no gap is bridged across it. */
+static void leave(Planner *p, const PageSet wanted, unsigned from, unsigned to, uint64_t *counter) {
+        unsigned n = set_count(wanted, from, to);
+
+        p->plan->pages_wanted += n;
+        *counter += n;
+        gap_add(p, NSEC_BARRIER);
+}
+
 /* The part of a block that lies in the mapping being walked. */
 static int block_add(Planner *p, const Block *block, unsigned from, unsigned to) {
         PageSet wanted;
@@ -155,10 +164,13 @@ static int block_add(Planner *p, const Block *block, unsigned from, unsigned to)
         }
         if (block->huge && !p->vma->mergeable &&
             (uint64_t)set_count(wanted, 0, BLOCK_PAGES) * 10000 < (uint64_t)p->rules->huge_page_split * BLOCK_PAGES) {
-                unsigned n = set_count(wanted, from, to);
-                p->plan->pages_wanted += n;
-                p->plan->pages_left_huge += n;
-                gap_add(p, NSEC_BARRIER);
+                leave(p, wanted, from, to, &p->plan->pages_left_huge);
+                return 0;
+        }
+        /* The kernel holds each piece of a split stack against the limit by itself, and a piece that grows takes the
+         * mark along to pages that nobody planned. */
+        if (p->vma->growsdown && !p->vma->mergeable) {
+                leave(p, wanted, from, to, &p->plan->pages_left_stack);
                 return 0;
         }
         for (unsigned page = from; page < to;) {

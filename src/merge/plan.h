@@ -33,6 +33,7 @@ typedef struct Plan {
         uint64_t pages_left_huge;       /* of a huge page that is not worth splitting */
         uint64_t pages_left_budget;     /* would have cost more mappings than the process may have */
         uint64_t pages_left_run;        /* of a run shorter than minimum_run_pages */
+        uint64_t pages_left_stack;      /* of a mapping that grows: splitting it would loosen RLIMIT_STACK */
 } Plan;
 
 void plan_done(Plan *plan);

@@ -159,6 +159,9 @@ static bool parse_flags(const VmaParser *parser, const char *p, const char *end,
                 case FLAG('m', 'g'):
                         vma->mergeable = true;
                         break;
+                case FLAG('g', 'd'):
+                        vma->growsdown = true;
+                        break;
                 case FLAG('h', 'g'):
                         vma->huge_advised = true;
                         break;

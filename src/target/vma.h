@@ -29,6 +29,7 @@ typedef struct Vma {
         bool write, exec, file; /* file: pages not yet copied belong to a file and are never read */
         bool mergeable;         /* mg: MADV_MERGEABLE or PR_SET_MEMORY_MERGE */
         bool huge_advised;      /* hg */
+        bool growsdown;         /* gd: the main thread's stack */
         uint64_t anonymous_bytes; /* present and anonymous, KSM's included */
         uint64_t huge_bytes;    /* of them mapped by huge pages */
 } Vma;

@@ -198,7 +198,8 @@ static const char *broken(const World *w, const Plan *plan) {
                         return "something wanted in a mergeable mapping is left out";
         }
         if (wanted != plan->pages_wanted ||
-            left != plan->pages_left_huge + plan->pages_left_budget + plan->pages_left_run)
+            left != plan->pages_left_huge + plan->pages_left_budget + plan->pages_left_run +
+                            plan->pages_left_stack)
                 return "wanted pages are unaccounted for";
         if (added > 0 && w->rules.vmas_now + added > w->rules.vmas_max)
                 return "too many mappings";
@@ -388,6 +389,24 @@ static void test_huge(void **unused) {
         check(&w, 2, 130);
 }
 
+/* The main thread's stack stays in one piece, unless it is mergeable as it is. */
+static void test_stack(void **unused) {
+        static World w;
+        _cleanup_(plan_done) Plan plan = {};
+
+        world_init(&w);
+        world_map(&w, 0, 1024, VMA_OK, false);
+        world_set(&w, 0, 1024, false);
+        world_set(&w, 3, 30, true);
+        w.mappings[0].growsdown = true;
+        assert_int_equal(plan_make(&w.space, &w.vmas, &w.rules, &plan), 0);
+        assert_int_equal(plan.n, 0);
+        assert_int_equal(plan.pages_wanted, 27);
+        assert_int_equal(plan.pages_left_stack, 27);
+        w.mappings[0].mergeable = true;
+        check(&w, 1, 27);
+}
+
 /* What KSM made the zero page keeps its mark; elsewhere the zero page is nothing to merge. */
 static void test_zeropage(void **unused) {
         static World w;
@@ -422,7 +441,8 @@ int main(void) {
                 cmocka_unit_test(test_promises), cmocka_unit_test(test_check_can_fail),
                 cmocka_unit_test(test_gaps), cmocka_unit_test(test_replanning),
                 cmocka_unit_test(test_budget), cmocka_unit_test(test_budget_takes_short),
-                cmocka_unit_test(test_huge), cmocka_unit_test(test_zeropage), cmocka_unit_test(test_nothing),
+                cmocka_unit_test(test_huge), cmocka_unit_test(test_stack),
+                cmocka_unit_test(test_zeropage), cmocka_unit_test(test_nothing),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);
 }
