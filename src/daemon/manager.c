@@ -305,10 +305,14 @@ static void end_request(Manager *m, size_t i, int result, const char *reason, js
         free(request.cgroup);
 }
 
-/* Undoes what was done to the members that left. true: some could not be reached and are to be tried again. */
+/* Undoes what was done to the members that left. true: some could not be reached and are to be tried again. A child
+ * learns from its parent's state file which marks it was born with, and undoing the parent removes that file: so all
+ * are asked before any is undone. */
 static bool undo_leaving(Manager *m, uint64_t *ret_pages) {
         bool again = false;
 
+        for (size_t i = 0; i < m->roster.n_leaving; i++)
+                (void)manager_load_marks(m, m->roster.leaving[i]); /* manager_undo() says what is wrong */
         for (size_t i = 0; i < m->roster.n_leaving;) {
                 Member *member = m->roster.leaving[i];
                 int r;
@@ -512,10 +516,12 @@ static bool converged(const Manager *m) {
 }
 
 int manager_run_once(Manager *m) {
+        uint64_t pages = 0;
         json_t *stats;
         int r = 0;
 
         for (unsigned i = 0; i < ONCE_PASSES && !m->stopping; i++) {
+                undo_leaving(m, &pages);
                 r = manager_pass(m);
                 if (r < 0)
                         break;

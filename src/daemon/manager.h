@@ -92,8 +92,11 @@ bool manager_member_ready(Manager *manager, Member *member);
 /* Its mappings as they are: read again unless they were read a moment ago and have not changed. As target_read_vmas(). */
 int manager_refresh_vmas(Member *member);
 void manager_note_remote_error(Manager *manager, Member *member, int error /* REMOTE_E_* */);
-/* Undoes one member of the leaving; 0 when nothing of ours is left in it (or it is gone), REMOTE_E_BUSY to try again
- * later. *ret_pages grows by the pages that were unmarked. */
+/* Learns what is marked in a member that no pass has met: an earlier daemon may have marked it, and a child is born with
+ * its parent's marks. REMOTE_E_GONE, REMOTE_E_DENIED, -errno. */
+int manager_load_marks(Manager *manager, Member *member);
+/* Undoes one member; 0 when nothing of ours is left in it (or it is gone), REMOTE_E_BUSY to try again later: it cannot
+ * be called now, or memory to un-share into was short. *ret_pages grows by the pages that were unmarked. */
 int manager_undo(Manager *manager, Member *member, uint64_t *ret_pages);
 
 /* census.c: counts what is saved now and fills in the statistics of groups and slots. */

@@ -22,9 +22,9 @@ static int adopt(Manager *m, Member *member) {
         if (member->remote_error == REMOTE_E_DENIED || member->remote_error == REMOTE_E_UNFIT)
                 return member->remote_error; /* final for this process */
         r = remote_adopt(m->remote, member->target, &skip);
-        member->remote_error = r;
         if (r != 0)
                 return r;
+        member->remote_error = 0;
         member->skip = skip;
         if (skip == TARGET_OK)
                 member->adopted = true;
@@ -46,7 +46,7 @@ void manager_note_remote_error(Manager *m, Member *member, int error) {
                 break;
         default:
                 member->skip = error == REMOTE_E_DENIED ? TARGET_SKIP_DENIED : TARGET_SKIP_UNCALLABLE;
-                m->merge_failures[MERGE_FAILURE_DENIED]++;
+                m->merge_failures[MERGE_FAILURE_DENIED] += member->remote_error != error; /* final: not tried again */
         }
         member->remote_error = error;
 }
@@ -88,6 +88,7 @@ static void forget_image(Manager *m, Member *member) {
 
 bool manager_member_ready(Manager *m, Member *member) {
         bool ask_dumpable = false; /* whom it cannot be seen from outside: adopt() asks everybody */
+        uint64_t unmarked = 0;
         int r;
 
         if (target_image_replaced(member->target) && target_alive(member->target))
@@ -101,6 +102,16 @@ bool manager_member_ready(Manager *m, Member *member) {
         m->young_waiting |= member->skip == TARGET_SKIP_YOUNG;
         if (member->skip == TARGET_OK && cgroup_frozen(m->roster.tree, member->group->path))
                 member->skip = TARGET_SKIP_FROZEN;
+        /* Opened once, before first contact: after an execve(2) it reads as ended, so that what was found out about one
+         * program is never taken for true of the next. */
+        if (member->skip == TARGET_OK && member->target->memfd < 0) {
+                r = target_open_memory(member->target);
+                if (r != 0) {
+                        member->gone |= r == TARGET_E_GONE;
+                        member->skip = TARGET_SKIP_DENIED;
+                        return false;
+                }
+        }
         if (!member->adopted && member->skip == TARGET_OK) {
                 r = adopt(m, member);
                 if (r != 0) {
@@ -108,12 +119,12 @@ bool manager_member_ready(Manager *m, Member *member) {
                         return false;
                 }
         }
+        if (member->skip == TARGET_SKIP_NOT_DUMPABLE && member->marks.ours.n > 0)
+                (void)manager_undo(m, member, &unmarked); /* it began to keep secrets; where that fails, the next pass */
         if (member->skip != TARGET_OK &&
             !(member->adopted && (member->skip == TARGET_SKIP_FROZEN || member->skip == TARGET_SKIP_STOPPED)))
                 return false;
-        r = target_open_memory(member->target);
-        if (r == 0)
-                r = read_vmas(member);
+        r = read_vmas(member);
         if (r == 0 && !member->marks_loaded && !member->group->slot->dry_run) {
                 r = marks_load(m->advise, member->target, &member->vmas, &member->marks);
                 member->marks_loaded = r == 0;
@@ -127,24 +138,36 @@ bool manager_member_ready(Manager *m, Member *member) {
         return r == 0;
 }
 
+/* Ended, or runs another program, in which nothing of ours is. */
+static bool image_gone(const Member *member) {
+        return member->gone || !target_alive(member->target) || target_image_replaced(member->target);
+}
+
+int manager_load_marks(Manager *m, Member *member) {
+        int r;
+
+        if (member->marks_loaded || image_gone(member))
+                return 0;
+        vma_list_done(&member->vmas);
+        r = target_read_vmas(member->target, true, &member->vmas);
+        if (r == 0)
+                r = marks_load(m->advise, member->target, &member->vmas, &member->marks);
+        member->marks_loaded = r == 0;
+        return r == TARGET_E_GONE ? REMOTE_E_GONE : r == TARGET_E_DENIED ? REMOTE_E_DENIED : r;
+}
+
 int manager_undo(Manager *m, Member *member, uint64_t *ret_pages) {
         AdviseResult result = { 0 };
         int r;
 
-        if (member->gone || !target_alive(member->target)) {
+        if (image_gone(member)) {
                 if (member->marks_loaded)
                         advise_forget(m->advise, member->target, &member->marks);
                 return 0;
         }
-        if (!member->marks_loaded) { /* never read by us, but an earlier daemon may have marked it */
-                vma_list_done(&member->vmas);
-                r = target_read_vmas(member->target, true, &member->vmas);
-                if (r == 0)
-                        r = marks_load(m->advise, member->target, &member->vmas, &member->marks);
-                if (r != 0)
-                        return r == TARGET_E_GONE ? 0 : r == TARGET_E_DENIED ? REMOTE_E_DENIED : r;
-                member->marks_loaded = true;
-        }
+        r = manager_load_marks(m, member);
+        if (r != 0)
+                return r == REMOTE_E_GONE ? 0 : r;
         if (member->marks.ours.n == 0) {
                 advise_forget(m->advise, member->target, &member->marks);
                 return 0;
@@ -155,5 +178,5 @@ int manager_undo(Manager *m, Member *member, uint64_t *ret_pages) {
                 advise_forget(m->advise, member->target, &member->marks);
                 return 0;
         }
-        return r;
+        return r == 0 && member->marks.ours.n > 0 ? REMOTE_E_BUSY : r;
 }

@@ -241,6 +241,10 @@ static int merge_member(Pass *pass, Member *member) {
         r = manager_refresh_vmas(member);
         if (r != 0)
                 return r < 0 ? r : 0;
+        if (target_image_replaced(member->target)) { /* the mappings of a program that was not read */
+                member->gone = true;
+                return 0;
+        }
         rules.vmas_now = member->vmas.n;
         r = plan_make(&member->space, &member->vmas, &rules, &plan);
         if (r < 0)

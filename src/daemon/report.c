@@ -189,23 +189,16 @@ static json_t *list_targets(void *userdata) {
 }
 
 /* Present anonymous pages in mappings that are left alone, by reason. */
-static json_t *skipped_json(const Manager *m, Domain *domain, Target *target, bool include_dontdump) {
+static json_t *skipped_json(Target *target, bool include_dontdump) {
         _cleanup_(vma_list_done) VmaList vmas = { 0 };
-        _cleanup_(census_frames_freep) CensusFrames *frames = NULL;
         uint64_t pages[_VMA_SKIP_MAX] = { 0 };
         json_t *object = json_object();
 
-        if (!domain || target_open_memory(target) != 0 || target_read_vmas(target, include_dontdump, &vmas) != 0 ||
-            census_frames_new(domain->scanner, &frames) < 0)
+        if (target_read_vmas(target, include_dontdump, &vmas) != 0)
                 return object;
-        for (size_t i = 0; i < vmas.n; i++) {
-                Census census = { 0 };
-
-                if (vmas.vmas[i].skip == VMA_OK || vmas.vmas[i].skip == VMA_SKIP_SHARED ||
-                    census_add(frames, target, vmas.vmas[i].start, vmas.vmas[i].end, &census) != 0)
-                        continue;
-                pages[vmas.vmas[i].skip] += census.pages;
-        }
+        for (size_t i = 0; i < vmas.n; i++)
+                if (vmas.vmas[i].skip != VMA_OK && vmas.vmas[i].skip != VMA_SKIP_SHARED)
+                        pages[vmas.vmas[i].skip] += vmas.vmas[i].anonymous_bytes / PAGE_BYTES;
         for (size_t i = 0; i < _VMA_SKIP_MAX; i++)
                 if (pages[i] > 0)
                         json_object_set_new(object, vma_skip_name((VmaSkip)i), json_integer((json_int_t)pages[i]));
@@ -240,7 +233,7 @@ static int explain_managed(Manager *m, Member *member, json_t **ret) {
                          reason, "pages", (json_int_t)member_pages(member), "pages_merged",
                          (json_int_t)counts->merged, "pages_zero", (json_int_t)counts->given, "pages_unshared",
                          (json_int_t)counts->unique, "pages_volatile", (json_int_t)counts->changed, "pages_skipped",
-                         skipped_json(m, group->slot->domain, member->target, group->include_dontdump),
+                         skipped_json(member->target, group->include_dontdump),
                          "merge_failures", failures_json(member));
         return *ret ? 0 : -ENOMEM;
 }

@@ -190,6 +190,8 @@ static void on_cgroup(void *userdata, const char *path, bool appeared) {
                 return;
         }
         section = policy_find(roster->conf, path);
+        if (!roster->tree || (roster->turn && section != roster->turn))
+                return;
         if (!section || section->merge == CONF_MERGE_NO || section->malformed || roster_find_group(roster, path))
                 return;
         for (size_t i = 0; i < roster->n_blocked; i++)
@@ -216,10 +218,19 @@ static void member_open_space(Member *member) {
         }
 }
 
+static bool is_leaving(const Roster *roster, pid_t pid) {
+        for (size_t i = 0; i < roster->n_leaving; i++)
+                if (roster->leaving[i]->target->pid == pid)
+                        return true;
+        return false;
+}
+
 static int member_add(Roster *roster, Group *group, pid_t pid, size_t at) {
         _cleanup_(member_freep) Member *member = NULL;
         int r;
 
+        if (is_leaving(roster, pid))
+                return -EBUSY;
         r = GROW(group->members, group->n_members, group->members_allocated);
         if (r < 0)
                 return r;
@@ -237,7 +248,6 @@ static int member_add(Roster *roster, Group *group, pid_t pid, size_t at) {
         if (r < 0)
                 return r;
         member_open_space(member);
-        member->ready_nsec = now_nsec();
         memmove(group->members + at + 1, group->members + at, (group->n_members - at) * sizeof(Member *));
         group->members[at] = TAKE_PTR(member);
         group->n_members++;
@@ -261,11 +271,6 @@ int roster_add_orphan(Roster *roster, pid_t pid) {
         return 0;
 }
 
-static int compare_pids(const void *a, const void *b) {
-        pid_t x = *(const pid_t *)a, y = *(const pid_t *)b;
-        return x < y ? -1 : x > y;
-}
-
 static void group_refresh(Roster *roster, Group *group) {
         _cleanup_free_ pid_t *pids = NULL;
         size_t n = 0, i = 0, k = 0;
@@ -277,8 +282,6 @@ static void group_refresh(Roster *roster, Group *group) {
                         log_debug("cgroup %s: its processes cannot be read: %s", group->path, strerror(-r));
                 return; /* a cgroup that vanished is reported by the tree */
         }
-        if (n > 0)
-                qsort(pids, n, sizeof *pids, compare_pids);
         while (i < group->n_members || k < n) {
                 Member *member = i < group->n_members ? group->members[i] : NULL;
 
@@ -291,7 +294,7 @@ static void group_refresh(Roster *roster, Group *group) {
                         r = member_add(roster, group, pids[k], i);
                         if (r == 0)
                                 i++;
-                        else if (r < 0)
+                        else if (r < 0 && r != -EBUSY)
                                 log_debug("process %d: %s", pids[k], strerror(-r));
                         k++;
                 } else {
@@ -304,6 +307,17 @@ static void group_refresh(Roster *roster, Group *group) {
 void roster_refresh(Roster *roster) {
         for (size_t i = 0; i < roster->n_groups; i++)
                 group_refresh(roster, roster->groups[i]);
+}
+
+/* All cgroups there are, in the order of the sections: which domain comes first must not depend on the order of
+ * directories. */
+static void take_in(Roster *roster) {
+        for (size_t i = 0; i < roster->conf->n_cgroups; i++) {
+                roster->turn = &roster->conf->cgroups[i];
+                cgroup_tree_foreach(roster->tree, on_cgroup, roster);
+        }
+        roster->turn = NULL;
+        roster_refresh(roster);
 }
 
 static bool same_terms(const Group *group, const ConfCgroup *section, const char *domain) {
@@ -333,6 +347,7 @@ int roster_block(Roster *roster, const char *path) {
                 if (!copy)
                         return -ENOMEM;
                 roster->blocked[roster->n_blocked++] = copy;
+                group_refresh(roster, roster->groups[i]); /* who was forked a moment ago leaves with the others */
                 group_leave(roster, i);
                 return 0;
         }
@@ -340,6 +355,7 @@ int roster_block(Roster *roster, const char *path) {
 }
 
 void roster_reconfigure(Roster *roster, const Conf *conf) {
+        roster_refresh(roster); /* who was forked a moment ago leaves with the others */
         roster->conf = conf;
         unblock(roster);
         for (size_t i = 0; i < roster->n_groups;) {
@@ -357,11 +373,11 @@ void roster_reconfigure(Roster *roster, const Conf *conf) {
                         group_leave(roster, i);
         }
         roster_prune_slots(roster);
-        cgroup_tree_foreach(roster->tree, on_cgroup, roster);
-        roster_refresh(roster);
+        take_in(roster);
 }
 
 void roster_dismiss(Roster *roster) {
+        roster_refresh(roster);
         while (roster->n_groups > 0)
                 group_leave(roster, roster->n_groups - 1);
 }
@@ -446,7 +462,7 @@ int roster_init(Roster *roster, Loop *loop, const Conf *conf, const char *root, 
         r = cgroup_tree_new(root, on_cgroup, roster, &roster->tree);
         if (r < 0)
                 return r;
-        roster_refresh(roster);
+        take_in(roster);
         return 0;
 }
 

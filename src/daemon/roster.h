@@ -13,8 +13,9 @@
  * belong to (Slot). Kept up to date from the cgroup tree and from pidfds; nothing here touches a process.
  *
  * Whatever leaves (a process that moved out of its cgroup, a cgroup opted out) goes to the list of the leaving: the
- * manager undoes what was done to it and then has it dropped. A pass works on a snapshot: what leaves while a pass
- * runs is marked gone or leaving and freed only by roster_drop(), outside of passes.
+ * manager undoes what was done to it and then has it dropped. Only then is a process that is opted in again, or runs
+ * another program, taken in anew: two records of one process would undo each other's work. A pass works on a snapshot:
+ * what leaves while a pass runs is marked gone or leaving and freed only by roster_drop(), outside of passes.
  */
 typedef struct Slot {
         char *name;                     /* of the domain */
@@ -53,7 +54,6 @@ typedef struct Member {
         uint64_t vmas_nsec, vmas_fingerprint; /* when, and what it was like */
         Marks marks;
         MemberCounts counts;
-        uint64_t ready_nsec;            /* found at: younger processes wait for MinimumAge */
         TargetSkip skip;                /* why the last pass left it alone */
         int remote_error;               /* REMOTE_E_* of the last attempt to call it */
         bool space_ready, marks_loaded, adopted;
@@ -65,6 +65,7 @@ typedef struct Roster {
         Loop *loop;                     /* borrowed */
         CgroupTree *tree;
         const Conf *conf;               /* borrowed */
+        const ConfCgroup *turn;         /* while all cgroups are taken in: the section whose turn it is */
         Slot **slots;
         size_t n_slots, slots_allocated;
         Group **groups;
