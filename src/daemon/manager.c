@@ -57,30 +57,6 @@ static int open_state_dir(Manager *m) {
         return 0;
 }
 
-/* Settings of KSM's that stand as long as we do. They cannot change while pages are shared: the kernel's stay then. */
-static void set_ksm_limits(Manager *m) {
-        const ConfDaemon *conf = &m->conf->daemon;
-        KsmKnobs knobs;
-        int r = 0;
-
-        if (!m->ksm || ksm_knobs(m->ksm, &knobs) < 0 || knobs.run == 1) /* the administrator's */
-                return;
-        if (conf->max_page_sharing && conf->max_page_sharing != knobs.max_page_sharing) {
-                r = ksm_set(m->ksm, "max_page_sharing", conf->max_page_sharing);
-                if (r != 0)
-                        log_warning("MaxPageSharing=%u: the kernel keeps %llu%s", conf->max_page_sharing,
-                                    (unsigned long long)knobs.max_page_sharing,
-                                    r == KSM_E_BUSY ? " while pages are shared" : "");
-        }
-        if (m->kernel.n_nodes > 1 && conf->merge_across_nodes != (knobs.merge_across_nodes != 0)) {
-                r = ksm_set(m->ksm, "merge_across_nodes", conf->merge_across_nodes);
-                if (r != 0)
-                        log_warning("MergeAcrossNodes=%s: the kernel keeps its setting%s",
-                                    conf->merge_across_nodes ? "yes" : "no",
-                                    r == KSM_E_BUSY ? " while pages are shared" : "");
-        }
-}
-
 static int open_ksm(Manager *m) {
         _cleanup_free_ char *path = NULL;
         bool left_changed;
@@ -102,7 +78,6 @@ static int open_ksm(Manager *m) {
                 log_warning("KSM's settings of before a crash cannot be put back: %s", strerror(-r));
         else if (left_changed)
                 log_info("put KSM's settings back to what they were before a crash");
-        set_ksm_limits(m);
         return burst_new(m->ksm, &m->burst);
 }
 
@@ -355,7 +330,6 @@ static void swap_config(Manager *m) {
         m->conf = TAKE_PTR(m->new_conf);
         roster_reconfigure(&m->roster, m->conf);
         conf_free(old);
-        set_ksm_limits(m);
         m->next_pass_nsec = 0;
         log_info("configuration reloaded, %u warnings", m->conf->n_warnings);
 }

@@ -26,7 +26,7 @@ typedef struct Pass {
         size_t n_members;
         Slot **slots;
         size_t n_slots;
-        uint64_t now, first_read_nsec;
+        uint64_t first_read_nsec;
         uint64_t expected, marked;      /* over all domains that merge */
         bool fresh;                     /* a block was read for the first time */
 } Pass;
@@ -39,7 +39,7 @@ static void pass_done(Pass *pass) {
 static int pass_begin(Manager *m, Pass *pass) {
         size_t n = roster_count_members(&m->roster);
 
-        *pass = (Pass){ .manager = m, .now = now_nsec() };
+        *pass = (Pass){ .manager = m };
         pass->members = calloc(n + 1, sizeof(Member *));
         pass->slots = calloc(m->roster.n_slots + 1, sizeof(Slot *));
         if (!pass->members || !pass->slots)
