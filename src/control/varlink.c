@@ -34,7 +34,6 @@ typedef struct Connection Connection;
 struct VarlinkCall {
         Connection *connection;         /* NULL: the peer has gone */
         uid_t uid;
-        pid_t pid;
         bool more, oneway;
         void (*on_close)(void *userdata, VarlinkCall *call);
         void *on_close_userdata;
@@ -191,8 +190,6 @@ void varlink_call_continues(VarlinkCall *call, json_t *parameters) {
 }
 
 bool varlink_call_wants_more(const VarlinkCall *call) { return call->more; }
-uid_t varlink_call_uid(const VarlinkCall *call) { return call->uid; }
-pid_t varlink_call_pid(const VarlinkCall *call) { return call->pid; }
 
 void varlink_call_on_close(VarlinkCall *call, void (*handler)(void *userdata, VarlinkCall *call), void *userdata) {
         call->on_close = handler;
@@ -328,7 +325,6 @@ static int connection_begin_call(Connection *connection) {
         *call = (VarlinkCall){
                 .connection = connection,
                 .uid = connection->peer.uid,
-                .pid = connection->peer.pid,
                 .more = more,
                 .oneway = oneway,
         };

@@ -47,8 +47,6 @@ void varlink_call_continues(VarlinkCall *call, json_t *parameters);
 void varlink_call_error(VarlinkCall *call, const char *error, json_t *parameters);
 void varlink_call_invalid_parameter(VarlinkCall *call, const char *name); /* org.varlink.service.InvalidParameter */
 bool varlink_call_wants_more(const VarlinkCall *call);
-uid_t varlink_call_uid(const VarlinkCall *call);
-pid_t varlink_call_pid(const VarlinkCall *call);
 /* A call that is not answered at once: told when the peer went away first (the call must not be used afterwards). Who
  * does not ask to be told ends the call as if nothing had happened. */
 void varlink_call_on_close(VarlinkCall *call, void (*handler)(void *userdata, VarlinkCall *call), void *userdata);

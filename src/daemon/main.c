@@ -42,7 +42,7 @@ static int check_config(const char *path) {
         int r = conf_load("", path, print_warning, NULL, &conf);
 
         if (r < 0) {
-                fprintf(stderr, "%s: %s\n", path ?: KSMD_USER_SYSCONFDIR "/ksmd-user.conf", strerror(-r));
+                fprintf(stderr, "the configuration cannot be read: %s\n", strerror(-r));
                 return 1;
         }
         for (size_t i = 0; i < conf->n_cgroups; i++)

@@ -158,7 +158,7 @@ int manager_new(const char *config_path, bool once, Manager **ret) {
         *m = (Manager){ .config_path = config_path, .once = once, .lock_fd = -EBADF, .started_nsec = now_nsec() };
         r = conf_load("", config_path, add_warning, m, &m->conf);
         if (r < 0) {
-                log_error("%s: %s", config_path ?: KSMD_USER_SYSCONFDIR "/ksmd-user.conf", strerror(-r));
+                log_error("the configuration cannot be read: %s", strerror(-r));
                 return r;
         }
         host_kernel_probe(&m->kernel);

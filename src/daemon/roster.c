@@ -44,6 +44,9 @@ DEFINE_CLEANUP(Member, member_free)
 DEFINE_CLEANUP(Group, group_free)
 DEFINE_CLEANUP(Slot, slot_free)
 
+/* auto: as many as KSM takes by itself. */
+static uint32_t max_sharing(const Conf *conf) { return conf->daemon.max_page_sharing ?: 256; }
+
 static bool advise_taken(const Roster *roster) {
         for (size_t i = 0; i < roster->n_slots; i++)
                 if (!roster->slots[i]->dry_run && !roster->slots[i]->idle_reason)
@@ -99,7 +102,7 @@ static int slot_get(Roster *roster, const ConfCgroup *section, const char *name,
         slot->route = CONF_ROUTE_ADVISE;
         slot->idle_reason = dry ? "dry run" : idle_reason(roster, section->route);
         if (dry || !slot->idle_reason) {
-                r = domain_new(name, roster->conf->daemon.max_page_sharing ?: 256, &slot->domain);
+                r = domain_new(name, max_sharing(roster->conf), &slot->domain);
                 if (r < 0)
                         return r;
         }
@@ -358,6 +361,9 @@ void roster_reconfigure(Roster *roster, const Conf *conf) {
         roster_refresh(roster); /* who was forked a moment ago leaves with the others */
         roster->conf = conf;
         unblock(roster);
+        for (size_t i = 0; i < roster->n_slots; i++)
+                if (roster->slots[i]->domain)
+                        stable_set_max_sharing(roster->slots[i]->domain->stable, max_sharing(conf));
         for (size_t i = 0; i < roster->n_groups;) {
                 Group *group = roster->groups[i];
                 const ConfCgroup *section = policy_find(conf, group->path);
@@ -396,7 +402,7 @@ static void slot_admit(Roster *roster, Slot *slot, ConfRoute route) {
         slot->idle_reason = idle_reason(roster, route);
         if (slot->idle_reason)
                 return;
-        if (domain_new(slot->name, roster->conf->daemon.max_page_sharing ?: 256, &slot->domain) < 0) {
+        if (domain_new(slot->name, max_sharing(roster->conf), &slot->domain) < 0) {
                 slot->idle_reason = "out of memory";
                 return;
         }
