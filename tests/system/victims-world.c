@@ -310,12 +310,15 @@ void victim_traced(void) {
                         usleep(1000);
                 }
         }
-        printf("child %d\n", child);
-        victim_ready();
-        while (victim_goes_on()) {
+        for (bool told = false; victim_goes_on();) {
                 int status;
                 CHECK(waitpid(child, &status, 0) == child);
                 CHECK(WIFSTOPPED(status) && WSTOPSIG(status) == SIGUSR1 && status >> 16 == 0, "a strange stop: %#x", status);
+                if (!told) { /* not before it is traced: until then it may well be called */
+                        printf("child %d\n", child);
+                        victim_ready();
+                        told = true;
+                }
                 CHECK(ptrace(PTRACE_CONT, child, 0, 0) == 0);
         }
         kill(child, SIGKILL);
