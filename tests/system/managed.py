@@ -27,8 +27,8 @@ STOP_MAX_NSEC = 2_000_000
 UNDO_SECONDS = 4        # before the victims' end everything is unmerged
 AREA = re.compile(r"^memory 0x([0-9a-f]+) (\d+)$", re.M)
 CHILD = re.compile(r"^child (\d+)$", re.M)
-# Whose memory is not touched: nothing can be borrowed in one, the other is traced (its tracer is managed).
-UNTOUCHED = {"bare", "traced"}
+# These never sleep, so a thread of theirs can be stopped only where there are CPUs enough.
+BUSY = {"registers", "sigtrap", "rseq", "threads64"}
 
 
 class Victim:
@@ -50,12 +50,14 @@ class Victim:
     def text(self):
         return self.path.read_text(errors="replace")
 
-    def look(self, frames):
-        """Pages of its memory that are merged now, and whether its marks changed: each change took at least a stop."""
+    def look(self, frames, with_marks):
+        """Pages of its memory that are merged now, and whether its marks changed: each change took at least a stop. The
+        marks are in smaps, whose reader holds the lock of the process's mappings that our calls in it must wait for: so
+        they are looked at seldom."""
         try:
             with open(f"/proc/{self.pid}/pagemap", "rb", buffering=0) as pagemap:
                 data = os.pread(pagemap.fileno(), self.bytes // PAGE * 8, self.area // PAGE * 8)
-            marks = mergeable(self.pid)
+            marks = mergeable(self.pid) if with_marks else self.marks
         except OSError:  # it has ended
             return
         merged, zero = set(), 0
@@ -129,7 +131,7 @@ def kill_and_restart(host, config, daemon, number):
     return host.daemon(config, environment=environment, program=TEST_DAEMON, wait=number == 0)
 
 
-def run(host, phase, kinds, seconds, *, kills=0, lenient=(), leave_out=0, tolerant=False):
+def run(host, phase, kinds, seconds, *, kills=0, leave_out=0, tolerant=False):
     """Returns the statistics of the (last) daemon, the share of idle CPU, and the victims that failed."""
     group = host.cgroup(phase)
     victims = [Victim(host, group, kind, seconds, tolerant) for kind in kinds]
@@ -139,20 +141,22 @@ def run(host, phase, kinds, seconds, *, kills=0, lenient=(), leave_out=0, tolera
                             f"[Cgroup {group}/**]\nMerge=yes\nDomain=victims\n")
     options = {"environment": {"KSMD_USER_TEST_LEAVE_OUT": str(leave_out)}, "program": TEST_DAEMON} if leave_out else {}
     daemon = host.daemon(config, **options)
-    frames, killed, in_stop = Frames(), 0, 0
+    frames, looked, runnable, killed, in_stop = Frames(), 0, [], 0, 0
     # After the last kill a daemon lives long enough to come round to all of them.
     kill_every = (seconds - UNDO_SECONDS - 4) / (kills + 1) if kills else None
     while time.monotonic() < began + seconds - UNDO_SECONDS:
         frames.cache = {}
         for victim in victims:
-            victim.look(frames)
+            victim.look(frames, looked % 4 == 0)
+        looked += 1
+        runnable.append(int(open("/proc/loadavg").read().split()[3].split("/")[0]))
         if killed < kills and time.monotonic() > began + (killed + 0.3 + 0.7 * random.random()) * kill_every:
             killed += 1
             in_stop += daemon.poll() is not None
             daemon = kill_and_restart(host, config, daemon, killed if killed < kills else 0)
         if leave_out and any(v.process.poll() for v in victims):
             break
-        time.sleep(0.25)
+        time.sleep(0.5)
     after_total, after_idle = cpu_times()
     idle = (after_idle - idle) / (after_total - total)
     stats = host.stats()
@@ -171,6 +175,9 @@ def run(host, phase, kinds, seconds, *, kills=0, lenient=(), leave_out=0, tolera
           f"{stats['full_scans']} passes, {stats['pages_sharing']} pages saved in the end; failures "
           f"{ {k: v for k, v in stats['merge_failures'].items() if v} }"
           + (f"; {killed} kills, {in_stop} of them in a stop" if kills else ""), flush=True)
+    # The rule of the remote calls (docs/remote-calls.md): a thread that would wait for a CPU at each resume is left alone.
+    busy_looks = sum(n > 4 * os.cpu_count() for n in runnable)
+    contended = f"more than 4 runnable threads a CPU at {busy_looks} of {looked} looks" if busy_looks * 4 > looked else ""
     failed = [v for v in victims if v.process.returncode not in (0, 77)]
     for victim in victims:
         print(f"  {victim.kind:11} {victim.acted_on()}; {states.get(victim.pid, 'ended')}", flush=True)
@@ -179,9 +186,12 @@ def run(host, phase, kinds, seconds, *, kills=0, lenient=(), leave_out=0, tolera
     for victim in victims:
         if leave_out or victim.process.returncode == 77:
             continue
-        if victim.kind not in lenient:
-            check(victim.kind == "bare" or victim.most_merged > 20, f"{victim.kind}: hardly anything was ever merged in it")
-            check(victim.kind == "bare" or victim.flags_changed > 2, f"{victim.kind}: was hardly ever acted on")
+        if victim.most_merged > 20 and victim.flags_changed > 1:
+            continue
+        if victim.kind in BUSY and contended:
+            print(f"{victim.kind} had no thread that could be stopped: {contended}", flush=True)
+            continue
+        check(False, f"{victim.kind}: hardly anything was ever merged in it, or it was hardly ever acted on")
     check(leave_out or stats["stops"] > 20, "hardly any stop was made")
     check(in_stop >= kills // 4, f"only {in_stop} of {kills} daemons ended in a stop")
     return stats, idle, failed
@@ -190,7 +200,7 @@ def run(host, phase, kinds, seconds, *, kills=0, lenient=(), leave_out=0, tolera
 # Those that sleep most of the time leave a CPU to be had: their stops must be short. Two to five busy threads at once are as
 # many as can be stopped at all on two CPUs.
 QUIET = ["eintr", "mdwe", "namespaces", "filter", "strict", "traced", "bare"]
-BUSY = ["registers", "sigtrap", "frozen"]
+SPINNING = ["registers", "sigtrap", "frozen"]
 STORMS = ["churn", "forkexec", "exit", "vfork", "stopcont"]
 THREADS = ["rseq", "signals"]
 
@@ -205,7 +215,7 @@ def phase_quiet(host, scale):
 
 
 def phase_busy(host, scale):
-    check(not run(host, "busy", BUSY, 12 * scale)[2], "a victim failed")
+    check(not run(host, "busy", SPINNING, 12 * scale)[2], "a victim failed")
 
 
 def phase_storms(host, scale):
@@ -217,7 +227,7 @@ def phase_threads(host, scale):
 
 
 def phase_threads64(host, scale):
-    check(not run(host, "threads64", ["threads64", "eintr"], 10 * scale, lenient=["threads64"])[2], "a victim failed")
+    check(not run(host, "threads64", ["threads64", "eintr"], 10 * scale)[2], "a victim failed")
 
 
 def phase_kills(host, scale):
