@@ -24,6 +24,7 @@ TEST_DAEMON = BUILD / "tests/system/ksmd-user-test"
 STEPS = 20              # of the protocol: _REMOTE_STEP_MAX
 GUARD_EINTR = 1
 STOP_MAX_NSEC = 2_000_000
+PASSES_MIN = 20         # a daemon that hardly gets a CPU proves nothing, and is not to blame
 UNDO_SECONDS = 4        # before the victims' end everything is unmerged
 AREA = re.compile(r"^memory 0x([0-9a-f]+) (\d+)$", re.M)
 CHILD = re.compile(r"^child (\d+)$", re.M)
@@ -188,11 +189,11 @@ def run(host, phase, kinds, seconds, *, kills=0, leave_out=0, tolerant=False):
             continue
         if victim.most_merged > 20 and victim.flags_changed > 1:
             continue
-        if victim.kind in BUSY and contended:
-            print(f"{victim.kind} had no thread that could be stopped: {contended}", flush=True)
+        if contended and (victim.kind in BUSY or stats["full_scans"] < PASSES_MIN):
+            print(f"{victim.kind}: too few stops to say much, {stats['full_scans']} passes; {contended}", flush=True)
             continue
         check(False, f"{victim.kind}: hardly anything was ever merged in it, or it was hardly ever acted on")
-    check(leave_out or stats["stops"] > 20, "hardly any stop was made")
+    check(leave_out or contended or stats["stops"] > 20, "hardly any stop was made")
     check(in_stop >= kills // 4, f"only {in_stop} of {kills} daemons ended in a stop")
     return stats, idle, failed
 
