@@ -44,6 +44,7 @@ typedef struct Manager {
         Ksm *ksm;                       /* NULL: absent or read-only, ksm_error says */
         int ksm_error;
         Burst *burst;
+        bool stranger_marked;           /* merging waits for a process of another domain to be undone */
         bool limits_refused;            /* MaxPageSharing= and MergeAcrossNodes= wait until no page is shared */
         Remote *remote;
         Advise *advise;

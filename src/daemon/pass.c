@@ -331,6 +331,24 @@ static void limit_sharing(Manager *m) {
         m->limits_refused = busy;
 }
 
+/* KSM would let pages of a process that left another domain, and could not be undone yet, meet those of this one. */
+static bool stranger_is_marked(const Pass *pass) {
+        const Roster *roster = &pass->manager->roster;
+
+        for (size_t i = 0; i < roster->n_leaving; i++) {
+                const Member *member = roster->leaving[i];
+                bool ours = false;
+
+                if (member->gone || (member->marks_loaded && member->marks.ours.n == 0))
+                        continue;
+                for (size_t k = 0; k < pass->n_slots && !ours; k++)
+                        ours = !pass->slots[k]->dry_run && member->space.table == &pass->slots[k]->domain->blocks;
+                if (!ours)
+                        return true;
+        }
+        return false;
+}
+
 static int run_burst(Pass *pass) {
         Manager *m = pass->manager;
         BurstStats before, after;
@@ -338,6 +356,9 @@ static int run_burst(Pass *pass) {
         int r;
 
         if (!burst_is_due(m, pass))
+                return 0;
+        m->stranger_marked = stranger_is_marked(pass);
+        if (m->stranger_marked)
                 return 0;
         limit_sharing(m);
         burst_stats(m->burst, &before);

@@ -61,6 +61,9 @@ static json_t *warnings_json(const Manager *m) {
                 json_array_append_new(array, text(m->warnings[i]));
         if (!m->ksm)
                 add_warning(array, "KSM cannot be used (%s): nothing is merged", strerror(-m->ksm_error));
+        if (m->stranger_marked)
+                add_warning(array, "merging waits: a process that left another domain is still marked and cannot be "
+                                   "called at the moment");
         if (m->limits_refused)
                 add_warning(array, "MaxPageSharing= or MergeAcrossNodes= is not in force: KSM can change it only while no "
                                    "page is shared");
