@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Victims that check themselves (victims.c) while the whole daemon manages them at full speed: none may notice anything,
+"""Victims that check themselves (victims.c) while the whole daemon manages them at full speed: none may notice,
 nothing may be left in them. That each of them was acted on is seen from outside: its frames, its mappings' flags.
 
     managed.py [--seconds-scale X] PHASE...     PHASE: quiet busy storms threads threads64 kills control-eintr
 
-The first five are some of the kinds each. kills: the daemon is killed and restarted ten times, half of them in the middle
+The first five are some kinds each. kills: the daemon is killed and restarted ten times, half of them in the middle
 of a stop. control-eintr: one safeguard is left out, and the victim must fail of it."""
 import os
 import pathlib
@@ -74,7 +74,7 @@ class Victim:
         self.merged, self.marks = merged, marks
 
     def acted_on(self):
-        return (f"{self.most_merged:4} pages merged at best, {self.most_zero:4} zero, {self.taken_apart:5} seen taken apart, "
+        return (f"{self.most_merged:4} pages merged at best, {self.most_zero:4} zero, {self.taken_apart:5} seen apart, "
                 f"marks seen changed {self.flags_changed:3} times")
 
 
@@ -115,7 +115,7 @@ def what_is_left(host, group):
 
 
 def unmerge(host, group):
-    """ksmctl unmerge, until all are reached: some stand still just now, and what a dead daemon left goes with the visit."""
+    """ksmctl unmerge, until all are reached: some stand still now, and what a dead daemon left goes with the visit."""
     for path in [group] + [t["cgroup"] for t in host.call("ListTargets")["targets"] if t["cgroup"] != group]:
         host.ctl("unmerge", path, expect=None)
     end = time.monotonic() + UNDO_SECONDS - 1
@@ -176,9 +176,9 @@ def run(host, phase, kinds, seconds, *, kills=0, leave_out=0, tolerant=False):
           f"{stats['full_scans']} passes, {stats['pages_sharing']} pages saved in the end; failures "
           f"{ {k: v for k, v in stats['merge_failures'].items() if v} }"
           + (f"; {killed} kills, {in_stop} of them in a stop" if kills else ""), flush=True)
-    # The rule of the remote calls (docs/remote-calls.md): a thread that would wait for a CPU at each resume is left alone.
+    # The rule of the remote calls (docs/remote-calls.md): one that would wait for a CPU at each resume is left alone.
     busy_looks = sum(n > 4 * os.cpu_count() for n in runnable)
-    contended = f"more than 4 runnable threads a CPU at {busy_looks} of {looked} looks" if busy_looks * 4 > looked else ""
+    contended = f"over 4 runnable threads a CPU at {busy_looks} of {looked} looks" if busy_looks * 4 > looked else ""
     failed = [v for v in victims if v.process.returncode not in (0, 77)]
     for victim in victims:
         print(f"  {victim.kind:11} {victim.acted_on()}; {states.get(victim.pid, 'ended')}", flush=True)
@@ -198,8 +198,8 @@ def run(host, phase, kinds, seconds, *, kills=0, leave_out=0, tolerant=False):
     return stats, idle, failed
 
 
-# Those that sleep most of the time leave a CPU to be had: their stops must be short. Two to five busy threads at once are as
-# many as can be stopped at all on two CPUs.
+# Those that sleep most of the time leave a CPU to be had: their stops must be short. Two to five busy threads at once are
+# as many as can be stopped at all on two CPUs.
 QUIET = ["eintr", "mdwe", "namespaces", "filter", "strict", "traced", "bare"]
 SPINNING = ["registers", "sigtrap", "frozen"]
 STORMS = ["churn", "forkexec", "exit", "vfork", "stopcont"]
@@ -238,7 +238,7 @@ def phase_kills(host, scale):
 
 def phase_control_eintr(host, scale):
     failed = run(host, "control", ["eintr"], 12 * scale, leave_out=GUARD_EINTR)[2]
-    check(failed and "Interrupted system call" in failed[0].text(), "without the repair of EINTR the victim saw nothing")
+    check(failed and "Interrupted system call" in failed[0].text(), "without the repair of EINTR it saw nothing")
 
 
 def main(arguments):
