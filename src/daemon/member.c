@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * What the manager does to one member: meets it, keeps up with its program and its mappings, undoes what was done to it.
+ * What the manager does to one member: meets it, keeps up with its program and its mappings, undoes what was done.
  */
 #include "daemon/manager.h"
 
@@ -80,7 +80,8 @@ static void forget_image(Manager *m, Member *member) {
         vma_list_done(&member->vmas);
         target_close_memory(member->target);
         space_done(&member->space);
-        member->space = (Space){ .target = member->target, .table = &member->group->slot->domain->blocks, .owner = member };
+        member->space = (Space){ .target = member->target, .table = &member->group->slot->domain->blocks,
+                                 .owner = member };
         member->counts = (MemberCounts){ 0 };
         member->marks_loaded = member->adopted = false;
         member->remote_error = 0;

@@ -84,7 +84,8 @@ static json_t *get_status(void *userdata) {
                 saved += m->roster.slots[i]->stats.bytes_saved;
         for (size_t i = 0; i < m->roster.n_slots; i++)
                 metadata += m->roster.slots[i]->stats.metadata_bytes;
-        return json_pack("{s:s, s:i, s:s, s:I, s:I, s:I, s:I, s:I, s:o, s:o, s:I, s:I, s:o}", "version", KSMD_USER_VERSION,
+        return json_pack("{s:s, s:i, s:s, s:I, s:I, s:I, s:I, s:I, s:o, s:o, s:I, s:I, s:o}", "version",
+                         KSMD_USER_VERSION,
                          "pid", (int)getpid(), "state", state_name(m), "uptime_nsec",
                          (json_int_t)(now - m->started_nsec), "domains", (json_int_t)m->roster.n_slots, "cgroups",
                          (json_int_t)m->roster.n_groups, "processes", (json_int_t)roster_count_members(&m->roster),
@@ -183,7 +184,8 @@ static json_t *list_targets(void *userdata) {
                                 array,
                                 json_pack("{s:i, s:o, s:o, s:o, s:s, s:s, s:s, s:s?, s:I, s:I}", "pid",
                                           (int)member->target->pid, "name", text(member->target->comm), "cgroup",
-                                          text(group->path), "domain", text(group->slot->name), "route", slot_route(group->slot), "merge",
+                                          text(group->path), "domain", text(group->slot->name), "route",
+                                          slot_route(group->slot), "merge",
                                           group->slot->dry_run ? "dry-run" : "yes", "state", state, "reason", reason,
                                           "pages", (json_int_t)member_pages(member), "pages_merged",
                                           (json_int_t)(member->counts.merged + member->counts.given)));
@@ -231,7 +233,8 @@ static int explain_managed(Manager *m, Member *member, json_t **ret) {
 
         *ret = json_pack("{s:i, s:o, s:o, s:o, s:s, s:o, s:s, s:s, s:s?, s:I, s:I, s:I, s:I, s:I, s:o, s:o}", "pid",
                          (int)member->target->pid, "name", text(member->target->comm), "cgroup", text(group->path),
-                         "section", text(section ? section->pattern : NULL), "merge", group->slot->dry_run ? "dry-run" : "yes",
+                         "section", text(section ? section->pattern : NULL), "merge",
+                         group->slot->dry_run ? "dry-run" : "yes",
                          "domain", text(group->slot->name), "route", slot_route(group->slot), "state", state, "reason",
                          reason, "pages", (json_int_t)member_pages(member), "pages_merged",
                          (json_int_t)counts->merged, "pages_zero", (json_int_t)counts->given, "pages_unshared",
@@ -269,7 +272,8 @@ static int explain(void *userdata, pid_t pid, json_t **ret, const char **ret_rea
                 section = policy_find(m->conf, cgroup);
         *ret = json_pack("{s:i, s:o, s:o, s:o, s:s, s:n, s:n, s:s, s:s, s:i, s:i, s:i, s:i, s:i, s:{}, s:{}}", "pid",
                          (int)pid, "name", text(target ? target->comm : ""), "cgroup", text(cgroup ?: ""), "section",
-                         text(section ? section->pattern : NULL), "merge", section ? conf_merge_name(section->merge) : "no",
+                         text(section ? section->pattern : NULL), "merge",
+                         section ? conf_merge_name(section->merge) : "no",
                          "domain", "route", "state", "excluded", "reason",
                          skip == TARGET_SKIP_KERNEL_THREAD ? target_skip_name(skip)
                          : !section                        ? "no section of the configuration matches its cgroup"
