@@ -43,13 +43,14 @@ static unsigned mib = 256;
 static char cgroup[256], directory[] = "/tmp/bench-advise.XXXXXX";
 static pid_t tester, ksmd;
 
+/* Signed: the kernel's ksm_zero_pages falls below zero when merged zero pages go in certain ways. */
 static uint64_t ksm_get(const char *name) {
+        _cleanup_free_ char *text = NULL;
         char path[128];
-        uint64_t value;
 
         snprintf(path, sizeof path, KSM "%s", name);
-        CHECK(read_u64(AT_FDCWD, path, &value) == 0, "%s", path);
-        return value;
+        CHECK(read_file(AT_FDCWD, path, &text, NULL) == 0, "%s", path);
+        return (uint64_t)strtoll(text, NULL, 10);
 }
 
 static void ksm_set(const char *name, uint64_t value) {
@@ -219,15 +220,16 @@ static void unmerge_all(void) {
                 ksm_set(knobs[i], knobs_found[i]);
 }
 
-static uint64_t ksm_saved(void) {
-        return ksm_get("pages_sharing") + ksm_get("ksm_zero_pages");
+static int64_t ksm_saved(void) {
+        return (int64_t)(ksm_get("pages_sharing") + ksm_get("ksm_zero_pages"));
 }
 
 /* ksmd flat out over what the processes mark at the command. */
 static Result run_ksmd(const Spec *spec, const char *mode, const char *command) {
         Workload w;
         Result result = {};
-        uint64_t before, wall, wanted, marking;
+        uint64_t before, wall, marking;
+        int64_t wanted;
 
         unmerge_all();
         workload_start(spec, &w);
@@ -237,7 +239,7 @@ static Result run_ksmd(const Spec *spec, const char *mode, const char *command) 
         ksm_set("use_zero_pages", 1);
         ksm_set("sleep_millisecs", 0);
         ksm_set("pages_to_scan", 500);
-        wanted = ksm_saved() + (uint64_t)((double)w.saveable_pages * (ENOUGH + 0.002));
+        wanted = ksm_saved() + (int64_t)((double)w.saveable_pages * (ENOUGH + 0.002));
         before = cpu_nsec(ksmd);
         wall = now_nsec();
         ksm_set("run", 1);
