@@ -21,6 +21,20 @@ static uint64_t natural_zero_pages(const Space *space, const PlanRange *range) {
         return n;
 }
 
+void manager_add_failures(const MemberCounts *counts, PageStats *stats) {
+        stats->merge_failures[MERGE_FAILURE_HUGE] += counts->left_huge;
+        stats->merge_failures[MERGE_FAILURE_VMA_BUDGET] += counts->left_budget;
+        stats->merge_failures[MERGE_FAILURE_SHORT_RUN] += counts->left_run;
+        stats->merge_failures[MERGE_FAILURE_STACK] += counts->left_stack;
+        stats->merge_failures[MERGE_FAILURE_KERNEL] += counts->unmerged;
+}
+
+void manager_total(const Manager *m, PageStats *ret) {
+        *ret = (PageStats){ 0 };
+        for (size_t i = 0; i < m->roster.n_slots; i++)
+                page_stats_add(ret, &m->roster.slots[i]->stats);
+}
+
 static void census_member(CensusFrames *frames, Member *member, PageStats *stats) {
         Census census = { 0 };
         uint64_t natural = 0;
@@ -47,11 +61,7 @@ static void census_member(CensusFrames *frames, Member *member, PageStats *stats
         stats->pages_unshared += member->counts.unique;
         stats->pages_volatile += member->counts.changed;
         stats->pages_skipped += member->counts.skipped;
-        stats->merge_failures[MERGE_FAILURE_HUGE] += member->counts.left_huge;
-        stats->merge_failures[MERGE_FAILURE_VMA_BUDGET] += member->counts.left_budget;
-        stats->merge_failures[MERGE_FAILURE_SHORT_RUN] += member->counts.left_run;
-        stats->merge_failures[MERGE_FAILURE_STACK] += member->counts.left_stack;
-        stats->merge_failures[MERGE_FAILURE_KERNEL] += member->counts.unmerged;
+        manager_add_failures(&member->counts, stats);
         stats->metadata_bytes += member->space.n * sizeof(Block);
         /* What KSM keeps: 64 bytes for each page it was shown and for each node. */
         stats->general_profit_bytes -= (int64_t)(64 * (member->counts.marked + census.ksm_frames));

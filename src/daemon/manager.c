@@ -406,12 +406,12 @@ static bool scan_requested(Manager *m, bool start) {
 }
 
 static void report_status(Manager *m) {
-        uint64_t saved = 0;
+        PageStats total;
 
-        for (size_t i = 0; i < m->roster.n_slots; i++)
-                saved += m->roster.slots[i]->stats.bytes_saved;
+        manager_total(m, &total);
         notify_status("%zu cgroups, %zu processes, %.1f MiB saved%s", m->roster.n_groups,
-                      roster_count_members(&m->roster), (double)saved / (1 << 20), m->paused ? ", paused" : "");
+                      roster_count_members(&m->roster), (double)total.bytes_saved / (1 << 20),
+                      m->paused ? ", paused" : "");
 }
 
 /* Leaves the host as the configuration wants it left: merged, or as it was before us; KSM's knobs as found. */

@@ -102,6 +102,10 @@ int manager_undo(Manager *manager, Member *member, uint64_t *ret_pages);
 
 /* census.c: counts what is saved now and fills in the statistics of groups and slots. */
 void manager_census(Manager *manager);
+/* Pages of one member that have a twin and are not merged, by reason. */
+void manager_add_failures(const MemberCounts *counts, PageStats *stats);
+/* The sum over all domains, as last counted. */
+void manager_total(const Manager *manager, PageStats *ret);
 
 /* report.c: what the service asks. */
 extern const ServiceOps manager_ops;

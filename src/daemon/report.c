@@ -78,12 +78,10 @@ static json_t *nullable(bool known, uint64_t value) { return known ? json_intege
 
 static json_t *get_status(void *userdata) {
         Manager *m = userdata;
-        uint64_t now = now_nsec(), saved = 0, metadata = 0;
+        uint64_t now = now_nsec();
+        PageStats total;
 
-        for (size_t i = 0; i < m->roster.n_slots; i++)
-                saved += m->roster.slots[i]->stats.bytes_saved;
-        for (size_t i = 0; i < m->roster.n_slots; i++)
-                metadata += m->roster.slots[i]->stats.metadata_bytes;
+        manager_total(m, &total);
         return json_pack("{s:s, s:i, s:s, s:I, s:I, s:I, s:I, s:I, s:o, s:o, s:I, s:I, s:o}", "version",
                          KSMD_USER_VERSION,
                          "pid", (int)getpid(), "state", state_name(m), "uptime_nsec",
@@ -93,8 +91,8 @@ static json_t *get_status(void *userdata) {
                          nullable(m->last_pass_nsec > 0, m->last_pass_nsec), "next_pass_nsec",
                          nullable(!m->in_pass && !m->paused,
                                   m->next_pass_nsec > now ? m->next_pass_nsec - now : 0),
-                         "bytes_saved", (json_int_t)saved, "metadata_bytes", (json_int_t)metadata, "warnings",
-                         warnings_json(m));
+                         "bytes_saved", (json_int_t)total.bytes_saved, "metadata_bytes",
+                         (json_int_t)total.metadata_bytes, "warnings", warnings_json(m));
 }
 
 static json_t *daemon_json(Manager *m) {
@@ -102,8 +100,7 @@ static json_t *daemon_json(Manager *m) {
         RemoteStats remote;
         BurstStats burst = { 0 };
 
-        for (size_t i = 0; i < m->roster.n_slots; i++)
-                page_stats_add(&stats.pages, &m->roster.slots[i]->stats);
+        manager_total(m, &stats.pages);
         stats.pages.full_scans = m->full_scans;
         for (size_t i = 0; i < _MERGE_FAILURE_MAX; i++)
                 stats.pages.merge_failures[i] += m->merge_failures[i];
@@ -214,11 +211,7 @@ static json_t *failures_json(const Member *member) {
         PageStats stats = { 0 };
         json_t *whole, *failures;
 
-        stats.merge_failures[MERGE_FAILURE_HUGE] = member->counts.left_huge;
-        stats.merge_failures[MERGE_FAILURE_VMA_BUDGET] = member->counts.left_budget;
-        stats.merge_failures[MERGE_FAILURE_SHORT_RUN] = member->counts.left_run;
-        stats.merge_failures[MERGE_FAILURE_STACK] = member->counts.left_stack;
-        stats.merge_failures[MERGE_FAILURE_KERNEL] = member->counts.unmerged;
+        manager_add_failures(&member->counts, &stats);
         whole = page_stats_json(&stats);
         failures = json_incref(json_object_get(whole, "merge_failures"));
         json_decref(whole);
