@@ -136,7 +136,7 @@ void cells_free(Unstable *tree, uint32_t id);
 size_t cells_count(const Unstable *tree, uint32_t id);
 
 /* The bits of a key beyond its tag that the tree keeps: its highest ones, by the bucket that an entry is in. */
-#define UNSTABLE_HIGH_BITS 12U
+#define UNSTABLE_HIGH_BITS 8U
 #define UNSTABLE_BUCKETS_MIN ((uint32_t)1 << UNSTABLE_HIGH_BITS)
 
 /* The tag scattered, so that clustered keys spread as uniform ones do (multiplication by 2^64 / golden ratio). */
@@ -144,7 +144,7 @@ static inline uint32_t unstable_scatter(uint32_t tag) {
         return tag * UINT64_C(0x9e3779b97f4a7c15) >> 32;
 }
 
-/* The key's highest bits enter below bit 12 only. There are 4096 buckets at least, so all of them always count, and
+/* The key's highest bits enter below bit 8 only. There are 256 buckets at least, so all of them always count, and
  * whatever a split asks for beyond them comes from the tag, which every entry still has. */
 static inline uint32_t unstable_hash(uint64_t key) {
         return unstable_scatter(key) ^ (uint32_t)(key >> (64 - UNSTABLE_HIGH_BITS));

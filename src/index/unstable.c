@@ -2,7 +2,7 @@
 
 /*
  * A hash table without empty places and without a moment of rehashing. Of a key, the low 32 bits are stored (the tag)
- * and the high 12 are known from the bucket that the entry is in. Buckets are split and joined one at a time as the
+ * and the high 8 are known from the bucket that the entry is in. Buckets are split and joined one at a time as the
  * tree grows and shrinks (index/buckets.h), so one holds between half of ENTRIES_MEAN and twice that, give or take, and
  * lives in a cell just large enough (index/unstable-cells.h). A red-black tree over the
  * same entries would pay 24 bytes for its pointers alone, an open-addressed table that doubles pays for its empty

@@ -10,16 +10,35 @@
  * A page reference is 40 bits: whatever the caller finds the page again by. An entry is a hint: the caller verifies
  * what a look-up returns and drops (unstable_remove) or replaces what no longer holds.
  *
- * Of a key the tree keeps 44 bits, the low 32 and the high 12, at any size: two keys that agree in them are one key to
- * it. So a given entry is mistaken for a given other key's once in 2^44, and a look-up of a content that is not there
- * returns a false twin with probability n / 2^44 in a tree of n entries (once in 1.7 million look-ups at 10 million
- * entries). A twin is a candidate, never a proof.
+ * Of a key a tree keeps 40 bits, the low 32 (its tag) and the high 8, at any size: two keys that agree in them are one
+ * key to it. Who spreads keys over UNSTABLE_SHARDS trees by unstable_shard() has four bits more: 44 in all, so a look-up
+ * of a content that is not there returns a false twin with probability n / 2^44 where the trees hold n entries
+ * (once in 1.7 million look-ups at 10 million entries). A twin is a candidate, never a proof.
+ *
+ * Nothing here is shared between trees and there is no lock: one thread at a time per tree.
  */
 typedef struct Unstable Unstable;
 typedef uint64_t PageRef;
 
 #define PAGE_REF_BITS 40
 #define PAGE_REF_NONE UINT64_MAX
+
+/* Which of UNSTABLE_SHARDS trees a key belongs to: by bits 32 to 35, which no tree stores, so that they count too, and
+ * which neither a bucket's number nor the sample below depends on: shards and samples fill evenly. */
+#define UNSTABLE_SHARD_BITS 4U
+#define UNSTABLE_SHARDS (1U << UNSTABLE_SHARD_BITS)
+static inline unsigned unstable_shard(uint64_t key) {
+        return key >> 32 & (UNSTABLE_SHARDS - 1);
+}
+
+/* Whoever has not the memory for every key indexes a sample of them, one in 2^sample_bits (0: all; 32 at most): those
+ * whose tag begins with that many zero bits. Equal contents are in or out together, every sample holds the next smaller
+ * one, and it can be told from what an entry stores: to leave a sample for a smaller one, unstable_sweep() with this as
+ * the question gives the memory back. Of the tag, so that the callback can tell; its high bits, because the low byte
+ * is what callers know pages by. */
+static inline bool unstable_in_sample(uint64_t key_or_tag, unsigned sample_bits) {
+        return (uint64_t)(uint32_t)key_or_tag >> (32 - sample_bits) == 0;
+}
 
 int unstable_new(Unstable **ret);
 Unstable *unstable_free(Unstable *tree);

@@ -6,16 +6,18 @@
 
 #include "index/unstable-cells.h"
 
-/* Enough to split buckets, of which there are 4096 from the start, several times. */
+/* Enough to split buckets, of which there are 256 from the start, several times. */
 #define KEYS 200000U
 
-/* How the i-th of KEYS keys looks. Each shape keeps them distinct in the 44 bits that count. */
+/* How the i-th of KEYS keys looks. Each shape keeps them distinct in the 40 bits that count. */
 typedef uint64_t (*KeyShape)(uint32_t i);
 
+/* scattered, and no two alike in their low 32 bits (the finalizer of MurmurHash3 is a bijection) */
 static uint64_t key_uniform(uint32_t i) {
-        uint64_t z = (i + 1) * UINT64_C(0x9e3779b97f4a7c15);
-        z = (z ^ z >> 30) * UINT64_C(0xbf58476d1ce4e5b9);
-        return (z ^ z >> 27 ^ (uint64_t)i << 32) * UINT64_C(0x94d049bb133111eb);
+        uint32_t low = i;
+        low = (low ^ low >> 16) * UINT32_C(0x85ebca6b);
+        low = (low ^ low >> 13) * UINT32_C(0xc2b2ae35);
+        return (i * UINT64_C(0x94d049bb133111eb)) >> 32 << 32 | (low ^ low >> 16);
 }
 
 static uint64_t key_counted(uint32_t i) {
@@ -28,7 +30,7 @@ static uint64_t key_strided(uint32_t i) {
 
 /* few tags, all of the high bits */
 static uint64_t key_high(uint32_t i) {
-        return (uint64_t)i << 52 | i >> 12;
+        return (uint64_t)i << 56 | i >> 8;
 }
 
 /* The worst there is: one in eight goes to the same bucket, until that is split. Searched for, as nobody can who does
@@ -40,7 +42,7 @@ static uint64_t key_same_bucket(uint32_t i) {
         if (i % 8 != 0)
                 return key_uniform(i);
         while (n <= i / 8) {
-                if (unstable_scatter(next) % UNSTABLE_BUCKETS_MIN == 0x234)
+                if (unstable_scatter(next) % 4096 == 0x234)
                         tags[n++] = next;
                 next++;
         }
@@ -328,6 +330,65 @@ static void test_memory(void **state) {
         assert_in_range(unstable_bytes(tree), 1, 256 * 1024);
 }
 
+/* One in 2^k of the keys: what is outside is dropped by a sweep, and the memory with it. */
+static bool sweep_outside(void *userdata, uint32_t tag, PageRef ref) {
+        const unsigned *sample_bits = userdata;
+        return !unstable_in_sample(tag, *sample_bits);
+}
+
+static void test_sample(void **state) {
+        _cleanup_(unstable_freep) Unstable *tree = NULL;
+        const uint32_t n = 1000000;
+        size_t in[8] = {}, bytes;
+        PageRef other;
+
+        assert_int_equal(unstable_new(&tree), 0);
+        for (uint32_t i = 0; i < n; i++) {
+                assert_int_equal(unstable_see(tree, key_uniform(i), i, &other), 0);
+                for (unsigned k = 0; k < ELEMENTSOF(in); k++) {
+                        bool inside = unstable_in_sample(key_uniform(i), k);
+                        assert_true(!inside || k == 0 || unstable_in_sample(key_uniform(i), k - 1));
+                        assert_int_equal(inside, unstable_in_sample((uint32_t)key_uniform(i), k));
+                        in[k] += inside;
+                }
+        }
+        assert_true(unstable_in_sample(UINT64_MAX, 0));
+        assert_true(unstable_in_sample(UINT64_MAX << 32, 32));
+        assert_false(unstable_in_sample(1, 32));
+
+        bytes = unstable_bytes(tree);
+        for (unsigned k = 0; k < ELEMENTSOF(in); k++) {
+                assert_in_range(in[k], (n >> k) * 9 / 10, (n >> k) * 11 / 10 + 1);
+                size_t dropped = 0, want = unstable_count(tree) - in[k];
+                for (size_t swept = 0; swept < n; swept += 10000)
+                        dropped += unstable_sweep(tree, 10000, sweep_outside, &k);
+                assert_int_equal(dropped, want);
+                assert_int_equal(unstable_count(tree), in[k]);
+                assert_in_range(unstable_bytes(tree), in[k] * 9, (bytes >> k) * 13 / 10 + 256 * 1024);
+                tree_check(tree, false);
+        }
+        for (uint32_t i = 0; i < n; i++)
+                if (unstable_in_sample(key_uniform(i), ELEMENTSOF(in) - 1))
+                        assert_int_equal(unstable_see(tree, key_uniform(i), i, &other), UNSTABLE_E_SELF);
+}
+
+/* Shards and samples depend on each other no more than on the buckets. */
+static void test_shards(void **state) {
+        uint32_t in[UNSTABLE_SHARDS] = {}, sampled[UNSTABLE_SHARDS] = {};
+
+        for (uint32_t i = 0; i < 160000; i++) {
+                uint64_t key = random_next();
+                unsigned shard = unstable_shard(key);
+                assert_in_range(shard, 0, UNSTABLE_SHARDS - 1);
+                in[shard]++;
+                sampled[shard] += unstable_in_sample(key, 2);
+        }
+        for (unsigned s = 0; s < UNSTABLE_SHARDS; s++) {
+                assert_in_range(in[s], 9000, 11000);
+                assert_in_range(sampled[s], 2250, 2750);
+        }
+}
+
 /* Every allocation of a run fails once, alone or with all after it; then memory is there again. */
 static void test_out_of_memory(void **state) {
         for (unsigned lasting = 0; lasting < 2; lasting++) {
@@ -365,10 +426,10 @@ static void test_arguments(void **state) {
         assert_int_equal(unstable_see(tree, 1, (PageRef)1 << PAGE_REF_BITS, &other), -EINVAL);
         assert_int_equal(unstable_count(tree), 0);
 
-        /* exactly 44 bits of the key count */
+        /* exactly 40 bits of the key count */
         assert_int_equal(unstable_see(tree, 0, 1, &other), 0);
         for (unsigned bit = 0; bit < 64; bit++) {
-                bool kept = bit < 32 || bit >= 52;
+                bool kept = bit < 32 || bit >= 56;
                 assert_int_equal(unstable_see(tree, UINT64_C(1) << bit, 2, &other), kept ? 0 : UNSTABLE_E_TWIN);
         }
         assert_int_equal(other, 1);
@@ -380,6 +441,7 @@ int main(void) {
                 cmocka_unit_test(test_arguments),      cmocka_unit_test(test_uniform),
                 cmocka_unit_test(test_clustered),      cmocka_unit_test(test_same_bucket),
                 cmocka_unit_test(test_sweep_survives_growth), cmocka_unit_test(test_memory),
+                cmocka_unit_test(test_sample),         cmocka_unit_test(test_shards),
                 cmocka_unit_test(test_out_of_memory),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);
