@@ -62,7 +62,7 @@ static bool passed_over(const Member *member) { return member->gone || member->l
 static Domain *domain_of(const Member *member) { return member->group->slot->domain; }
 
 static void count_batch(MemberCounts *counts, const ScanBatch *batch) {
-        for (unsigned i = 0; i < BLOCK_PAGES; i++) {
+        for (unsigned i = 0; i < batch->n; i++) {
                 const ScanPage *p = &batch->pages[i];
 
                 switch ((ScanKind)p->kind) {
@@ -98,7 +98,7 @@ static void note_given(Member *member, Block *block, const PageSet zero_before) 
 
 static int read_member(Pass *pass, Member *member) {
         Manager *m = pass->manager;
-        ScanBatch batch;
+        ScanBatch batch = { .target = member->target, .vmas = &member->vmas };
         int r;
 
         member->counts = (MemberCounts){ 0 };
@@ -107,7 +107,8 @@ static int read_member(Pass *pass, Member *member) {
                 PageSet zero_before;
 
                 memcpy(zero_before, block->zero, sizeof zero_before);
-                r = scan_block(domain_of(member)->scanner, block, &member->vmas, &batch);
+                scan_batch_whole(&batch, block);
+                r = scan_batch(domain_of(member)->scanner, 0, &batch);
                 if (r == TARGET_E_GONE) {
                         member->gone = true;
                         return 0;

@@ -37,7 +37,7 @@ int domain_new(const char *name, uint32_t max_page_sharing, Domain **ret) {
         r = hash_secret_new(&domain->secret);
         if (r < 0)
                 return r;
-        r = scanner_new(domain->secret, &domain->scanner);
+        r = scanner_new(domain->secret, 1, &domain->scanner);
         if (r < 0)
                 return r;
         r = unstable_new(&domain->unstable);
@@ -126,15 +126,16 @@ static int see_content(Domain *domain, Block *block, unsigned page, const ScanPa
 }
 
 int domain_see(Domain *domain, const ScanBatch *batch) {
-        Block *block = batch->block;
         uint64_t keys[BLOCK_PAGES], refs[BLOCK_PAGES], others[BLOCK_PAGES];
         uint16_t pages[BLOCK_PAGES];
         int results[BLOCK_PAGES], r = 0;
-        bool fresh = block->first_pass == domain->pass;
         size_t n = 0;
 
-        for (unsigned i = 0; i < BLOCK_PAGES; i++) {
-                const ScanPage *p = &batch->pages[i];
+        for (unsigned k = 0; k < batch->n; k++) {
+                const ScanPage *p = &batch->pages[k];
+                Block *block = p->block;
+                bool fresh = block->first_pass == domain->pass;
+                unsigned i = p->page;
 
                 page_set_remove(block->changed, i);
                 if (p->kind != SCAN_ZEROPAGE)
@@ -154,11 +155,14 @@ int domain_see(Domain *domain, const ScanBatch *batch) {
                 }
                 keys[n] = p->key;
                 refs[n] = BLOCK_PAGE_REF(block, i);
-                pages[n++] = (uint16_t)i;
+                pages[n++] = (uint16_t)k;
         }
+        if (n == 0)
+                return 0;
         unstable_see_batch(domain->unstable, keys, refs, n, results, others);
         for (size_t k = 0; k < n; k++) {
-                int s = see_content(domain, block, pages[k], &batch->pages[pages[k]], results[k], others[k]);
+                const ScanPage *p = &batch->pages[pages[k]];
+                int s = see_content(domain, p->block, p->page, p, results[k], others[k]);
                 if (s < 0)
                         r = s;
         }

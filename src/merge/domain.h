@@ -42,7 +42,7 @@ DEFINE_CLEANUP(Domain, domain_free)
 
 void domain_begin_pass(Domain *domain);
 
-/* Takes in what scan_block() read. -ENOMEM: some pages of the batch were not matched, nothing else is harmed. */
+/* Takes in what scan_batch() read. -ENOMEM: some pages of the batch were not matched, nothing else is harmed. */
 int domain_see(Domain *domain, const ScanBatch *batch);
 
 /* The block was read for the first time and holds candidates: reads a sample again; when a page of the sample

@@ -29,6 +29,7 @@ typedef struct Block {
         PageSet zero;           /* all zero when last read, on a frame of its own */
         PageSet merged;         /* maps a KSM frame */
         PageSet zeropage;       /* maps the shared zero page */
+        PageSet forked;         /* maps a frame, not KSM's, that is mapped more than once */
         PageSet twin;           /* the last whole pass found another page like it: wanted merged */
         PageSet twin_next;      /* the same, being collected by the running pass */
         PageSet changed;        /* new or different when last read: no candidate before it stays the same for a pass */

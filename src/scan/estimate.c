@@ -67,7 +67,7 @@ int estimate_new(Estimate **ret) {
         r = hash_secret_new(&estimate->secret);
         if (r < 0)
                 return r;
-        r = scanner_new(estimate->secret, &estimate->scanner);
+        r = scanner_new(estimate->secret, 1, &estimate->scanner);
         if (r < 0)
                 return r;
         scanner_begin_pass(estimate->scanner, 1);
@@ -139,7 +139,7 @@ static int add_memory(Estimate *estimate, Target *target, bool include_dontdump,
         _cleanup_(block_table_done) BlockTable table = {};
         _cleanup_(space_done) Space space = { .target = target, .table = &table };
         _cleanup_(vma_list_done) VmaList vmas = {};
-        ScanBatch batch;
+        ScanBatch batch = { .target = target, .vmas = &vmas };
         int r;
 
         r = target_read_vmas(target, include_dontdump, &vmas);
@@ -153,10 +153,11 @@ static int add_memory(Estimate *estimate, Target *target, bool include_dontdump,
                 return r;
         for (size_t b = 0; b < space.n; b++) {
                 counts->huge_pages += space.blocks[b]->huge;
-                r = scan_block(estimate->scanner, space.blocks[b], &vmas, &batch);
+                scan_batch_whole(&batch, space.blocks[b]);
+                r = scan_batch(estimate->scanner, 0, &batch);
                 if (r != 0)
                         return r;
-                for (unsigned i = 0; i < BLOCK_PAGES; i++) {
+                for (unsigned i = 0; i < batch.n; i++) {
                         r = add_page(estimate, process, &batch.pages[i], space.blocks[b]->addr + i * PAGE_BYTES);
                         if (r < 0)
                                 return r;

@@ -4,11 +4,11 @@
 #include <string.h>
 #include <sys/uio.h>
 
-/* The pages from pages[i] on that follow each other without a gap, up to n. */
-static unsigned run_length(const uint16_t *pages, unsigned i, unsigned n) {
+/* The pages from addrs[i] on that follow each other without a gap, up to n. */
+static unsigned run_length(const uint64_t *addrs, unsigned i, unsigned n) {
         unsigned length = 1;
 
-        while (i + length < n && pages[i + length] == pages[i] + length)
+        while (i + length < n && addrs[i + length] == addrs[i] + length * PAGE_BYTES)
                 length++;
         return length;
 }
@@ -24,8 +24,7 @@ static unsigned note_read(bool *read, unsigned first, ssize_t bytes) {
 
 /* One call for everything; it ends early at a page it cannot read (process_vm_rw_core() hands out whole pages), and
  * goes on behind that. */
-static int read_pinning(const Target *target, uint64_t addr, const uint16_t *pages, unsigned n, uint8_t *buffer,
-                        bool *read) {
+static int read_pinning(const Target *target, const uint64_t *addrs, unsigned n, uint8_t *buffer, bool *read) {
         struct iovec remote[READER_PAGES];
 
         for (unsigned done = 0; done < n;) {
@@ -34,9 +33,8 @@ static int read_pinning(const Target *target, uint64_t addr, const uint16_t *pag
                 ssize_t got;
 
                 for (unsigned i = done; i < n; runs++) {
-                        unsigned length = run_length(pages, i, n);
-                        remote[runs] = (struct iovec) { (void *)(uintptr_t)(addr + pages[i] * PAGE_BYTES),
-                                                        length * PAGE_BYTES };
+                        unsigned length = run_length(addrs, i, n);
+                        remote[runs] = (struct iovec) { (void *)(uintptr_t)addrs[i], length * PAGE_BYTES };
                         i += length;
                 }
                 got = process_vm_readv(target->pid, &local, 1, remote, runs, 0);
@@ -50,12 +48,10 @@ static int read_pinning(const Target *target, uint64_t addr, const uint16_t *pag
         return 0;
 }
 
-static int read_keeping(const Target *target, uint64_t addr, const uint16_t *pages, unsigned n, uint8_t *buffer,
-                        bool *read) {
+static int read_keeping(const Target *target, const uint64_t *addrs, unsigned n, uint8_t *buffer, bool *read) {
         for (unsigned done = 0; done < n;) {
-                unsigned length = run_length(pages, done, n);
-                uint64_t from = addr + pages[done] * PAGE_BYTES;
-                ssize_t got = pread(target->memfd, buffer + done * PAGE_BYTES, length * PAGE_BYTES, (off_t)from);
+                unsigned length = run_length(addrs, done, n);
+                ssize_t got = pread(target->memfd, buffer + done * PAGE_BYTES, length * PAGE_BYTES, (off_t)addrs[done]);
 
                 if (got < 0) {
                         if (errno == EINTR)
@@ -70,15 +66,14 @@ static int read_keeping(const Target *target, uint64_t addr, const uint16_t *pag
         return 0;
 }
 
-int reader_read(const Target *target, ReaderWay way, uint64_t addr, const uint16_t *pages, unsigned n, void *buffer,
-                bool *ret_read) {
+int reader_read(const Target *target, ReaderWay way, const uint64_t *addrs, unsigned n, void *buffer, bool *ret_read) {
         int r = -ENOSYS;
 
         memset(ret_read, 0, n * sizeof *ret_read);
         if (way == READER_PINS)
-                r = read_pinning(target, addr, pages, n, buffer, ret_read);
+                r = read_pinning(target, addrs, n, buffer, ret_read);
         /* A kernel may lack the call (CONFIG_CROSS_MEMORY_ATTACH); nothing depends on it but speed. */
         if (r == -ENOSYS)
-                r = read_keeping(target, addr, pages, n, buffer, ret_read);
+                r = read_keeping(target, addrs, n, buffer, ret_read);
         return r == -ESRCH ? TARGET_E_GONE : r;
 }

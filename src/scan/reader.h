@@ -17,8 +17,8 @@ typedef enum ReaderWay {
         READER_KEEPS_SHARING,   /* /proc/PID/mem */
 } ReaderWay;
 
-/* Reads n pages, pages[i] of the block at addr (ascending), each into its PAGE_BYTES of buffer. ret_read[i] says
- * whether page i was read whole; the others went away, or the kernel cannot read them. What was read is the process's only
- * if target_alive() afterwards. TARGET_E_GONE; -errno, -EPERM among them. */
-int reader_read(const Target *target, ReaderWay way, uint64_t addr, const uint16_t *pages, unsigned n, void *buffer,
-                bool *ret_read);
+/* Reads the n pages at addrs (ascending, anywhere in the process), each into its PAGE_BYTES of buffer. ret_read[i] says
+ * whether page i was read whole; the others went away, or the kernel cannot read them. What was read is the process's
+ * only if target_alive() afterwards. Pages that follow each other cost less than scattered ones. TARGET_E_GONE; -errno,
+ * -EPERM among them. */
+int reader_read(const Target *target, ReaderWay way, const uint64_t *addrs, unsigned n, void *buffer, bool *ret_read);

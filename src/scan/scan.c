@@ -1,305 +1,236 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * One block: what each page is, and what it holds.
+ * One batch: what each page is, and what it holds.
  *
  * The pagemap says which pages are anonymous, on which frame, and whether the frame is mapped once. Such a page is
  * read by the fast reader, unless its mapping is mergeable: there ksmd may make it a KSM frame at any moment (and one
  * that is mapped once looks exclusive), and the fast reader would undo that. All other pages are first looked up in
  * the pass's map of frames; only a frame not met before is asked for its flags (KSM? the zero page?) and read, by the
  * reader that keeps sharing. What remains is a fork between our look at the pagemap and the fast read, less than a
- * millisecond later: those pages, at most one block's, are copied a little earlier than the next write would have.
+ * millisecond later: those pages, at most one batch's, are copied a little earlier than the next write would have.
  *
  * What must hold: nothing that is not present is touched (it would be faulted in); nothing is believed unless the
- * process was alive, with the memory we opened, after the last read; the block changes only when everything is known.
+ * process was alive, with the memory we opened, after the last read; blocks change only when everything is known, and
+ * a block is in one batch only, so that threads need no lock for them.
  *
  * A frame's entry in the map may be outdated before the pass ends (freed, used anew). It is a hint, like every key.
+ * Two threads that meet a frame at the same moment may both read it: the one that comes later cannot tell a reader at
+ * work from one that failed, and need not.
  */
-#include "scan/scan.h"
+#include "scan/scanner.h"
 
-#include "scan/frames.h"
-#include "scan/pagemap.h"
 #include "scan/reader.h"
 
-#include <fcntl.h>
+#include <assert.h>
 #include <string.h>
+
+/* Pages at most this far apart are looked up in one read of the pagemap: the entries between them cost less than
+ * another call. */
+#define NEAR_PAGES 16U
 
 /* Tags of the frame map: what the frame holds. */
 enum {
-        FRAME_UNREAD,           /* value: the serial number of the block that is to read it */
+        FRAME_UNREAD,           /* value: the serial number of the batch that is to read it */
         FRAME_HASHED,           /* value: the key, in all the others too */
         FRAME_ZERO,
         FRAME_KSM,
         FRAME_ZEROPAGE,
 };
 
-struct Scanner {
-        const HashSecret *secret;
-        ScanKnownFrame known;
-        void *known_userdata;
-        uint8_t *buffer;        /* READER_PAGES pages */
-        FrameMap frames;
-        ScanStats stats;
-        uint64_t zero_key;
-        uint64_t serial;        /* of the block being scanned */
-        int kpageflagsfd;
-        uint32_t pass;
-        PageSet quick;          /* to be read by READER_PINS */
-        PageSet shared;         /* on a frame that others may map too, or in a mergeable mapping */
-        PageSet leaders;        /* of shared: the first to map its frame */
-        PageSet careful;        /* of leaders: to be read by READER_KEEPS_SHARING */
-        uint64_t entries[BLOCK_PAGES]; /* of pagemap, then page flags */
-};
+static_assert(SCAN_BATCH_PAGES == BLOCK_PAGES, "a batch can hold a whole block, and a BatchSet is a PageSet");
 
-/* Without CAP_SYS_ADMIN the frame numbers read as 0. */
-static int check_frame_numbers(void) {
-        _cleanup_close_ int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
-        volatile uint64_t here = 1;
-        uint64_t entry;
-        ssize_t n;
+static uint64_t addr_of(const ScanPage *p) { return p->block->addr + p->page * PAGE_BYTES; }
 
-        if (fd < 0)
-                return -errno;
-        n = pread(fd, &entry, sizeof entry, (off_t)((uintptr_t)&here / PAGE_BYTES * sizeof entry));
-        if (n < 0)
-                return -errno;
-        return n == sizeof entry && entry & PAGEMAP_PFN ? 0 : -EPERM;
+/* The mapping at addr, NULL when there is none. *cursor: no mapping before it ends behind addr; moves on. */
+static const Vma *next_vma(const VmaList *vmas, size_t *cursor, uint64_t addr) {
+        size_t low = *cursor, high = vmas->n;
+
+        if (low < high && vmas->vmas[low].end <= addr) {
+                while (low < high) {
+                        size_t middle = low + (high - low) / 2;
+                        if (vmas->vmas[middle].end <= addr)
+                                low = middle + 1;
+                        else
+                                high = middle;
+                }
+                *cursor = low;
+        }
+        return low < vmas->n && vmas->vmas[low].start <= addr ? &vmas->vmas[low] : NULL;
 }
 
-int scanner_new(const HashSecret *secret, Scanner **ret) {
-        _cleanup_(scanner_freep) Scanner *scanner = calloc(1, sizeof *scanner);
-        int r;
+/* The pages from page i on that one read of the pagemap covers. */
+static unsigned cluster_length(const ScanBatch *batch, unsigned i) {
+        uint64_t first = addr_of(&batch->pages[i]), last = first;
+        unsigned n = 1;
 
-        if (!scanner)
-                return -ENOMEM;
-        scanner->secret = secret;
-        scanner->kpageflagsfd = open("/proc/kpageflags", O_RDONLY | O_CLOEXEC);
-        if (scanner->kpageflagsfd < 0)
-                return -errno;
-        r = check_frame_numbers();
-        if (r < 0)
-                return r;
-        scanner->buffer = aligned_alloc(PAGE_BYTES, READER_PAGES * PAGE_BYTES);
-        if (!scanner->buffer)
-                return -ENOMEM;
-        memset(scanner->buffer, 0, PAGE_BYTES);
-        scanner->zero_key = hash_page(secret, scanner->buffer);
-        *ret = TAKE_PTR(scanner);
-        return 0;
+        for (; i + n < batch->n; n++) {
+                uint64_t addr = addr_of(&batch->pages[i + n]);
+
+                if (addr - last > NEAR_PAGES * PAGE_BYTES || addr - first >= SCAN_BATCH_PAGES * PAGE_BYTES)
+                        break;
+                last = addr;
+        }
+        return n;
 }
 
-Scanner *scanner_free(Scanner *scanner) {
-        if (!scanner)
-                return NULL;
-        frame_map_done(&scanner->frames);
-        free(scanner->buffer);
-        safe_close(scanner->kpageflagsfd);
-        free(scanner);
-        return NULL;
-}
-
-void scanner_begin_pass(Scanner *scanner, uint32_t pass) {
-        frame_map_clear(&scanner->frames);
-        scanner->pass = pass;
-}
-
-void scanner_set_known_frames(Scanner *scanner, ScanKnownFrame known, void *userdata) {
-        scanner->known = known;
-        scanner->known_userdata = userdata;
-}
-
-void scanner_stats(const Scanner *scanner, ScanStats *ret) { *ret = scanner->stats; }
-
-uint64_t scanner_zero_key(const Scanner *scanner) { return scanner->zero_key; }
-
-int scanner_page_flags(const Scanner *scanner, uint64_t pfn, unsigned n, uint64_t *ret) {
-        size_t size = n * sizeof *ret;
-        ssize_t got = pread(scanner->kpageflagsfd, ret, size, (off_t)(pfn * sizeof *ret));
+/* Reads the pagemap from the first of the n pages at p to the last, into entries. */
+static int read_pagemap(const Target *target, const ScanPage *p, unsigned n, uint64_t *entries) {
+        uint64_t from = addr_of(&p[0]) / PAGE_BYTES;
+        size_t size = (size_t)(addr_of(&p[n - 1]) / PAGE_BYTES + 1 - from) * sizeof *entries;
+        ssize_t got = pread(target->pagemapfd, entries, size, (off_t)(from * sizeof *entries));
 
         if (got < 0)
                 return -errno;
-        return (size_t)got == size ? 0 : -ENODATA;
+        if (got == 0)
+                return TARGET_E_GONE;
+        memset((uint8_t *)entries + got, 0, size - (size_t)got); /* behind the end of what can be mapped */
+        return 0;
 }
 
-/* The first mapping that ends behind addr. */
-static size_t first_vma(const VmaList *vmas, uint64_t addr) {
-        size_t low = 0, high = vmas->n;
-
-        while (low < high) {
-                size_t middle = low + (high - low) / 2;
-                if (vmas->vmas[middle].end <= addr)
-                        low = middle + 1;
-                else
-                        high = middle;
+static void sort_page(ScanDesk *desk, ScanPage *p, unsigned i, const Vma *vma, uint64_t entry) {
+        if (!vma || !pagemap_is_anonymous(entry))
+                return;
+        desk->stats.pages_scanned++;
+        if (vma->skip != VMA_OK) {
+                desk->stats.pages_skipped++;
+                return;
         }
-        return low;
+        p->kind = SCAN_FAILED; /* until it is known */
+        p->pfn = entry & PAGEMAP_PFN;
+        p->writable_alone = entry & PAGEMAP_EXCLUSIVE;
+        page_set_add(p->writable_alone && !vma->mergeable ? desk->quick : desk->shared, i);
 }
 
-/* Reads the pagemap from the block's first readable mapping to its last. */
-static int read_pagemap(Scanner *scanner, const Target *target, uint64_t addr, const VmaList *vmas, size_t first_index) {
-        uint64_t from = UINT64_MAX, to = 0, size;
-        ssize_t n;
+/* Sorts the pages by how they are to be read. */
+static int look(ScanDesk *desk, ScanBatch *batch) {
+        size_t cursor = 0;
 
-        memset(scanner->entries, 0, sizeof scanner->entries);
-        for (size_t i = first_index; i < vmas->n && vmas->vmas[i].start < addr + BLOCK_BYTES; i++) {
-                if (vmas->vmas[i].skip != VMA_OK)
+        memset(desk->quick, 0, sizeof desk->quick);
+        memset(desk->shared, 0, sizeof desk->shared);
+        for (unsigned i = 0; i < batch->n;) {
+                ScanPage *first = &batch->pages[i];
+                unsigned n;
+                int r;
+
+                if (!next_vma(batch->vmas, &cursor, addr_of(first))) {
+                        i++;
                         continue;
-                if (from == UINT64_MAX)
-                        from = MAX_OF(vmas->vmas[i].start, addr);
-                to = MIN_OF(vmas->vmas[i].end, addr + BLOCK_BYTES);
-        }
-        if (from == UINT64_MAX)
-                return 0;
-        size = (to - from) / PAGE_BYTES * sizeof(uint64_t);
-        n = pread(target->pagemapfd, scanner->entries + (from - addr) / PAGE_BYTES, size,
-                  (off_t)(from / PAGE_BYTES * sizeof(uint64_t)));
-        if (n < 0)
-                return -errno;
-        return n == 0 ? TARGET_E_GONE : 0; /* less than asked for: the end of what can be mapped */
-}
-
-/* Sorts the block's pages by how they are to be read. */
-static int look(Scanner *scanner, const Target *target, uint64_t addr, const VmaList *vmas, ScanPage *pages) {
-        size_t first = first_vma(vmas, addr);
-        int r;
-
-        memset(scanner->quick, 0, sizeof scanner->quick);
-        memset(scanner->shared, 0, sizeof scanner->shared);
-        r = read_pagemap(scanner, target, addr, vmas, first);
-        if (r != 0)
-                return r;
-        for (size_t v = first; v < vmas->n && vmas->vmas[v].start < addr + BLOCK_BYTES; v++) {
-                const Vma *vma = &vmas->vmas[v];
-                unsigned from = (unsigned)((MAX_OF(vma->start, addr) - addr) / PAGE_BYTES);
-                unsigned to = (unsigned)((MIN_OF(vma->end, addr + BLOCK_BYTES) - addr) / PAGE_BYTES);
-
-                for (unsigned i = from; i < to; i++) {
-                        uint64_t entry = scanner->entries[i];
-                        ScanPage *p = &pages[i];
-
-                        if (!pagemap_is_anonymous(entry))
-                                continue;
-                        scanner->stats.pages_scanned++;
-                        if (vma->skip != VMA_OK) {
-                                scanner->stats.pages_skipped++;
-                                continue;
-                        }
-                        p->kind = SCAN_FAILED; /* until it is known */
-                        p->pfn = entry & PAGEMAP_PFN;
-                        p->writable_alone = entry & PAGEMAP_EXCLUSIVE;
-                        page_set_add(p->writable_alone && !vma->mergeable ? scanner->quick : scanner->shared, i);
                 }
+                n = cluster_length(batch, i);
+                r = read_pagemap(batch->target, first, n, desk->entries);
+                if (r != 0)
+                        return r;
+                for (unsigned k = 0; k < n; k++) {
+                        ScanPage *p = &first[k];
+                        uint64_t entry = desk->entries[(addr_of(p) - addr_of(first)) / PAGE_BYTES];
+
+                        sort_page(desk, p, i + k, next_vma(batch->vmas, &cursor, addr_of(p)), entry);
+                }
+                i += n;
         }
         return 0;
 }
 
-/* The lowest page of the set from page on; BLOCK_PAGES: none. */
-static unsigned next_page(const PageSet set, unsigned page) {
-        for (unsigned word = page / 64; word < BLOCK_PAGES / 64; word++) {
+/* The lowest page of the set from page on; SCAN_BATCH_PAGES: none. */
+static unsigned next_page(const BatchSet set, unsigned page) {
+        for (unsigned word = page / 64; word < SCAN_BATCH_PAGES / 64; word++) {
                 uint64_t bits = set[word];
                 if (word == page / 64)
                         bits &= UINT64_MAX << (page % 64);
                 if (bits)
                         return word * 64 + (unsigned)__builtin_ctzll(bits);
         }
-        return BLOCK_PAGES;
+        return SCAN_BATCH_PAGES;
 }
 
-#define foreach_page(i, set) \
-        for (unsigned i = next_page(set, 0); i < BLOCK_PAGES; i = i + 1 < BLOCK_PAGES ? next_page(set, i + 1) : BLOCK_PAGES)
+#define foreach_page(i, set) for (unsigned i = next_page(set, 0); i < SCAN_BATCH_PAGES; i = next_page(set, i + 1))
 
-/* Of the pages on shared frames, those that the pass meets first. A frame that an earlier block was to read and could
+/* Of the pages on shared frames, those that the pass meets first. A frame that an earlier batch was to read and could
  * not is tried again. */
-static int find_leaders(Scanner *scanner, const ScanPage *pages) {
-        memset(scanner->leaders, 0, sizeof scanner->leaders);
-        foreach_page(i, scanner->shared) {
-                Frame *frame;
-
+static int find_leaders(Scanner *scanner, ScanDesk *desk, const ScanPage *pages) {
+        memset(desk->leaders, 0, sizeof desk->leaders);
+        foreach_page(i, desk->shared) {
                 if (!pages[i].writable_alone) {
-                        int r = frame_map_add(&scanner->frames, pages[i].pfn, &frame);
+                        Frame before;
+                        int r = frame_stripes_claim(scanner->frames, pages[i].pfn, desk->serial, &before);
+
                         if (r < 0)
                                 return r;
-                        if (frame->tag != FRAME_UNREAD || frame->value == scanner->serial)
+                        if (before.tag != FRAME_UNREAD || before.value == desk->serial)
                                 continue;
-                        frame->value = scanner->serial;
                 }
-                page_set_add(scanner->leaders, i);
+                page_set_add(desk->leaders, i);
         }
         return 0;
 }
 
 /* Gets the page flags of the leaders into entries: one call for frames that follow each other. */
-static int read_flags(Scanner *scanner, const ScanPage *pages) {
-        for (unsigned i = next_page(scanner->leaders, 0); i < BLOCK_PAGES;) {
+static int read_flags(const Scanner *scanner, ScanDesk *desk, const ScanPage *pages) {
+        for (unsigned i = next_page(desk->leaders, 0); i < SCAN_BATCH_PAGES;) {
                 unsigned n = 1;
                 int r;
 
-                while (i + n < BLOCK_PAGES && page_set_has(scanner->leaders, i + n) && pages[i + n].pfn == pages[i].pfn + n)
+                while (i + n < SCAN_BATCH_PAGES && page_set_has(desk->leaders, i + n) &&
+                       pages[i + n].pfn == pages[i].pfn + n)
                         n++;
-                r = scanner_page_flags(scanner, pages[i].pfn, n, scanner->entries + i);
+                r = scanner_page_flags(scanner, pages[i].pfn, n, desk->entries + i);
                 if (r < 0)
                         return r;
-                i = i + n < BLOCK_PAGES ? next_page(scanner->leaders, i + n) : BLOCK_PAGES;
+                i = next_page(desk->leaders, i + n);
         }
         return 0;
 }
 
 /* What the flags alone tell of the leaders; the others go on to be read. */
-static void judge_leaders(Scanner *scanner, ScanPage *pages) {
-        memset(scanner->careful, 0, sizeof scanner->careful);
-        foreach_page(i, scanner->leaders) {
+static void judge_leaders(const Scanner *scanner, ScanDesk *desk, ScanPage *pages) {
+        memset(desk->careful, 0, sizeof desk->careful);
+        foreach_page(i, desk->leaders) {
                 ScanPage *p = &pages[i];
 
-                if (scanner->entries[i] & KPAGEFLAGS_ZERO_PAGE) {
+                if (desk->entries[i] & KPAGEFLAGS_ZERO_PAGE) {
                         p->kind = SCAN_ZEROPAGE;
                         continue;
                 }
-                if (scanner->entries[i] & KPAGEFLAGS_KSM) {
+                if (desk->entries[i] & KPAGEFLAGS_KSM) {
                         p->kind = SCAN_KSM;
                         p->key_known = scanner->known && scanner->known(scanner->known_userdata, p->pfn, &p->key);
                         if (p->key_known)
                                 continue;
                 }
-                page_set_add(scanner->careful, i);
+                page_set_add(desk->careful, i);
         }
 }
 
-static void take_content(Scanner *scanner, ScanPage *p, const void *content) {
-        bool zero = page_is_zero(content);
-
-        p->key = zero ? scanner->zero_key : hash_page(scanner->secret, content);
-        p->key_known = true;
-        if (p->kind != SCAN_KSM)
-                p->kind = zero ? SCAN_ZERO : SCAN_HASHED;
-        scanner->stats.pages_hashed++;
-}
-
-static int read_pages(Scanner *scanner, const Target *target, uint64_t addr, const PageSet set, ReaderWay way,
+static int read_pages(const Scanner *scanner, ScanDesk *desk, const Target *target, const BatchSet set, ReaderWay way,
                       ScanPage *pages) {
-        uint16_t chosen[READER_PAGES];
-        unsigned n = 0, next = next_page(set, 0);
+        unsigned next = next_page(set, 0);
 
-        while (next < BLOCK_PAGES) {
+        while (next < SCAN_BATCH_PAGES) {
+                ScanPage *chosen[READER_PAGES];
+                uint64_t addrs[READER_PAGES];
                 bool read[READER_PAGES];
+                unsigned n;
                 int r;
 
-                for (n = 0; n < READER_PAGES && next < BLOCK_PAGES; n++) {
-                        chosen[n] = (uint16_t)next;
-                        next = next + 1 < BLOCK_PAGES ? next_page(set, next + 1) : BLOCK_PAGES;
+                for (n = 0; n < READER_PAGES && next < SCAN_BATCH_PAGES; n++) {
+                        chosen[n] = &pages[next];
+                        addrs[n] = addr_of(chosen[n]);
+                        next = next_page(set, next + 1);
                 }
-                r = reader_read(target, way, addr, chosen, n, scanner->buffer, read);
+                r = reader_read(target, way, addrs, n, desk->buffer, read);
                 if (r != 0)
                         return r;
                 for (unsigned i = 0; i < n; i++)
                         if (read[i])
-                                take_content(scanner, &pages[chosen[i]], scanner->buffer + i * PAGE_BYTES);
+                                scanner_take_content(scanner, desk, chosen[i], desk->buffer + i * PAGE_BYTES);
                         else
-                                scanner->stats.read_failures++;
+                                desk->stats.read_failures++;
         }
         return 0;
 }
 
 /* Notes what the leaders' frames hold, then gives it to the pages that map them too. */
-static int share_knowledge(Scanner *scanner, ScanPage *pages) {
+static int share_knowledge(Scanner *scanner, ScanDesk *desk, ScanPage *pages) {
         static const uint8_t tags[] = {
                 [SCAN_HASHED] = FRAME_HASHED,
                 [SCAN_ZERO] = FRAME_ZERO,
@@ -314,30 +245,25 @@ static int share_knowledge(Scanner *scanner, ScanPage *pages) {
                 [FRAME_ZEROPAGE] = SCAN_ZEROPAGE,
         };
 
-        foreach_page(i, scanner->leaders) {
-                Frame *frame;
+        foreach_page(i, desk->leaders) {
+                const ScanPage *p = &pages[i];
                 int r;
 
-                if (pages[i].kind == SCAN_FAILED || (pages[i].kind == SCAN_KSM && !pages[i].key_known) ||
-                    (pages[i].writable_alone && pages[i].kind != SCAN_KSM))
+                if (p->kind == SCAN_FAILED || (p->kind == SCAN_KSM && !p->key_known) ||
+                    (p->writable_alone && p->kind != SCAN_KSM))
                         continue;
-                r = frame_map_add(&scanner->frames, pages[i].pfn, &frame);
+                r = frame_stripes_set(scanner->frames, p->pfn, tags[p->kind], p->key);
                 if (r < 0)
                         return r;
-                frame->tag = tags[pages[i].kind];
-                frame->value = pages[i].key;
         }
-        foreach_page(i, scanner->shared) {
-                const Frame *frame;
+        foreach_page(i, desk->shared) {
+                Frame frame;
 
-                if (page_set_has(scanner->leaders, i))
+                if (page_set_has(desk->leaders, i) || !frame_stripes_get(scanner->frames, pages[i].pfn, &frame))
                         continue;
-                frame = frame_map_find(&scanner->frames, pages[i].pfn);
-                if (!frame)
-                        continue;
-                pages[i].kind = kinds[frame->tag];
-                pages[i].key = frame->value;
-                pages[i].key_known = frame->tag != FRAME_UNREAD && frame->tag != FRAME_ZEROPAGE;
+                pages[i].kind = kinds[frame.tag];
+                pages[i].key_known = frame.tag != FRAME_UNREAD && frame.tag != FRAME_ZEROPAGE;
+                pages[i].key = pages[i].key_known ? frame.value : 0;
         }
         return 0;
 }
@@ -353,101 +279,86 @@ static int check_still_there(const Target *target, uint64_t addr) {
         return n == 0 || !target_alive(target) ? TARGET_E_GONE : 0;
 }
 
-/* What is known of 64 pages goes into the block's bitmaps as words. A KSM frame whose content could not be had is known
- * to be one, and no more. */
-static void commit_word(Block *block, unsigned word, ScanPage *pages) {
-        uint64_t before = block->hashed[word], hashed = 0, zero = 0, merged = 0, zeropage = 0;
-        uint8_t *check = block->check + word * 64;
+/* What is known of pages that share a word of their block's sets goes in as words. A KSM frame whose content could not
+ * be had is known to be one, and no more. */
+static unsigned commit_word(const Scanner *scanner, ScanPage *pages, unsigned n) {
+        Block *block = pages[0].block;
+        unsigned word = pages[0].page / 64, i;
+        uint64_t asked = 0, hashed = 0, zero = 0, merged = 0, zeropage = 0, forked = 0;
 
-        for (unsigned i = 0; i < 64; i++) {
-                ScanPage *p = &pages[word * 64 + i];
-                bool was = before >> i & 1, known = p->key_known;
+        for (i = 0; i < n && pages[i].block == block && pages[i].page / 64 == word; i++) {
+                ScanPage *p = &pages[i];
+                uint64_t bit = (uint64_t)1 << (p->page % 64);
+                bool was = block->hashed[word] & bit, known = p->key_known;
                 uint8_t now = known ? (uint8_t)p->key : 0;
 
                 p->first = known && !was;
-                p->changed = known && was && check[i] != now;
-                check[i] = now;
-                hashed |= (uint64_t)known << i;
-                zero |= (uint64_t)(p->kind == SCAN_ZERO) << i;
-                merged |= (uint64_t)(p->kind == SCAN_KSM) << i;
-                zeropage |= (uint64_t)(p->kind == SCAN_ZEROPAGE) << i;
+                p->changed = known && was && block->check[p->page] != now;
+                block->check[p->page] = now;
+                asked |= bit;
+                hashed |= known ? bit : 0;
+                zero |= p->kind == SCAN_ZERO ? bit : 0;
+                merged |= p->kind == SCAN_KSM ? bit : 0;
+                zeropage |= p->kind == SCAN_ZEROPAGE ? bit : 0;
+                forked |= known && !p->writable_alone && p->kind != SCAN_KSM ? bit : 0;
         }
-        block->hashed[word] = hashed;
-        block->zero[word] = zero;
-        block->merged[word] = merged;
-        block->zeropage[word] = zeropage;
-}
-
-static void commit(Scanner *scanner, Block *block, ScanPage *pages) {
+        block->hashed[word] = (block->hashed[word] & ~asked) | hashed;
+        block->zero[word] = (block->zero[word] & ~asked) | zero;
+        block->merged[word] = (block->merged[word] & ~asked) | merged;
+        block->zeropage[word] = (block->zeropage[word] & ~asked) | zeropage;
+        block->forked[word] = (block->forked[word] & ~asked) | forked;
         if (!block->pass)
                 block->first_pass = scanner->pass;
         block->pass = scanner->pass;
-        for (unsigned word = 0; word < BLOCK_PAGES / 64; word++)
-                commit_word(block, word, pages);
+        return i;
 }
 
-static int scan_pages(Scanner *scanner, const Target *target, uint64_t addr, const VmaList *vmas, ScanPage *pages) {
+static int scan_pages(Scanner *scanner, ScanDesk *desk, ScanBatch *batch) {
+        ScanPage *pages = batch->pages;
         int r;
 
-        scanner->serial++;
-        memset(pages, 0, BLOCK_PAGES * sizeof *pages);
-        r = look(scanner, target, addr, vmas, pages);
+        r = look(desk, batch);
         if (r != 0)
                 return r;
-        r = find_leaders(scanner, pages);
+        r = find_leaders(scanner, desk, pages);
         if (r < 0)
                 return r;
-        r = read_flags(scanner, pages);
+        r = read_flags(scanner, desk, pages);
         if (r < 0)
                 return r;
-        judge_leaders(scanner, pages);
-        r = read_pages(scanner, target, addr, scanner->quick, READER_PINS, pages);
+        judge_leaders(scanner, desk, pages);
+        r = read_pages(scanner, desk, batch->target, desk->quick, READER_PINS, pages);
         if (r != 0)
                 return r;
-        r = read_pages(scanner, target, addr, scanner->careful, READER_KEEPS_SHARING, pages);
+        r = read_pages(scanner, desk, batch->target, desk->careful, READER_KEEPS_SHARING, pages);
         if (r != 0)
                 return r;
-        r = share_knowledge(scanner, pages);
+        r = share_knowledge(scanner, desk, pages);
         if (r < 0)
                 return r;
-        return check_still_there(target, addr);
+        return check_still_there(batch->target, addr_of(&pages[0]));
 }
 
-int scan_block(Scanner *scanner, Block *block, const VmaList *vmas, ScanBatch *ret) {
-        int r = scan_pages(scanner, block->space->target, block->addr, vmas, ret->pages);
+int scan_batch(Scanner *scanner, unsigned thread, ScanBatch *batch) {
+        ScanDesk *desk = scanner->desks[thread];
 
-        if (r != 0)
-                return r;
-        commit(scanner, block, ret->pages);
-        ret->block = block;
-        return 0;
+        batch->result = 0;
+        if (batch->n == 0)
+                return 0;
+        desk->serial += scanner->n_desks;
+        for (unsigned i = 0; i < batch->n; i++)
+                batch->pages[i] = (ScanPage) { .block = batch->pages[i].block, .page = batch->pages[i].page };
+        batch->result = scan_pages(scanner, desk, batch);
+        if (batch->result == 0)
+                for (unsigned i = 0; i < batch->n;)
+                        i += commit_word(scanner, batch->pages + i, batch->n - i);
+        return batch->result;
 }
 
-ScanKind scan_page_again(Scanner *scanner, Target *target, const VmaList *vmas, uint64_t addr, uint64_t *ret_key) {
-        const Vma *vma = vma_list_find(vmas, addr);
-        uint64_t entry, flags = 0;
-        bool read = false;
-        ScanPage page = { .kind = SCAN_FAILED };
-        uint16_t none = 0;
-
-        if (!vma || vma->skip != VMA_OK)
-                return SCAN_NOTHING;
-        if (pread(target->pagemapfd, &entry, sizeof entry, (off_t)(addr / PAGE_BYTES * sizeof entry)) != sizeof entry)
-                return SCAN_FAILED;
-        if (!pagemap_is_anonymous(entry))
-                return SCAN_NOTHING;
-        if ((vma->mergeable || !(entry & PAGEMAP_EXCLUSIVE)) &&
-            scanner_page_flags(scanner, entry & PAGEMAP_PFN, 1, &flags) < 0)
-                return SCAN_FAILED;
-        if (flags & KPAGEFLAGS_ZERO_PAGE)
-                return SCAN_ZEROPAGE;
-        if (flags & KPAGEFLAGS_KSM)
-                page.kind = SCAN_KSM;
-        if (reader_read(target, READER_KEEPS_SHARING, addr, &none, 1, scanner->buffer, &read) != 0 || !read) {
-                scanner->stats.read_failures++;
-                return SCAN_FAILED;
+void scan_batch_whole(ScanBatch *batch, Block *block) {
+        batch->n = BLOCK_PAGES;
+        for (unsigned i = 0; i < BLOCK_PAGES; i++) {
+                batch->pages[i].block = block;
+                batch->pages[i].page = (uint16_t)i;
         }
-        take_content(scanner, &page, scanner->buffer);
-        *ret_key = page.key;
-        return (ScanKind)page.kind;
 }

@@ -62,10 +62,14 @@ static double scan_nsec(Scanner *scanner, Target *target, const VmaList *vmas) {
         _cleanup_(space_done) Space space = { .target = target, .table = &table };
         static ScanBatch batch;
 
+        batch.target = target;
+        batch.vmas = vmas;
         scanner_begin_pass(scanner, 1);
         CHECK(space_refresh(&space, vmas) == 0);
-        for (size_t b = 0; b < space.n; b++)
-                CHECK(scan_block(scanner, space.blocks[b], vmas, &batch) == 0);
+        for (size_t b = 0; b < space.n; b++) {
+                scan_batch_whole(&batch, space.blocks[b]);
+                CHECK(scan_batch(scanner, 0, &batch) == 0);
+        }
         return (double)(process_cpu_nsec() - start) / (double)AREA_PAGES;
 }
 
@@ -134,7 +138,7 @@ static bool measure(const char *name, int advice) {
         CHECK(read(ready[0], &c, 1) == 1);
         close(ready[0]);
         close(ready[1]);
-        CHECK(hash_secret_new(&secret) == 0 && scanner_new(secret, &scanner) == 0);
+        CHECK(hash_secret_new(&secret) == 0 && scanner_new(secret, 1, &scanner) == 0);
         CHECK(target_new(pid, &target) == 0);
         batch = best_batch(pid, secret, buffer);
         for (int i = 0; i < ROUNDS; i++) {

@@ -7,11 +7,10 @@
 
 #include <sys/uio.h>
 
-int reader_read(const Target *target, ReaderWay way, uint64_t addr, const uint16_t *pages, unsigned n, void *buffer,
-                bool *ret_read) {
+int reader_read(const Target *target, ReaderWay way, const uint64_t *addrs, unsigned n, void *buffer, bool *ret_read) {
         for (unsigned i = 0; i < n; i++) {
                 struct iovec local = { (uint8_t *)buffer + i * PAGE_BYTES, PAGE_BYTES };
-                struct iovec remote = { (void *)(uintptr_t)(addr + pages[i] * PAGE_BYTES), PAGE_BYTES };
+                struct iovec remote = { (void *)(uintptr_t)addrs[i], PAGE_BYTES };
 
                 ret_read[i] = process_vm_readv(target->pid, &local, 1, &remote, 1, 0) == (ssize_t)PAGE_BYTES;
         }

@@ -182,12 +182,14 @@ static void scan_area(Scanner *scanner, pid_t pid, unsigned *counts) {
         CHECK(target_new(pid, &target) == 0);
         CHECK(target_open_memory(target) == 0);
         CHECK(target_read_vmas(target, false, &vmas) == 0);
-        space.target = target;
+        space.target = batch.target = target;
+        batch.vmas = &vmas;
         CHECK(space_refresh(&space, &vmas) == 0);
         for (size_t b = 0; b < space.n; b++) {
                 Block *block = space.blocks[b];
 
-                CHECK(scan_block(scanner, block, &vmas, &batch) == 0);
+                scan_batch_whole(&batch, block);
+                CHECK(scan_batch(scanner, 0, &batch) == 0);
                 if (block->addr < (uintptr_t)AREA || block->addr >= (uintptr_t)AREA + AREA_BYTES)
                         continue;
                 for (unsigned i = 0; i < BLOCK_PAGES; i++) {
@@ -196,6 +198,7 @@ static void scan_area(Scanner *scanner, pid_t pid, unsigned *counts) {
                         counts[p->kind]++;
                         CHECK(page_set_has(block->merged, i) == (p->kind == SCAN_KSM));
                         CHECK(page_set_has(block->zero, i) == (p->kind == SCAN_ZERO));
+                        CHECK(page_set_has(block->forked, i) == (!p->writable_alone && p->kind != SCAN_KSM));
                         CHECK(page_set_has(block->hashed, i) && p->key_known && block->check[i] == (uint8_t)p->key);
                 }
         }
@@ -219,7 +222,7 @@ static void test_scan(void) {
         unsigned forked_counts[2][SCAN_FAILED + 1] = {}, merged_counts[2][SCAN_FAILED + 1] = {};
 
         CHECK(hash_secret_new(&secret) == 0);
-        CHECK(scanner_new(secret, &scanner) == 0);
+        CHECK(scanner_new(secret, 1, &scanner) == 0);
         for (uint32_t pass = 1; pass <= 2; pass++) {
                 memset(forked_counts, 0, sizeof forked_counts);
                 memset(merged_counts, 0, sizeof merged_counts);
@@ -250,7 +253,7 @@ static void test_census(void) {
         Census census = {};
 
         CHECK(hash_secret_new(&secret) == 0);
-        CHECK(scanner_new(secret, &scanner) == 0);
+        CHECK(scanner_new(secret, 1, &scanner) == 0);
         CHECK(census_frames_new(scanner, &frames) == 0);
         for (int i = 0; i < 4; i++) {
                 _cleanup_(target_freep) Target *target = NULL;

@@ -48,18 +48,18 @@ static void order(Order what) {
         }
 }
 
-int __real_reader_read(const Target *, ReaderWay, uint64_t, const uint16_t *, unsigned, void *, bool *);
-int __wrap_reader_read(const Target *, ReaderWay, uint64_t, const uint16_t *, unsigned, void *, bool *);
+int __real_reader_read(const Target *, ReaderWay, const uint64_t *, unsigned, void *, bool *);
+int __wrap_reader_read(const Target *, ReaderWay, const uint64_t *, unsigned, void *, bool *);
 
-int __wrap_reader_read(const Target *target, ReaderWay way, uint64_t addr, const uint16_t *pages, unsigned n,
-                       void *buffer, bool *ret_read) {
+int __wrap_reader_read(const Target *target, ReaderWay way, const uint64_t *addrs, unsigned n, void *buffer,
+                       bool *ret_read) {
         int r;
 
         if (target->pid == victim && pending && calls_before-- == 0) {
                 order(pending);
                 pending = IDLE;
         }
-        r = __real_reader_read(target, way, addr, pages, n, buffer, ret_read);
+        r = __real_reader_read(target, way, addrs, n, buffer, ret_read);
         pages_read = 0;
         for (unsigned i = 0; i < n && r == 0; i++)
                 pages_read += ret_read[i];
@@ -135,7 +135,7 @@ static void end(void) {
 static HashSecret *secret;
 static Scanner *scanner;
 
-/* Scans the victim's area with the order given before its read number `before`; what scan_block() said. */
+/* Scans the victim's area with the order given before its read number `before`; what scan_batch() said. */
 static int scan(bool mergeable, Order what, int before, ScanBatch *batch) {
         _cleanup_(target_freep) Target *target = NULL;
         _cleanup_(vma_list_done) VmaList vmas = {};
@@ -156,12 +156,15 @@ static int scan(bool mergeable, Order what, int before, ScanBatch *batch) {
         copy = *block;
         pending = what;
         calls_before = before;
-        r = scan_block(scanner, block, &vmas, batch);
+        batch->target = target;
+        batch->vmas = &vmas;
+        scan_batch_whole(batch, block);
+        r = scan_batch(scanner, 0, batch);
+        CHECK(batch->result == r);
         CHECK(pending == IDLE, "the order was never given");
         if (r != 0)
                 CHECK(memcmp(block, &copy, sizeof copy) == 0, "a scan that failed changed the block");
         end();
-        batch->block = NULL;
         return r;
 }
 
@@ -246,7 +249,7 @@ int main(int argc, char **argv) {
         shared = mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED, shared_fd, 0);
         CHECK(shared != MAP_FAILED);
         CHECK(hash_secret_new(&secret) == 0);
-        CHECK(scanner_new(secret, &scanner) == 0);
+        CHECK(scanner_new(secret, 1, &scanner) == 0);
         test_scan();
         test_estimate();
         scanner_free(scanner);

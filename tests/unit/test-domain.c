@@ -46,12 +46,15 @@ static Block *add_block(Fixture *f, uint64_t addr) {
         return block;
 }
 
+static Block *current;          /* that the batch is of */
+
 /* As the scanner would: one page read with this content. */
 static void put(Fixture *f, ScanBatch *batch, unsigned page, ScanKind kind, uint64_t key, uint64_t pfn) {
-        Block *block = batch->block;
-        ScanPage *p = &batch->pages[page];
+        Block *block = current;
+        ScanPage *p = &batch->pages[batch->n++];
 
-        *p = (ScanPage){ .key = key, .pfn = pfn, .kind = (uint8_t)kind, .key_known = kind == SCAN_KSM };
+        *p = (ScanPage){ .block = block, .page = (uint16_t)page, .key = key, .pfn = pfn, .kind = (uint8_t)kind,
+                         .key_known = kind == SCAN_KSM };
         p->first = !page_set_has(block->hashed, page);
         p->changed = !p->first && block->check[page] != (uint8_t)key;
         page_set_remove(block->merged, page);
@@ -68,7 +71,7 @@ static ScanBatch *begin(Fixture *f, Block *block) {
         static ScanBatch batch;
 
         memset(&batch, 0, sizeof batch);
-        batch.block = block;
+        current = block;
         if (!block->first_pass)
                 block->first_pass = f->domain->pass;
         block->pass = f->domain->pass;

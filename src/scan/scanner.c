@@ -1,0 +1,173 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * The scanner itself, and its looks at single pages and frames. Batches are in scan.c.
+ */
+#include "scan/scanner.h"
+
+#include "scan/reader.h"
+
+#include <fcntl.h>
+#include <string.h>
+
+#define DESK_ALIGNMENT 128U /* no cache line, nor the one fetched along with it, is two threads' */
+
+/* Without CAP_SYS_ADMIN the frame numbers read as 0. */
+static int check_frame_numbers(void) {
+        _cleanup_close_ int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+        volatile uint64_t here = 1;
+        uint64_t entry;
+        ssize_t n;
+
+        if (fd < 0)
+                return -errno;
+        n = pread(fd, &entry, sizeof entry, (off_t)((uintptr_t)&here / PAGE_BYTES * sizeof entry));
+        if (n < 0)
+                return -errno;
+        return n == sizeof entry && entry & PAGEMAP_PFN ? 0 : -EPERM;
+}
+
+static ScanDesk *desk_free(ScanDesk *desk) {
+        if (desk)
+                free(desk->buffer);
+        free(desk);
+        return NULL;
+}
+
+static ScanDesk *desk_new(unsigned thread) {
+        ScanDesk *desk = aligned_alloc(DESK_ALIGNMENT, DIV_ROUND_UP(sizeof *desk, DESK_ALIGNMENT) * DESK_ALIGNMENT);
+
+        if (!desk)
+                return NULL;
+        memset(desk, 0, sizeof *desk);
+        desk->serial = thread + 1;
+        desk->buffer = aligned_alloc(PAGE_BYTES, READER_PAGES * PAGE_BYTES);
+        return desk->buffer ? desk : desk_free(desk);
+}
+
+int scanner_new(const HashSecret *secret, unsigned n_threads, Scanner **ret) {
+        _cleanup_(scanner_freep) Scanner *scanner = calloc(1, sizeof *scanner + n_threads * sizeof(ScanDesk *));
+        int r;
+
+        if (!scanner)
+                return -ENOMEM;
+        scanner->secret = secret;
+        scanner->kpageflagsfd = open("/proc/kpageflags", O_RDONLY | O_CLOEXEC);
+        if (scanner->kpageflagsfd < 0)
+                return -errno;
+        r = check_frame_numbers();
+        if (r < 0)
+                return r;
+        r = frame_stripes_new(&scanner->frames);
+        if (r < 0)
+                return r;
+        for (; scanner->n_desks < n_threads; scanner->n_desks++) {
+                scanner->desks[scanner->n_desks] = desk_new(scanner->n_desks);
+                if (!scanner->desks[scanner->n_desks])
+                        return -ENOMEM;
+        }
+        memset(scanner->desks[0]->buffer, 0, PAGE_BYTES);
+        scanner->zero_key = hash_page(secret, scanner->desks[0]->buffer);
+        *ret = TAKE_PTR(scanner);
+        return 0;
+}
+
+Scanner *scanner_free(Scanner *scanner) {
+        if (!scanner)
+                return NULL;
+        for (unsigned i = 0; i < scanner->n_desks; i++)
+                desk_free(scanner->desks[i]);
+        frame_stripes_free(scanner->frames);
+        safe_close(scanner->kpageflagsfd);
+        free(scanner);
+        return NULL;
+}
+
+void scanner_begin_pass(Scanner *scanner, uint32_t pass) {
+        frame_stripes_clear(scanner->frames);
+        scanner->pass = pass;
+}
+
+void scanner_set_known_frames(Scanner *scanner, ScanKnownFrame known, void *userdata) {
+        scanner->known = known;
+        scanner->known_userdata = userdata;
+}
+
+void scanner_stats(const Scanner *scanner, ScanStats *ret) {
+        *ret = (ScanStats) {};
+        for (unsigned i = 0; i < scanner->n_desks; i++) {
+                const ScanStats *stats = &scanner->desks[i]->stats;
+
+                ret->pages_scanned += stats->pages_scanned;
+                ret->pages_hashed += stats->pages_hashed;
+                ret->pages_skipped += stats->pages_skipped;
+                ret->read_failures += stats->read_failures;
+        }
+}
+
+uint64_t scanner_zero_key(const Scanner *scanner) { return scanner->zero_key; }
+
+int scanner_page_flags(const Scanner *scanner, uint64_t pfn, unsigned n, uint64_t *ret) {
+        size_t size = n * sizeof *ret;
+        ssize_t got = pread(scanner->kpageflagsfd, ret, size, (off_t)(pfn * sizeof *ret));
+
+        if (got < 0)
+                return -errno;
+        return (size_t)got == size ? 0 : -ENODATA;
+}
+
+void scanner_take_content(const Scanner *scanner, ScanDesk *desk, ScanPage *p, const void *content) {
+        bool zero = page_is_zero(content);
+
+        p->key = zero ? scanner->zero_key : hash_page(scanner->secret, content);
+        p->key_known = true;
+        if (p->kind != SCAN_KSM)
+                p->kind = zero ? SCAN_ZERO : SCAN_HASHED;
+        desk->stats.pages_hashed++;
+}
+
+static int read_entry(const Target *target, uint64_t addr, uint64_t *ret) {
+        ssize_t n = pread(target->pagemapfd, ret, sizeof *ret, (off_t)(addr / PAGE_BYTES * sizeof *ret));
+
+        if (n < 0)
+                return -errno;
+        return n == sizeof *ret ? 0 : TARGET_E_GONE;
+}
+
+int scan_page_frame(const Block *block, unsigned page, uint64_t *ret_pfn) {
+        uint64_t entry;
+        int r = read_entry(block->space->target, block->addr + page * PAGE_BYTES, &entry);
+
+        if (r != 0)
+                return r;
+        *ret_pfn = pagemap_is_anonymous(entry) ? entry & PAGEMAP_PFN : 0;
+        return 0;
+}
+
+ScanKind scan_page_again(Scanner *scanner, Target *target, const VmaList *vmas, uint64_t addr, uint64_t *ret_key) {
+        ScanDesk *desk = scanner->desks[0];
+        const Vma *vma = vma_list_find(vmas, addr);
+        uint64_t entry, flags = 0;
+        bool read = false;
+        ScanPage page = { .kind = SCAN_FAILED };
+
+        if (!vma || vma->skip != VMA_OK)
+                return SCAN_NOTHING;
+        if (read_entry(target, addr, &entry) != 0)
+                return SCAN_FAILED;
+        if (!pagemap_is_anonymous(entry))
+                return SCAN_NOTHING;
+        if ((vma->mergeable || !(entry & PAGEMAP_EXCLUSIVE)) &&
+            scanner_page_flags(scanner, entry & PAGEMAP_PFN, 1, &flags) < 0)
+                return SCAN_FAILED;
+        if (flags & KPAGEFLAGS_ZERO_PAGE)
+                return SCAN_ZEROPAGE;
+        if (flags & KPAGEFLAGS_KSM)
+                page.kind = SCAN_KSM;
+        if (reader_read(target, READER_KEEPS_SHARING, &addr, 1, desk->buffer, &read) != 0 || !read) {
+                desk->stats.read_failures++;
+                return SCAN_FAILED;
+        }
+        scanner_take_content(scanner, desk, &page, desk->buffer);
+        *ret_key = page.key;
+        return (ScanKind)page.kind;
+}
