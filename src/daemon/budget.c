@@ -1,0 +1,145 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+
+/*
+ * A sliding window and, within it, a pace.
+ *
+ * While less than half of the window's allowance is used, work is not held back at all: a daemon that starts, or a new
+ * container, is dealt with at once. Beyond, it is paced: CPU time is saved up at a rate and used in small portions. A
+ * token bucket alone cannot do both: one that is deep enough for such a burst must refill slowly to keep the promise,
+ * and a saturated daemon would then never get more than half of its quota.
+ *
+ * The rate is the greatest at which work could go on evenly for a whole window without ever meeting the limit, given
+ * what was used in the window and when that falls out of it. Used evenly, this is the quota itself. After a burst it
+ * is less until the burst falls out of the window, instead of the quota first and nothing at all afterwards.
+ */
+
+#include "daemon/budget.h"
+
+#include <string.h>
+
+#define QUOTA_ONE 10000U
+/* The portions: what the quota gives in this time. Short enough to be smooth, long enough that stopping and starting
+ * (ksmd, too) costs next to nothing. */
+#define PORTION_NSEC (200 * NSEC_PER_MSEC)
+
+__extension__ typedef unsigned __int128 Wide;
+
+static uint64_t scale(uint64_t value, uint64_t by, uint64_t of) { return (uint64_t)((Wide)value * by / of); }
+
+static int64_t portion_nsec(const Budget *budget) {
+        return (int64_t)MAX_OF(scale(budget->allowance_nsec, PORTION_NSEC, BUDGET_WINDOW_NSEC), (uint64_t)1);
+}
+
+static int64_t beyond_half_nsec(const Budget *budget) {
+        uint64_t half = budget->allowance_nsec / 2;
+
+        return budget->used_nsec > half ? (int64_t)(budget->used_nsec - half) : 0;
+}
+
+/* Over the next n slots the oldest n fall out: used - oldest + n * rate may not exceed the allowance, for any n. The
+ * last n bounds the rate by the quota. */
+static void set_rate(Budget *budget) {
+        uint64_t room = budget->allowance_nsec, rate = UINT64_MAX, used = budget->used_nsec;
+
+        for (uint64_t n = 1; n <= BUDGET_SLOTS; n++) {
+                used -= budget->slots[(budget->slot + n) % BUDGET_SLOTS];
+                rate = MIN_OF(rate, room > used ? (room - used) / n : 0);
+        }
+        budget->rate_nsec = rate;
+}
+
+static void turn_slots(Budget *budget, uint64_t now) {
+        uint64_t slot = now / BUDGET_SLOT_NSEC;
+
+        if (slot == budget->slot)
+                return;
+        if (slot - budget->slot >= BUDGET_SLOTS) {
+                memset(budget->slots, 0, sizeof budget->slots);
+                budget->used_nsec = 0;
+        } else
+                for (uint64_t s = budget->slot + 1; s <= slot; s++) {
+                        budget->used_nsec -= budget->slots[s % BUDGET_SLOTS];
+                        budget->slots[s % BUDGET_SLOTS] = 0;
+                }
+        budget->slot = slot;
+        set_rate(budget);
+}
+
+static void save_up(Budget *budget, uint64_t elapsed) {
+        uint64_t saved = scale(budget->rate_nsec, elapsed, BUDGET_SLOT_NSEC);
+        int64_t missing = portion_nsec(budget) - budget->saved_nsec;
+
+        if (missing > 0)
+                budget->saved_nsec += (int64_t)MIN_OF(saved, (uint64_t)missing);
+}
+
+/* A clock that stepped back, or a total that shrank, is taken for one that stood. */
+static void account(Budget *budget, uint64_t now, uint64_t cpu_nsec) {
+        uint64_t used = cpu_nsec > budget->seen_cpu_nsec ? cpu_nsec - budget->seen_cpu_nsec : 0;
+
+        budget->seen_cpu_nsec = MAX_OF(cpu_nsec, budget->seen_cpu_nsec);
+        budget->saved_nsec -= (int64_t)used; /* first: what is saved up meanwhile is not lost on a full portion */
+        if (now > budget->seen_nsec) {
+                if (budget->wait_until_nsec > budget->seen_nsec)
+                        budget->throttled_nsec += MIN_OF(now, budget->wait_until_nsec) - budget->seen_nsec;
+                turn_slots(budget, now);
+                save_up(budget, now - budget->seen_nsec);
+                budget->seen_nsec = now;
+        }
+        budget->slots[budget->slot % BUDGET_SLOTS] += used;
+        budget->used_nsec += used;
+        /* What was used below half is not owed. */
+        budget->saved_nsec = MAX_OF(budget->saved_nsec, portion_nsec(budget) - beyond_half_nsec(budget));
+}
+
+void budget_init(Budget *budget, uint32_t quota, uint64_t now) {
+        *budget = (Budget){ .slot = now / BUDGET_SLOT_NSEC, .seen_nsec = now };
+        budget_set_quota(budget, quota);
+}
+
+void budget_set_quota(Budget *budget, uint32_t quota) {
+        budget->allowance_nsec = scale(BUDGET_WINDOW_NSEC, quota, QUOTA_ONE);
+        budget->saved_nsec = portion_nsec(budget); /* what was owed was owed to the other quota */
+        budget->refilling = false;
+        set_rate(budget);
+}
+
+uint64_t budget_wait_nsec(Budget *budget, uint64_t now, uint64_t cpu_nsec) {
+        uint64_t wait = 0;
+        int64_t missing;
+
+        account(budget, now, cpu_nsec);
+        missing = portion_nsec(budget) - budget->saved_nsec;
+        if (budget->saved_nsec <= 0)
+                budget->refilling = true;
+        else if (missing <= 0)
+                budget->refilling = false;
+        if (budget->used_nsec >= budget->allowance_nsec)
+                wait = BUDGET_WAIT_MAX_NSEC;
+        else if (budget->refilling && budget->rate_nsec == 0)
+                wait = BUDGET_WAIT_MAX_NSEC;
+        else if (budget->refilling)
+                /* Rounded up: what is waited for is there then. */
+                wait = MIN_OF(scale((uint64_t)missing, BUDGET_SLOT_NSEC, budget->rate_nsec) + 1, BUDGET_WAIT_MAX_NSEC);
+        budget->wait_until_nsec = wait > 0 ? budget->seen_nsec + wait : MIN_OF(budget->wait_until_nsec, budget->seen_nsec);
+        return wait;
+}
+
+uint64_t budget_left_nsec(const Budget *budget) {
+        uint64_t half = budget->allowance_nsec / 2, left = (uint64_t)MAX_OF(budget->saved_nsec, (int64_t)0);
+
+        if (budget->refilling || budget->used_nsec >= budget->allowance_nsec)
+                return 0;
+        if (budget->used_nsec < half)
+                left += half - budget->used_nsec;
+        return MIN_OF(left, budget->allowance_nsec - budget->used_nsec);
+}
+
+void budget_stats(Budget *budget, uint64_t now, uint64_t cpu_nsec, BudgetStats *ret) {
+        account(budget, now, cpu_nsec);
+        *ret = (BudgetStats){
+                .used_nsec = budget->used_nsec,
+                .throttled_nsec = budget->throttled_nsec,
+                .throttled = budget->wait_until_nsec > 0 && now < budget->wait_until_nsec + NSEC_PER_SEC,
+        };
+}
