@@ -21,6 +21,9 @@
  *   - smart_scan (6.7+) skips a page seen three times without a twin in 1 to 8 later scans: a scan of 93,000 marked
  *     pages of which 38,000 had no twin took 0.02 instead of 0.23 s. But a page so skipped misses a twin that comes
  *     later. So it is on, and off once after bursts that fell short.
+ *   - held back by sleep_millisecs instead of run, ksmd stops after the batch it is at, and the write waits for nothing:
+ *     ksmd looks at the value when it goes to sleep and is woken when it changes (5.0). So that is how a burst pauses,
+ *     and a daemon that dies in a pause leaves a ksmd that does next to nothing.
  *   - 768 more pages merged in a set of 45,000 merged ones: ksmd 35 ms when as many were expected (it stops in the
  *     second scan), 54 ms when 20 too many were (it goes to the end of the third).
  */
@@ -44,6 +47,7 @@
 #define THOROUGH_AFTER_MAX 64U
 #define STALLED_NSEC (5 * NSEC_PER_SEC)
 #define LIMIT_NSEC (30 * NSEC_PER_SEC)
+#define PAUSED_MSEC 600000U     /* a batch each ten minutes, should nobody come back */
 #define LIMIT_PAGE_NSEC (200 * NSEC_PER_USEC) /* thirty times what the slowest visit takes */
 
 /* What a burst changes, and puts back; whoever set another knob (max_page_sharing) keeps it. */
@@ -53,6 +57,8 @@ static const char *const burst_knobs[] = { "advisor_mode", "sleep_millisecs", "p
 struct Burst {
         Ksm *ksm;               /* borrowed */
         BurstState state;
+        bool paused;
+        uint64_t paused_nsec;           /* since when */
         uint64_t expected_pages, marked_pages;
         KsmCounters start, last;
         uint64_t start_nsec, moved_nsec;        /* when it began; when ksmd was last seen to have done something */
@@ -183,6 +189,7 @@ int burst_start(Burst *burst, uint64_t expected_pages, uint64_t marked_pages) {
                 return r;
         }
         burst->start_nsec = burst->moved_nsec = now_nsec();
+        burst->paused = false;
         burst->state = BURST_RUNNING;
         return 0;
 }
@@ -201,10 +208,26 @@ static void learn(Burst *burst) {
         }
 }
 
+/* A pause is no time of the burst. */
+static uint64_t running_nsec(const Burst *burst, uint64_t now) {
+        return (burst->paused ? burst->paused_nsec : now) - burst->start_nsec;
+}
+
+/* What the burst under way made ksmd use. Where ksmd cannot be seen: all the time it was let run. */
+static uint64_t ksmd_used_nsec(const Burst *burst) {
+        uint64_t now;
+
+        if (burst->start_cpu_nsec == UINT64_MAX)
+                return running_nsec(burst, now_nsec());
+        if (ksmd_cpu_nsec(burst->ksm, &now) < 0 || now < burst->start_cpu_nsec)
+                return 0;
+        return now - burst->start_cpu_nsec;
+}
+
 static void burst_end(Burst *burst, BurstState state) {
         BurstStats *stats = &burst->stats;
         KsmCounters counters;
-        uint64_t cpu_nsec, run;
+        uint64_t run;
 
         (void)knobs_restore(burst);
         burst->state = state;
@@ -215,18 +238,16 @@ static void burst_end(Burst *burst, BurstState state) {
         stats->bursts++;
         stats->pages_expected += burst->expected_pages;
         stats->pages_merged += burst->merged_pages;
-        stats->wall_nsec += now_nsec() - burst->start_nsec;
+        stats->wall_nsec += running_nsec(burst, now_nsec());
         stats->full_scans += burst->last.full_scans - burst->start.full_scans;
-        if (burst->start_cpu_nsec != UINT64_MAX && ksmd_cpu_nsec(burst->ksm, &cpu_nsec) == 0 &&
-            cpu_nsec > burst->start_cpu_nsec)
-                stats->ksmd_cpu_nsec += cpu_nsec - burst->start_cpu_nsec;
+        stats->ksmd_cpu_nsec += ksmd_used_nsec(burst);
         log_debug("KSM burst: %llu of %llu pages merged", (unsigned long long)burst->merged_pages,
                   (unsigned long long)burst->expected_pages);
 }
 
 /* Half of what is left by the pace so far: close in on the end, look seldom before it. */
 static uint64_t next_interval(const Burst *burst, uint64_t now) {
-        uint64_t merged = burst->merged_pages, elapsed = now - burst->start_nsec;
+        uint64_t merged = burst->merged_pages, elapsed = running_nsec(burst, now);
         uint64_t page_nsec = merged > 0 ? elapsed / merged : MERGE_NSEC;
         uint64_t left_nsec = (burst->expected_pages - merged) * MIN_OF(page_nsec, (uint64_t)MERGE_NSEC);
 
@@ -252,8 +273,8 @@ BurstState burst_step(Burst *burst) {
                 burst_end(burst, BURST_FOREIGN); /* somebody stopped it */
         else if (burst->merged_pages >= burst->expected_pages ||
                  counters.full_scans - burst->start.full_scans >= burst->scans_needed ||
-                 now - burst->moved_nsec > STALLED_NSEC || /* nothing marked is left */
-                 now - burst->start_nsec > LIMIT_NSEC + burst->marked_pages * LIMIT_PAGE_NSEC)
+                 (!burst->paused && now - burst->moved_nsec > STALLED_NSEC) || /* nothing marked is left */
+                 running_nsec(burst, now) > LIMIT_NSEC + burst->marked_pages * LIMIT_PAGE_NSEC)
                 burst_end(burst, BURST_DONE);
         else
                 burst->interval_nsec = next_interval(burst, now);
@@ -267,4 +288,41 @@ void burst_stop(Burst *burst) {
                 burst_end(burst, BURST_IDLE);
 }
 
-void burst_stats(const Burst *burst, BurstStats *ret) { *ret = burst->stats; }
+void burst_pause(Burst *burst) {
+        int r;
+
+        if (burst->state != BURST_RUNNING || burst->paused)
+                return;
+        r = ksm_set(burst->ksm, "sleep_millisecs", PAUSED_MSEC);
+        if (r != 0) {
+                log_debug("KSM burst: cannot be paused, so it ends: %d", r);
+                burst_stop(burst);
+                return;
+        }
+        burst->paused_nsec = now_nsec();
+        burst->paused = true;
+}
+
+void burst_resume(Burst *burst) {
+        uint64_t now;
+        int r;
+
+        if (burst->state != BURST_RUNNING || !burst->paused)
+                return;
+        r = ksm_set(burst->ksm, "sleep_millisecs", 0);
+        if (r != 0) {
+                log_debug("KSM burst: cannot be resumed, so it ends: %d", r);
+                burst_stop(burst);
+                return;
+        }
+        now = now_nsec();
+        burst->start_nsec += now - burst->paused_nsec;
+        burst->moved_nsec = MIN_OF(burst->moved_nsec + (now - burst->paused_nsec), now); /* it finished a batch */
+        burst->paused = false;
+}
+
+void burst_stats(const Burst *burst, BurstStats *ret) {
+        *ret = burst->stats;
+        if (burst->state == BURST_RUNNING)
+                ret->ksmd_cpu_nsec += ksmd_used_nsec(burst);
+}

@@ -330,6 +330,84 @@ static void test_interval(void **unused) {
         assert_true(burst_interval_nsec(burst) >= NSEC_PER_MSEC / 2);
 }
 
+/* A pause stops ksmd by the knob that needs no lock, counts for none of the burst's limits, and leaves no trace. */
+static void test_pause(void **unused) {
+        BurstStats stats;
+
+        assert_int_equal(burst_start(burst, 1000, 2000), 0);
+        for (unsigned i = 0; i < 100; i++) {
+                burst_pause(burst);
+                burst_pause(burst);
+                assert_true(get("sleep_millisecs") >= 60000);
+                assert_int_equal(get("run"), 1);
+                put("pages_scanned", i + 1); /* what was left of its batch */
+                assert_int_equal(step_after(NSEC_PER_MSEC), BURST_RUNNING);
+                assert_int_equal(step_after(100 * NSEC_PER_SEC), BURST_RUNNING);
+                burst_resume(burst);
+                burst_resume(burst);
+                assert_int_equal(get("sleep_millisecs"), 0);
+                assert_int_equal(step_after(NSEC_PER_MSEC), BURST_RUNNING);
+        }
+        assert_int_equal(step_after(4 * NSEC_PER_SEC), BURST_RUNNING);
+        burst_pause(burst);
+        clock_now += 50 * NSEC_PER_SEC;
+        burst_resume(burst);
+        assert_int_equal(burst_step(burst), BURST_RUNNING);
+        assert_int_equal(step_after(2 * NSEC_PER_SEC), BURST_DONE); /* nothing moved for 5 s, the pause apart */
+        assert_as_found();
+        burst_stats(burst, &stats);
+        assert_int_equal(stats.wall_nsec, 6 * NSEC_PER_SEC + 100 * NSEC_PER_MSEC);
+        burst_pause(burst); /* nothing runs */
+        burst_resume(burst);
+        assert_as_found();
+}
+
+/* Every way out of a pause puts all back. */
+static void test_pause_ends(void **unused) {
+        assert_int_equal(burst_start(burst, 1000, 2000), 0);
+        burst_pause(burst);
+        burst_stop(burst);
+        assert_as_found();
+
+        assert_int_equal(burst_start(burst, 1000, 2000), 0);
+        burst_pause(burst);
+        put("pages_sharing", 1000); /* by the batch it finished */
+        assert_int_equal(step_after(NSEC_PER_MSEC), BURST_DONE);
+        assert_as_found();
+
+        assert_int_equal(burst_start(burst, 1000, 2000), 0); /* a new one begins running */
+        assert_int_equal(get("sleep_millisecs"), 0);
+        burst_pause(burst);
+        put("run", 0); /* the administrator's */
+        assert_int_equal(step_after(NSEC_PER_MSEC), BURST_FOREIGN);
+        assert_as_found();
+
+        assert_int_equal(burst_start(burst, 1000, 2000), 0);
+        put_text("sleep_millisecs", "garbage\n");
+        burst_pause(burst);
+        assert_int_equal(burst_step(burst), BURST_IDLE); /* what cannot be paused does not go on */
+        assert_int_equal(get("run"), 0);
+        put("sleep_millisecs", 20);
+
+        assert_int_equal(burst_start(burst, 1000, 2000), 0);
+        burst_pause(burst);
+        put_text("sleep_millisecs", "garbage\n");
+        burst_resume(burst);
+        assert_int_equal(burst_step(burst), BURST_IDLE);
+        assert_int_equal(get("run"), 0);
+}
+
+/* A daemon that dies in a pause leaves on record what the next one needs. */
+static void test_crash_in_a_pause(void **unused) {
+        _cleanup_(ksm_freep) Ksm *next = NULL;
+
+        assert_int_equal(burst_start(burst, 1000, 2000), 0);
+        burst_pause(burst);
+        assert_int_equal(ksm_new(sysfs, state, &next), 0);
+        assert_int_equal(ksm_restore(next), 0);
+        assert_as_found();
+}
+
 static int remove_one(const char *path, const struct stat *st, int type, struct FTW *ftw) { return remove(path); }
 
 int main(void) {
@@ -349,6 +427,9 @@ int main(void) {
                 TEST(test_older_kernels),
                 TEST(test_trouble),
                 TEST(test_interval),
+                TEST(test_pause),
+                TEST(test_pause_ends),
+                TEST(test_crash_in_a_pause),
         };
         int failed;
 
