@@ -161,6 +161,7 @@ int manager_new(const char *config_path, bool once, Manager **ret) {
                 log_error("the configuration cannot be read: %s", strerror(-r));
                 return r;
         }
+        budget_init(&m->budget, m->conf->daemon.cpu_quota, now_nsec());
         host_kernel_probe(&m->kernel);
         for (size_t i = 0; i < m->kernel.n_features; i++)
                 if (m->kernel.features[i].required && m->kernel.features[i].state != 1) {
@@ -244,34 +245,6 @@ int manager_listen(Manager *m, int listen_fd) {
         return service_new(m->loop, listen_fd, &manager_ops, m, &m->service);
 }
 
-/* There is something for the main loop to carry out before more work is done. */
-static bool interrupted(const Manager *m) {
-        if (m->stopping || m->reload_wanted || m->new_conf || (m->paused && m->in_pass))
-                return true;
-        for (size_t i = 0; i < m->n_requests; i++)
-                if (m->requests[i].kind == REQUEST_UNMERGE ? !m->requests[i].started : !m->in_pass)
-                        return true;
-        return false;
-}
-
-bool manager_breathe(Manager *m, uint64_t nsec) {
-        uint64_t until = now_nsec() + nsec;
-
-        for (;;) {
-                uint64_t now = now_nsec();
-                int r = loop_dispatch(m->loop, now < until ? until - now : 0);
-
-                if (r < 0) {
-                        log_error("the event loop failed: %s", strerror(-r));
-                        m->stopping = true;
-                }
-                if (interrupted(m))
-                        return true;
-                if (now_nsec() >= until)
-                        return false;
-        }
-}
-
 static void end_request(Manager *m, size_t i, int result, const char *reason, json_t *parameters) {
         Request request = m->requests[i];
 
@@ -330,6 +303,7 @@ static void swap_config(Manager *m) {
         m->conf = TAKE_PTR(m->new_conf);
         roster_reconfigure(&m->roster, m->conf);
         conf_free(old);
+        budget_set_quota(&m->budget, m->conf->daemon.cpu_quota);
         m->next_pass_nsec = 0;
         log_info("configuration reloaded, %u warnings", m->conf->n_warnings);
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "control/service.h"
+#include "daemon/budget.h"
 #include "daemon/roster.h"
 #include "host/kernel.h"
 #include "host/ksm.h"
@@ -44,6 +45,7 @@ typedef struct Manager {
         Ksm *ksm;                       /* NULL: absent or read-only, ksm_error says */
         int ksm_error;
         Burst *burst;
+        Budget budget;                  /* CPUQuota= */
         bool stranger_marked;           /* merging waits for a process of another domain to be undone */
         bool limits_refused;            /* MaxPageSharing= and MergeAcrossNodes= wait until no page is shared */
         Remote *remote;
@@ -82,8 +84,13 @@ int manager_run_once(Manager *manager); /* one full convergence over what is opt
 /* Loads the configuration anew; the main loop swaps it in. Its warnings replace the old ones. */
 int manager_load_config(Manager *manager);
 
-/* Lets the event loop run for up to nsec. true: the work at hand is to be given up. */
+/* pace.c: lets the event loop run for nsec, and within a pass for as long as CPUQuota= wants work to wait. true: the work
+ * at hand is to be given up. */
 bool manager_breathe(Manager *manager, uint64_t nsec);
+/* The same between two steps of the burst, which is paused meanwhile if it must wait. */
+bool manager_breathe_in_burst(Manager *manager);
+/* What CPUQuota= limits: the CPU time that the daemon, and ksmd on its behalf, have used so far. */
+void manager_budget_stats(Manager *manager, BudgetStats *ret);
 
 /* pass.c: one pass over everything opted in, merging included. 0, or -ECANCELED when it was given up. */
 int manager_pass(Manager *manager);

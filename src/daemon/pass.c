@@ -369,7 +369,7 @@ static int run_burst(Pass *pass) {
                 return 0;
         }
         while ((state = burst_step(m->burst)) == BURST_RUNNING)
-                if (manager_breathe(m, burst_interval_nsec(m->burst))) {
+                if (manager_breathe_in_burst(m)) {
                         burst_stop(m->burst);
                         return -ECANCELED;
                 }

@@ -340,11 +340,12 @@ class Host:
                 (KSM / name).write_text(before[name])
 
     def configure(self, text, name="test.conf"):
-        """Writes a configuration whose control socket is ours; text is what follows the [Daemon] section's Socket=."""
+        """Writes a configuration whose control socket is ours and that holds nothing back; text is what follows in the
+        [Daemon] section."""
         path = self.dir / name
         if isinstance(text, str):
             text = text.encode()
-        path.write_bytes(f"[Daemon]\nSocket={self.socket}\n".encode() + text)
+        path.write_bytes(f"[Daemon]\nSocket={self.socket}\nCPUQuota=1000%\n".encode() + text)
         return path
 
     @property

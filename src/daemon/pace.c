@@ -1,0 +1,74 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+
+/*
+ * Between two pieces of work: the event loop runs, requests are noticed, and CPUQuota= is kept (budget.c decides how).
+ * Against the quota counts what all threads of the daemon use, answering control requests included, which is never
+ * refused, and what ksmd uses in our bursts. A pass waits here; ksmd, which runs by itself, is paused.
+ */
+
+#include "daemon/manager.h"
+
+#include "base/clock.h"
+#include "base/log.h"
+
+#include <string.h>
+
+/* Looking at ksmd more often costs more than it saves. */
+#define BURST_LOOK_MIN_NSEC NSEC_PER_MSEC
+
+/* There is something for the main loop to carry out before more work is done. */
+static bool interrupted(const Manager *m) {
+        if (m->stopping || m->reload_wanted || m->new_conf || (m->paused && m->in_pass))
+                return true;
+        for (size_t i = 0; i < m->n_requests; i++)
+                if (m->requests[i].kind == REQUEST_UNMERGE ? !m->requests[i].started : !m->in_pass)
+                        return true;
+        return false;
+}
+
+static uint64_t cpu_nsec(const Manager *m) {
+        BurstStats burst = { 0 };
+
+        if (m->burst)
+                burst_stats(m->burst, &burst);
+        return process_cpu_nsec() + burst.ksmd_cpu_nsec;
+}
+
+static bool dispatch(Manager *m, uint64_t nsec) {
+        int r = loop_dispatch(m->loop, nsec);
+
+        if (r < 0) {
+                log_error("the event loop failed: %s", strerror(-r));
+                m->stopping = true;
+        }
+        return interrupted(m);
+}
+
+static uint64_t budget_wait(Manager *m) { return budget_wait_nsec(&m->budget, now_nsec(), cpu_nsec(m)); }
+
+bool manager_breathe(Manager *m, uint64_t nsec) {
+        uint64_t now = now_nsec(), until = now + nsec;
+
+        do {
+                if (dispatch(m, now < until ? until - now : 0))
+                        return true;
+                if (m->in_pass)
+                        until = MAX_OF(until, now_nsec() + budget_wait(m));
+                now = now_nsec();
+        } while (now < until);
+        return false;
+}
+
+bool manager_breathe_in_burst(Manager *m) {
+        uint64_t wait = budget_wait(m), left;
+
+        if (wait > 0) {
+                burst_pause(m->burst);
+                return dispatch(m, wait);
+        }
+        burst_resume(m->burst);
+        left = MAX_OF(budget_left_nsec(&m->budget), BURST_LOOK_MIN_NSEC); /* ksmd is one thread: it takes as long */
+        return dispatch(m, MIN_OF(burst_interval_nsec(m->burst), left));
+}
+
+void manager_budget_stats(Manager *m, BudgetStats *ret) { budget_stats(&m->budget, now_nsec(), cpu_nsec(m), ret); }
