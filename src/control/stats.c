@@ -50,6 +50,7 @@ static const Field page_fields[] = {
 static const Field daemon_fields[] = {
         DAEMON_FIELD(cpu_nsec),
         DAEMON_FIELD(ksmd_cpu_nsec),
+        DAEMON_FIELD(throttled_nsec),
         DAEMON_FIELD(cow_breaks),
         DAEMON_FIELD(tlb_flushes),
         DAEMON_FIELD(tlb_flush_pages),

@@ -16,6 +16,10 @@ static int64_t number(const json_t *object, const char *name) {
         return json_integer_value(json_object_get(object, name));
 }
 
+static double share(const json_t *object, const char *name) {
+        return json_number_value(json_object_get(object, name));
+}
+
 static const char *text(const json_t *object, const char *name) {
         const char *value = json_string_value(json_object_get(object, name));
 
@@ -98,6 +102,8 @@ static void show_status(const json_t *reply) {
                 line("passes", "%" PRId64, number(reply, "full_scans"));
         line("saved", "%s", format_bytes(number(reply, "bytes_saved")).text);
         line("own records", "%s", format_bytes(number(reply, "metadata_bytes")).text);
+        line("CPU", "%.1f %% of one over 60 s, quota %g %%%s", 100 * share(reply, "cpu_used"),
+             100 * share(reply, "cpu_quota"), json_is_true(json_object_get(reply, "throttled")) ? ", throttled" : "");
         json_array_foreach(json_object_get(reply, "warnings"), i, warning)
                 line("warning", "%s", json_string_value(warning) ?: "-");
 }

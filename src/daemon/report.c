@@ -7,6 +7,7 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "conf/conf-value.h"
 
 #include <limits.h>
 #include <stdarg.h>
@@ -79,10 +80,12 @@ static json_t *nullable(bool known, uint64_t value) { return known ? json_intege
 static json_t *get_status(void *userdata) {
         Manager *m = userdata;
         uint64_t now = now_nsec();
+        BudgetStats budget;
         PageStats total;
 
         manager_total(m, &total);
-        return json_pack("{s:s, s:i, s:s, s:I, s:I, s:I, s:I, s:I, s:o, s:o, s:I, s:I, s:o}", "version",
+        manager_budget_stats(m, &budget);
+        return json_pack("{s:s, s:i, s:s, s:I, s:I, s:I, s:I, s:I, s:o, s:o, s:I, s:I, s:f, s:f, s:b, s:o}", "version",
                          KSMD_USER_VERSION,
                          "pid", (int)getpid(), "state", state_name(m), "uptime_nsec",
                          (json_int_t)(now - m->started_nsec), "domains", (json_int_t)m->roster.n_slots, "cgroups",
@@ -92,13 +95,17 @@ static json_t *get_status(void *userdata) {
                          nullable(!m->in_pass && !m->paused,
                                   m->next_pass_nsec > now ? m->next_pass_nsec - now : 0),
                          "bytes_saved", (json_int_t)total.bytes_saved, "metadata_bytes",
-                         (json_int_t)total.metadata_bytes, "warnings", warnings_json(m));
+                         (json_int_t)total.metadata_bytes, "cpu_quota",
+                         (double)m->conf->daemon.cpu_quota / CONF_SHARE_ONE, "cpu_used",
+                         (double)budget.used_nsec / (double)BUDGET_WINDOW_NSEC, "throttled", (int)budget.throttled,
+                         "warnings", warnings_json(m));
 }
 
 static json_t *daemon_json(Manager *m) {
         DaemonStats stats = { 0 };
         RemoteStats remote;
         BurstStats burst = { 0 };
+        BudgetStats budget;
 
         manager_total(m, &stats.pages);
         stats.pages.full_scans = m->full_scans;
@@ -109,6 +116,8 @@ static json_t *daemon_json(Manager *m) {
                 burst_stats(m->burst, &burst);
         stats.cpu_nsec = process_cpu_nsec();
         stats.ksmd_cpu_nsec = burst.ksmd_cpu_nsec;
+        manager_budget_stats(m, &budget);
+        stats.throttled_nsec = budget.throttled_nsec;
         stats.stops = remote.stops;
         stats.stop_nsec_p50 = remote_stop_percentile(&remote, 500);
         stats.stop_nsec_p99 = remote_stop_percentile(&remote, 990);

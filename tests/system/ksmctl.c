@@ -20,11 +20,12 @@ static const char *ksmctl;
 static char directory[] = "/tmp/ksmctl-test.XXXXXX", path[64];
 
 static json_t *get_status(void *userdata) {
-        return json_pack("{ss si ss sI si si si si so sI sI sI s[s]}", "version", "9.9", "pid", 77, "state", "idle",
+        return json_pack("{ss si ss sI si si si si so sI sI sI sf sf sb s[s]}", "version", "9.9", "pid", 77, "state", "idle",
                          "uptime_nsec", (json_int_t)(3700 * NSEC_PER_SEC), "domains", 1, "cgroups", 2, "processes", 4,
                          "full_scans", 12, "last_pass_nsec", json_null(), "next_pass_nsec",
                          (json_int_t)(7300 * NSEC_PER_MSEC), "bytes_saved", (json_int_t)(171 << 20) + (205 << 10),
-                         "metadata_bytes", (json_int_t)4096, "warnings", "evil \x1b[2J name");
+                         "metadata_bytes", (json_int_t)4096, "cpu_quota", 0.1, "cpu_used", 0.0994,
+                         "throttled", 1, "warnings", "evil \x1b[2J name");
 }
 
 static json_t *get_stats(void *userdata) {
@@ -173,6 +174,7 @@ static void test_output(void) {
         expect("status", 0, "9.9, pid 77, up 1 h 1 min");
         expect("status", 0, "4 processes in 2 cgroups of 1 domain\n");
         expect("status", 0, "171.2 MiB");
+        expect("status", 0, "9.9 % of one over 60 s, quota 10 %, throttled\n");
         expect("status", 0, "evil ?[2J name");
         expect("stats", 0, "7 huge");
         expect_aligned("stats", "NOT MERGED\n", "7 huge\n");
