@@ -382,6 +382,11 @@ static bool is_cgroup2(const char *path) {
         return statfs(path, &fs) == 0 && fs.f_type == CGROUP2_SUPER_MAGIC;
 }
 
+bool host_has_swap(void) {
+        struct sysinfo info;
+        return sysinfo(&info) == 0 && info.totalswap > 0;
+}
+
 static void probe_host(HostKernel *host) {
         struct sysinfo info;
         struct utsname name;
@@ -390,10 +395,9 @@ static void probe_host(HostKernel *host) {
 
         if (uname(&name) == 0)
                 snprintf(host->release, sizeof host->release, "%.64s", name.release);
-        if (sysinfo(&info) == 0) {
+        if (sysinfo(&info) == 0)
                 host->memory_bytes = (uint64_t)info.totalram * info.mem_unit;
-                host->swap = info.totalswap > 0;
-        }
+        host->swap = host_has_swap();
         cpus = sysconf(_SC_NPROCESSORS_ONLN);
         host->n_cpus = cpus > 0 ? (unsigned)cpus : 1;
         host->n_nodes = count_nodes();

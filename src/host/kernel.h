@@ -28,3 +28,6 @@ typedef struct HostKernel {
 
 /* Probes on ourselves and a short-lived child only; changes nothing. Never fails: what cannot be tried is absent. */
 void host_kernel_probe(HostKernel *ret);
+
+/* There is swap now: it comes and goes while we run. One sysinfo(2): to be asked once a pass, not for each page. */
+bool host_has_swap(void);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * The text of /proc/PID/smaps, read once for every target and pass. Of the two dozen lines of a mapping all but four
+ * The text of /proc/PID/smaps, read once for every target and pass. Of the two dozen lines of a mapping all but six
  * are stepped over by memchr(3): 0.2 us a mapping, where the kernel takes 3 to 4 us to write it.
  *
  * File names in it are chosen by the process. What keeps them from lying to us: a name is the last field of its line,
@@ -242,6 +242,10 @@ static int take_line(VmaParser *parser, const char *p, const char *end) {
                 return parse_size(p + sizeof "Anonymous:" - 1, end, &vma->anonymous_bytes) ? 0 : -EINVAL;
         if (LITERAL(p, end, "AnonHugePages:"))
                 return parse_size(p + sizeof "AnonHugePages:" - 1, end, &vma->huge_bytes) ? 0 : -EINVAL;
+        if (LITERAL(p, end, "Rss:"))
+                return parse_size(p + sizeof "Rss:" - 1, end, &vma->rss_bytes) ? 0 : -EINVAL;
+        if (LITERAL(p, end, "Referenced:"))
+                return parse_size(p + sizeof "Referenced:" - 1, end, &vma->referenced_bytes) ? 0 : -EINVAL;
         return 0;
 }
 

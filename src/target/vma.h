@@ -32,6 +32,8 @@ typedef struct Vma {
         bool growsdown;         /* gd: the main thread's stack */
         uint64_t anonymous_bytes; /* present and anonymous, KSM's included */
         uint64_t huge_bytes;    /* of them mapped by huge pages */
+        uint64_t rss_bytes;     /* present, a file's pages included */
+        uint64_t referenced_bytes; /* of them used since reclaim last looked (scan/cold) */
 } Vma;
 
 typedef struct VmaList {

@@ -98,7 +98,9 @@ static bool same(const VmaList *a, const VmaList *b) {
                 return false;
         for (size_t i = 0; i < a->n; i++)
                 if (a->vmas[i].start != b->vmas[i].start || a->vmas[i].end != b->vmas[i].end ||
-                    a->vmas[i].skip != b->vmas[i].skip || a->vmas[i].anonymous_bytes != b->vmas[i].anonymous_bytes)
+                    a->vmas[i].skip != b->vmas[i].skip || a->vmas[i].anonymous_bytes != b->vmas[i].anonymous_bytes ||
+                    a->vmas[i].rss_bytes != b->vmas[i].rss_bytes ||
+                    a->vmas[i].referenced_bytes != b->vmas[i].referenced_bytes)
                         return false;
         return true;
 }

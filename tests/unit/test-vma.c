@@ -15,14 +15,14 @@
         "Size:                132 kB\n"            \
         "KernelPageSize:        4 kB\n"            \
         "MMUPageSize:           4 kB\n"            \
-        "Rss:                  24 kB\n"            \
+        "Rss:                  28 kB\n"            \
         "Pss:                  24 kB\n"            \
         "Pss_Dirty:            24 kB\n"            \
         "Shared_Clean:          0 kB\n"            \
         "Shared_Dirty:          0 kB\n"            \
         "Private_Clean:         0 kB\n"            \
         "Private_Dirty:        24 kB\n"            \
-        "Referenced:           24 kB\n"            \
+        "Referenced:           20 kB\n"            \
         "Anonymous:     " anonymous " kB\n"        \
         "KSM:                   0 kB\n"            \
         "LazyFree:              0 kB\n"            \
@@ -80,6 +80,8 @@ static void test_process(void **state) {
                 assert_int_equal(list.vmas[i].write, i == 2 || i == 3 || i == 5 || i == 6);
                 assert_int_equal(list.vmas[i].exec, i == 1 || i == 9 || i == 10);
                 assert_int_equal(list.vmas[i].anonymous_bytes, 24 << 10);
+                assert_int_equal(list.vmas[i].rss_bytes, 28 << 10);
+                assert_int_equal(list.vmas[i].referenced_bytes, 20 << 10);
         }
         assert_int_equal(list.vmas[3].start, 0x557813a45000);
         assert_int_equal(list.vmas[3].end, 0x557813a66000);
