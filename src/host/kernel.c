@@ -12,6 +12,7 @@
 
 #include "base/io.h"
 #include "host/ksm.h"
+#include "host/uapi.h"
 
 #include <dirent.h>
 #include <fcntl.h>
@@ -34,22 +35,9 @@
 #include <sys/wait.h>
 
 /* Newer than the headers of Debian 12. */
-#ifndef USERFAULTFD_IOC_NEW
-#define USERFAULTFD_IOC_NEW _IO(0xAA, 0x00)
-#endif
-#define FEATURE_WP_UNPOPULATED (1ULL << 13)
-#define FEATURE_WP_ASYNC (1ULL << 15)
-#define FEATURE_MOVE (1ULL << 16)
 #define GET_RSEQ_CONFIGURATION 0x420f /* Linux 5.13 */
 #define GET_SYSCALL_USER_DISPATCH 0x4211 /* Linux 6.4 */
 #define ADVICE_MERGEABLE 12
-
-typedef struct PagemapScan { /* struct pm_scan_arg of Linux 6.7 */
-        uint64_t size, flags, start, end, walk_end, vec, vec_len, max_pages;
-        uint64_t category_inverted, category_mask, category_anyof_mask, return_mask;
-} PagemapScan;
-#define PAGEMAP_SCAN_IOCTL _IOWR('f', 16, PagemapScan)
-#define PAGEMAP_SCAN_PRESENT (1U << 3)
 
 #define MAP_COUNT_USUAL 65530U
 #define PROBE_WORD 0x6b736d642d757365ULL
@@ -199,12 +187,12 @@ static void probe_frames(Probe *p) {
 
 static void probe_pagemap_scan(Probe *p) {
         _cleanup_close_ int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
-        uint64_t region[3];
+        PagemapRegion region;
         PagemapScan scan = {
                 .size = sizeof scan,
                 .start = (uint64_t)(uintptr_t)p->page,
                 .end = (uint64_t)(uintptr_t)p->page + PAGE_BYTES,
-                .vec = (uint64_t)(uintptr_t)region,
+                .vec = (uint64_t)(uintptr_t)&region,
                 .vec_len = 1,
                 .category_mask = PAGEMAP_SCAN_PRESENT,
                 .return_mask = PAGEMAP_SCAN_PRESENT,
@@ -421,8 +409,8 @@ void host_kernel_probe(HostKernel *ret) {
         probe_host(ret);
         probe_ksm(ret);
         ret->io_uring = set(ret, F_IO_URING, try_io_uring());
-        ret->uffd_wp_async = set(ret, F_WP_ASYNC, try_userfaultfd(FEATURE_WP_ASYNC | FEATURE_WP_UNPOPULATED));
-        (void)set(ret, F_MOVE, try_userfaultfd(FEATURE_MOVE));
+        ret->uffd_wp_async = set(ret, F_WP_ASYNC, try_userfaultfd(UAPI_UFFD_WP_ASYNC));
+        (void)set(ret, F_MOVE, try_userfaultfd(UAPI_UFFD_MOVE));
 
         page = mmap(NULL, PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (page != MAP_FAILED) {

@@ -14,27 +14,10 @@
  */
 #include "scan/present.h"
 
+#include "host/uapi.h"
 #include "scan/pagemap.h"
 
-#include <linux/types.h>
 #include <string.h>
-#include <sys/ioctl.h>
-
-/* include/uapi/linux/fs.h since 6.7; the headers we build with may be older. */
-struct page_region_6_7 {
-        __u64 start, end, categories;
-};
-
-struct pm_scan_arg_6_7 {
-        __u64 size, flags, start, end, walk_end, vec, vec_len, max_pages;
-        __u64 category_inverted, category_mask, category_anyof_mask, return_mask;
-};
-
-#define PAGEMAP_SCAN_6_7 _IOWR('f', 16, struct pm_scan_arg_6_7)
-#define CATEGORY_FILE ((__u64)1 << 2)
-#define CATEGORY_PRESENT ((__u64)1 << 3)
-#define CATEGORY_PFNZERO ((__u64)1 << 5)
-#define CATEGORY_HUGE ((__u64)1 << 6)
 
 #define REGIONS 2048
 #define CALL_BYTES ((uint64_t)512 << 20)
@@ -65,7 +48,7 @@ static int add(PresentList *list, uint64_t start, uint64_t end, bool pages, bool
 }
 
 /* Adds what of the region lies in readable mappings; *at: the mapping to go on with. */
-static int add_region(PresentList *list, const VmaList *vmas, size_t *at, const struct page_region_6_7 *region) {
+static int add_region(PresentList *list, const VmaList *vmas, size_t *at, const PagemapRegion *region) {
         while (*at < vmas->n && vmas->vmas[*at].end <= region->start)
                 ++*at;
         for (size_t i = *at; i < vmas->n && vmas->vmas[i].start < region->end; i++) {
@@ -75,7 +58,7 @@ static int add_region(PresentList *list, const VmaList *vmas, size_t *at, const 
                 if (vma->skip != VMA_OK)
                         continue;
                 r = add(list, MAX_OF(region->start, vma->start), MIN_OF(region->end, vma->end),
-                        !(region->categories & CATEGORY_PFNZERO), region->categories & CATEGORY_HUGE);
+                        !(region->categories & PAGEMAP_SCAN_PFNZERO), region->categories & PAGEMAP_SCAN_HUGE);
                 if (r < 0)
                         return r;
         }
@@ -83,19 +66,19 @@ static int add_region(PresentList *list, const VmaList *vmas, size_t *at, const 
 }
 
 static int scan_span(int fd, uint64_t start, uint64_t end, bool files, const VmaList *vmas, size_t *at,
-                     struct page_region_6_7 *regions, PresentList *list) {
+                     PagemapRegion *regions, PresentList *list) {
         while (start < end) {
-                struct pm_scan_arg_6_7 arg = {
+                PagemapScan arg = {
                         .size = sizeof arg,
                         .start = start,
                         .end = MIN_OF(end, start + CALL_BYTES),
                         .vec = (uintptr_t)regions,
                         .vec_len = REGIONS,
-                        .category_mask = CATEGORY_PRESENT | (files ? CATEGORY_FILE : 0),
-                        .category_inverted = files ? CATEGORY_FILE : 0,
-                        .return_mask = CATEGORY_PFNZERO | CATEGORY_HUGE,
+                        .category_mask = PAGEMAP_SCAN_PRESENT | (files ? PAGEMAP_SCAN_FILE : 0),
+                        .category_inverted = files ? PAGEMAP_SCAN_FILE : 0,
+                        .return_mask = PAGEMAP_SCAN_PFNZERO | PAGEMAP_SCAN_HUGE,
                 };
-                int n = ioctl(fd, PAGEMAP_SCAN_6_7, &arg);
+                int n = ioctl(fd, PAGEMAP_SCAN_IOCTL, &arg);
 
                 if (n < 0)
                         return errno == ENOTTY ? PRESENT_E_PLAIN : -errno;
@@ -104,19 +87,14 @@ static int scan_span(int fd, uint64_t start, uint64_t end, bool files, const Vma
                         if (r < 0)
                                 return r;
                 }
-                /* Not walk_end alone: where one call took several rounds of 512 ranges and the last one reached the
-                 * end, it is left where the round before stopped (do_pagemap_scan(), fs/proc/task_mmu.c, 6.18). */
-                if (n < REGIONS)
-                        start = arg.end;
-                else
-                        start = MAX_OF((uint64_t)arg.walk_end, (uint64_t)regions[n - 1].end);
+                start = pagemap_scan_resume(&arg, regions, n);
         }
         return 0;
 }
 
 int present_scan(int pagemapfd, const VmaList *vmas, PresentList *ret) {
         _cleanup_(present_list_done) PresentList list = {};
-        _cleanup_free_ struct page_region_6_7 *regions = malloc(REGIONS * sizeof *regions);
+        _cleanup_free_ PagemapRegion *regions = malloc(REGIONS * sizeof *regions);
         size_t at = 0;
 
         if (!regions)
