@@ -21,7 +21,7 @@ static int adopt(Manager *m, Member *member) {
                 return 0;
         if (member->remote_error == REMOTE_E_DENIED || member->remote_error == REMOTE_E_UNFIT)
                 return member->remote_error; /* final for this process */
-        r = remote_adopt(m->remote, member->target, &skip);
+        r = remote_adopt(m->remote, member->target, NULL, &skip);
         if (r != 0)
                 return r;
         member->remote_error = 0;

@@ -47,6 +47,9 @@ void remote_arch_aim_stub(RemoteRegs *regs, uint64_t region, uint64_t frame, uin
 /* Right behind the borrowed call instruction. */
 bool remote_arch_called(const RemoteRegs *regs, uint64_t call);
 
+/* Right behind one of the stub's calls; *ret: the address of its descriptor. */
+bool remote_arch_stub_made(const RemoteRegs *regs, uint64_t region, uint64_t *ret);
+
 /* What the stub does while it waits, as often. */
 void remote_arch_pause(uint64_t times);
 
@@ -79,19 +82,22 @@ typedef struct RemoteHead {
         uint64_t unmap;         /* going home alone, unmap the region by the code at call */
         uint64_t call;
         uint64_t armed;         /* a thread was sent here, or is about to be */
-        uint64_t reserved;
+        uint64_t release;       /* we have what was held for us: close it */
         uint8_t code[];
 } RemoteHead;
 
 typedef struct RemoteDescriptor {
-        uint64_t nr, args[6], ignore_error;
+        uint64_t nr, args[6];
+        uint32_t ignore_error;
+        uint32_t hold;          /* its result is a descriptor, to be closed when we have it or do not come */
 } RemoteDescriptor;
 
 typedef struct RemoteResults {
         uint64_t done, left;    /* left: descriptors not made */
         uint64_t home;          /* left for good, with the region still there */
-        uint64_t reserved[5];
+        uint64_t held;          /* 1 + the descriptor that is held open for us; 0: none */
+        uint64_t reserved[4];
         int64_t ret[];
 } RemoteResults;
 
-extern const uint8_t remote_stub_start[], remote_stub_end[];
+extern const uint8_t remote_stub_start[], remote_stub_made[], remote_stub_end[];

@@ -167,6 +167,7 @@ static int write_region(RemoteThread *thread, const RemoteCall *calls, size_t n)
                 descriptor[i].nr = (uint64_t)calls[i].nr;
                 memcpy(descriptor[i].args, calls[i].args, sizeof calls[i].args);
                 descriptor[i].ignore_error = calls[i].ignore_error;
+                descriptor[i].hold = calls[i].take;
         }
         return write_all(thread->memfd, text, size, thread->region);
 }
@@ -238,6 +239,9 @@ int remote_run(RemoteThread *thread, RemoteCall *calls, size_t n, uint64_t deadl
                               (off_t)(thread->region + REMOTE_REGION_RESULTS_OFFSET + sizeof results)) !=
                                 (ssize_t)(done * sizeof *values))
                 lost = true;
+        _cleanup_close_ int taken = -EBADF;
+        if (!lost && results.held)
+                lost = remote_take(thread, results.held - 1, &taken) != 0;
         remote_step(REMOTE_STEP_DONE);
         if (!thread->stopped) {
                 r = remote_thread_stop(thread, REMOTE_STEP_NSEC);
@@ -247,8 +251,11 @@ int remote_run(RemoteThread *thread, RemoteCall *calls, size_t n, uint64_t deadl
         remote_step(REMOTE_STEP_BACK);
         if (lost)
                 return REMOTE_E_LOST;
-        for (size_t i = 0; i < done; i++)
+        for (size_t i = 0; i < done; i++) {
                 calls[i].ret = values[i];
+                if (calls[i].take && results.held)
+                        calls[i].fd = taken >= 0 ? TAKE_FD(taken) : taken;
+        }
         *ret_done = done;
         *ret_run_nsec = ran;
         return 0;
@@ -267,6 +274,14 @@ int remote_leave(RemoteThread *thread) {
         if (inside && !thread->region && remote_arch_called(&regs, thread->code.call) &&
             (uint64_t)remote_arch_result(&regs) == thread->wanted)
                 thread->region = thread->wanted;
+        uint64_t held;
+        if (thread->region && remote_guards(REMOTE_GUARD_CLOSE) && remote_still_held(thread, &regs, &held)) {
+                const uint64_t args[6] = {held};
+                int64_t closed;
+                r = call_once(thread, SYS_close, args, REMOTE_STEP_RELEASED, &closed);
+                if (r != 0)
+                        return r;
+        }
         if (thread->region) {
                 const uint64_t args[6] = {thread->region, REMOTE_REGION_BYTES};
                 int64_t unmapped;

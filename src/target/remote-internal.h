@@ -6,7 +6,8 @@
 
 /*
  * Shared by the files of the remote call: remote.c (the interface, batches, the time box), remote-choose.c (which
- * thread), remote-thread.c (stop it, let it go, wait), remote-inject.c (run calls in it and take them back),
+ * thread), remote-thread.c (stop it, let it go, wait), remote-inject.c (run calls in it and take them back), remote-take.c
+ * (a descriptor that one of them made),
  * remote-map.c (its mappings and the two snippets of its own code we borrow), remote-<arch>.c (registers, frame, stub).
  */
 
@@ -125,11 +126,21 @@ void remote_nap(uint64_t nsec);
 
 /* Puts the thread at our call: saves what is to be saved, writes the frame, maps the region. */
 int remote_enter(RemoteThread *thread, uint64_t floor, uint64_t region);
-/* Runs the calls; *ret_done: made. May be called once after remote_enter(). */
+/* Runs the calls, at most one of which may be one to take from; *ret_done: made. May be called once after
+ * remote_enter(). */
 int remote_run(RemoteThread *thread, RemoteCall *calls, size_t n, uint64_t deadline_nsec, size_t *ret_done,
                uint64_t *ret_run_nsec);
-/* From any stop of a thread in stage INSIDE: unmaps, restores; stage SEIZED afterwards. */
+/* From any stop of a thread in stage INSIDE: closes what is held, unmaps, restores; stage SEIZED afterwards. */
 int remote_leave(RemoteThread *thread);
+
+#define REMOTE_UFFD_LINK "anon_inode:[userfaultfd]"
+/* The stub holds the userfaultfd fd for us: takes a copy, and has the stub close it, unless it is another one by now. *ret:
+ * owned, or -errno: it could not be had. 0; REMOTE_E_LOST: the stub did not wait so long (and has closed it). */
+int remote_take(RemoteThread *thread, uint64_t fd, int *ret);
+/* Whether the stub, stopped with these registers, holds one that is still to be closed: *ret. */
+bool remote_still_held(const RemoteThread *thread, const RemoteRegs *regs, uint64_t *ret);
+/* A userfaultfd that nobody has used yet: in the first thread's table. */
+bool remote_held_is_fresh(pid_t pid, uint64_t fd);
 
 /* The snippets of one process, verified before each use. */
 typedef struct RemoteCodeCache {
@@ -167,6 +178,8 @@ typedef enum RemoteStep {
         REMOTE_STEP_CODE,
         REMOTE_STEP_STUB_REGS,
         REMOTE_STEP_RUNNING,
+        REMOTE_STEP_TAKEN,
+        REMOTE_STEP_RELEASED,
         REMOTE_STEP_DONE,
         REMOTE_STEP_BACK,
         REMOTE_STEP_UNMAP_REGS,
@@ -188,6 +201,7 @@ enum {
         REMOTE_GUARD_SECCOMP = 1 << 5,
         REMOTE_GUARD_MASK = 1 << 6,     /* signals blocked meanwhile */
         REMOTE_GUARD_DONTFORK = 1 << 7,
+        REMOTE_GUARD_CLOSE = 1 << 8,    /* of a descriptor that was taken */
 };
 
 #ifdef REMOTE_TEST

@@ -10,7 +10,7 @@
 int remote_new(Remote **ret) { return -EOPNOTSUPP; }
 Remote *remote_free(Remote *remote) { return NULL; }
 int remote_call(Remote *remote, Target *target, RemoteCall *calls, size_t n, size_t *ret_done) { return -EOPNOTSUPP; }
-int remote_adopt(Remote *remote, Target *target, TargetSkip *ret) { return -EOPNOTSUPP; }
+int remote_adopt(Remote *remote, Target *target, int *ret_uffd, TargetSkip *ret) { return -EOPNOTSUPP; }
 void remote_reap(Remote *remote) {}
 bool remote_has_lingering(const Remote *remote) { return false; }
 void remote_stats(const Remote *remote, RemoteStats *ret) { *ret = (RemoteStats){}; }

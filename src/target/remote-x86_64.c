@@ -242,6 +242,13 @@ void remote_arch_aim_stub(RemoteRegs *regs, uint64_t region, uint64_t frame, uin
 
 bool remote_arch_called(const RemoteRegs *regs, uint64_t call) { return regs->r.rip == call + 2; }
 
+bool remote_arch_stub_made(const RemoteRegs *regs, uint64_t region, uint64_t *ret) {
+        if (regs->r.rip != region + sizeof(RemoteHead) + (uint64_t)(remote_stub_made - remote_stub_start))
+                return false;
+        *ret = regs->r.r14;
+        return true;
+}
+
 void remote_arch_pause(uint64_t times) {
         while (times-- > 0)
                 __builtin_ia32_pause();
@@ -262,7 +269,8 @@ ssize_t remote_arch_find_sigreturn(const uint8_t *text, size_t size) {
 /*
  * The stub. In: r12 the region, r13 descriptors to make, rbx the frame, r15 the cookie that says these registers are
  * ours. It uses registers only: no stack, no calls, no vector registers. Afterwards it waits in user mode, not in a
- * call: without its tracer a seccomp filter may not like that call. Nobody coming, it goes home by the frame, and takes
+ * call: without its tracer a seccomp filter may not like that call. A descriptor that one of the calls made it holds
+ * meanwhile, and closes it when told to. Nobody coming, it goes home by the frame, and closes the descriptor and takes
  * the region away on the way when there is no filter to object: by the borrowed `syscall; ret`, which lands in
  * sigreturn.
  */
@@ -272,19 +280,23 @@ ssize_t remote_arch_find_sigreturn(const uint8_t *text, size_t size) {
 #define HEAD_SPINS 24
 #define HEAD_UNMAP 32
 #define HEAD_CALL 40
+#define HEAD_RELEASE 56
 #define CALLS_OFFSET 4096
 #define RESULTS_OFFSET 69632
 #define RESULTS_BYTES 12288
 #define REGION_BYTES 81920
 _Static_assert(HEAD_STOP == offsetof(RemoteHead, stop) && HEAD_SPINS == offsetof(RemoteHead, spins) &&
-               HEAD_UNMAP == offsetof(RemoteHead, unmap) && HEAD_CALL == offsetof(RemoteHead, call), "");
+               HEAD_UNMAP == offsetof(RemoteHead, unmap) && HEAD_CALL == offsetof(RemoteHead, call) &&
+               HEAD_RELEASE == offsetof(RemoteHead, release), "");
 _Static_assert(CALLS_OFFSET == REMOTE_REGION_CALLS_OFFSET && RESULTS_OFFSET == REMOTE_REGION_RESULTS_OFFSET &&
                REGION_BYTES == REMOTE_REGION_BYTES && RESULTS_OFFSET + RESULTS_BYTES == REGION_BYTES, "");
 _Static_assert(sizeof(RemoteDescriptor) == 64 && sizeof(RemoteResults) == 64 &&
-               offsetof(RemoteResults, home) == 16, "");
+               offsetof(RemoteDescriptor, ignore_error) == 56 && offsetof(RemoteDescriptor, hold) == 60 &&
+               offsetof(RemoteResults, home) == 16 && offsetof(RemoteResults, held) == 24, "");
+#define RESULTS_HELD "24+" STR(RESULTS_OFFSET) "(%r12)"
 
 asm(".pushsection .rodata\n"
-    ".globl remote_stub_start, remote_stub_end\n"
+    ".globl remote_stub_start, remote_stub_made, remote_stub_end\n"
     "remote_stub_start:\n"
     "       xor     %r14d, %r14d\n" /* as long as it is 0 the results cannot be written */
     "       mov     $28, %eax\n" /* madvise(region, all, MADV_DONTFORK) */
@@ -315,31 +327,50 @@ asm(".pushsection .rodata\n"
     "       mov     40(%r14), %r8\n"
     "       mov     48(%r14), %r9\n"
     "       syscall\n"
+    "remote_stub_made:\n"
     "       mov     %rax, (%rbp)\n"
     "       add     $8, %rbp\n"
     "       add     $64, %r14\n"
     "       dec     %r13\n"
     "       cmp     $-4095, %rax\n" /* unsigned: below it is no error */
-    "       jb      1b\n"
-    "       cmpq    $0, 56-64(%r14)\n"
+    "       jae     10f\n"
+    "       cmpl    $0, 60-64(%r14)\n"
+    "       je      1b\n"
+    "       inc     %rax\n"
+    "       mov     %rax, " RESULTS_HELD "\n"
+    "       jmp     1b\n"
+    "10:    cmpl    $0, 56-64(%r14)\n"
     "       jne     1b\n"
     "2:     mov     %r13, 8+" STR(RESULTS_OFFSET) "(%r12)\n"
     "       movq    $1, " STR(RESULTS_OFFSET) "(%r12)\n"
     "3:     mov     " STR(HEAD_SPINS) "(%r12), %rcx\n"
     "4:     pause\n"
-    "       dec     %rcx\n"
-    "       jnz     4b\n"
-    "       mov     %rbx, %rsp\n"
-    "       cmpq    $0, " STR(HEAD_UNMAP) "(%r12)\n"
+    "       cmpq    $0, " STR(HEAD_RELEASE) "(%r12)\n"
     "       je      5f\n"
+    "       cmpq    $0, " RESULTS_HELD "\n"
+    "       jne     6f\n"
+    "5:     dec     %rcx\n"
+    "       jnz     4b\n"
+    "       cmpq    $0, " STR(HEAD_UNMAP) "(%r12)\n"
+    "       je      8f\n"
+    "       cmpq    $0, " RESULTS_HELD "\n"
+    "       je      7f\n"
+    "6:     mov     $3, %eax\n" /* close(held) */
+    "       mov     " RESULTS_HELD ", %rdi\n"
+    "       dec     %rdi\n"
+    "       syscall\n"
+    "       movq    $0, " RESULTS_HELD "\n"
+    "       cmpq    $0, " STR(HEAD_RELEASE) "(%r12)\n"
+    "       jne     3b\n" /* we are there, and will come and stop it */
+    "7:     mov     %rbx, %rsp\n"
     "       mov     $11, %eax\n" /* munmap(region, all) */
     "       mov     %r12, %rdi\n"
     "       mov     $" STR(REGION_BYTES) ", %esi\n"
     "       jmp     *" STR(HEAD_CALL) "(%r12)\n"
-    "5:     test    %r14, %r14\n"
-    "       jz      6f\n"
+    "8:     test    %r14, %r14\n"
+    "       jz      9f\n"
     "       movq    $1, 16+" STR(RESULTS_OFFSET) "(%r12)\n"
-    "6:     add     $8, %rsp\n"
+    "9:     lea     8(%rbx), %rsp\n"
     "       mov     $15, %eax\n"
     "       syscall\n"
     "remote_stub_end:\n"

@@ -5,6 +5,7 @@
 #include "base/io.h"
 
 #include <fcntl.h>
+#include <linux/userfaultfd.h>
 #include <sched.h>
 #include <stdio.h>
 #include <string.h>
@@ -95,13 +96,15 @@ static bool lingers_inside(const Remote *remote, const Target *target) {
 }
 
 /* Nobody executes in this region of a daemon that died: no thread was sent there, or it left for good. A stub that was
- * deserted waits a few milliseconds and goes, but where no CPU is to be had, or its cgroup is frozen, it stays. */
-static bool is_deserted(const Target *target, int memfd, uint64_t address) {
+ * deserted waits a few milliseconds and goes, but where no CPU is to be had, or its cgroup is frozen, it stays. *ret_held:
+ * as in its results. */
+static bool is_deserted(const Target *target, int memfd, uint64_t address, uint64_t *ret_held) {
         RemoteHead head;
         RemoteResults results;
         if (pread(memfd, &head, sizeof head, (off_t)address) != sizeof head ||
             pread(memfd, &results, sizeof results, (off_t)(address + REMOTE_REGION_RESULTS_OFFSET)) != sizeof results)
                 return false;
+        *ret_held = results.held;
         if (head.magic[0] == 0 && head.magic[1] == 0)
                 return true;
         return head.magic[0] == REMOTE_MAGIC_0 && head.magic[1] == REMOTE_MAGIC_1 &&
@@ -110,9 +113,9 @@ static bool is_deserted(const Target *target, int memfd, uint64_t address) {
 
 /* Where the region may go, and which ones of earlier stops are in the way. Nobody but us maps anything there. */
 static size_t find_leftovers(const Target *target, const RemoteMaps *maps, int memfd,
-                             RemoteCall ret[static REMOTE_REGION_SLOTS], uint64_t *ret_region) {
+                             RemoteCall ret[static 2 * REMOTE_REGION_SLOTS], uint64_t *ret_region) {
         size_t n = 0;
-        uint64_t region = 0;
+        uint64_t region = 0, held;
         for (unsigned slot = 0; slot < REMOTE_REGION_SLOTS; slot++) {
                 uint64_t address = REMOTE_REGION_BASE + slot * REMOTE_REGION_STRIDE;
                 RemoteMap map;
@@ -120,8 +123,11 @@ static size_t find_leftovers(const Target *target, const RemoteMaps *maps, int m
                         if (!region)
                                 region = address;
                 } else if (map.start == address && map.exec && !map.write && !map.shared && !map.inode &&
-                           is_deserted(target, memfd, address))
+                           is_deserted(target, memfd, address, &held)) {
+                        if (held && remote_held_is_fresh(target->pid, held - 1))
+                                ret[n++] = (RemoteCall){.nr = SYS_close, .args = {held - 1}, .ignore_error = true};
                         ret[n++] = (RemoteCall){.nr = SYS_munmap, .args = {address, REMOTE_REGION_BYTES}};
+                }
         }
         *ret_region = region;
         return n;
@@ -134,7 +140,7 @@ typedef struct Visit {
         RemoteMaps maps;
         RemoteCode code;
         uint64_t region;
-        RemoteCall leftovers[REMOTE_REGION_SLOTS];
+        RemoteCall leftovers[2 * REMOTE_REGION_SLOTS];
         size_t n_leftovers;
 } Visit;
 
@@ -361,13 +367,18 @@ static int call_once_somewhere(Remote *remote, Target *target, RemoteCall *calls
 int remote_call(Remote *remote, Target *target, RemoteCall *calls, size_t n, size_t *ret_done) {
         size_t done = 0;
         int r = 0;
-        for (size_t i = 0; i < n; i++)
+        for (size_t i = 0; i < n; i++) {
                 calls[i].ret = -ECANCELED;
+                calls[i].fd = -EBADF;
+        }
         while (done < n && r == 0) {
                 size_t batch = (size_t)(RUN_BUDGET_NSEC / remote->call_nsec), made = 0;
                 batch = MAX_OF(batch, (size_t)BATCH_MIN);
                 batch = MIN_OF(batch, (size_t)REMOTE_BATCH_MAX);
                 batch = MIN_OF(batch, n - done);
+                for (size_t i = 0; i < batch; i++)
+                        if (calls[done + i].take)
+                                batch = i + 1; /* one of them in a stop, and held no longer than need be */
                 remote_reap(remote);
                 r = call_once_somewhere(remote, target, calls + done, batch, &made);
                 if (r != 0)
@@ -380,13 +391,19 @@ int remote_call(Remote *remote, Target *target, RemoteCall *calls, size_t n, siz
         return r;
 }
 
-int remote_adopt(Remote *remote, Target *target, TargetSkip *ret) {
-        RemoteCall ask = {.nr = SYS_prctl, .args = {PR_GET_DUMPABLE}};
+int remote_adopt(Remote *remote, Target *target, int *ret_uffd, TargetSkip *ret) {
+        RemoteCall calls[2] = {
+                {.nr = SYS_prctl, .args = {PR_GET_DUMPABLE}},
+                /* Of faults in user mode only: needs no privilege. What we use it for delivers no faults at all. */
+                {.nr = SYS_userfaultfd, .args = {O_CLOEXEC | UFFD_USER_MODE_ONLY}, .take = true, .ignore_error = true},
+        };
         size_t done;
-        int r = remote_call(remote, target, &ask, 1, &done);
+        int r = remote_call(remote, target, calls, ret_uffd ? 2 : 1, &done);
         if (r != 0)
                 return r;
-        *ret = ask.ret == 1 ? TARGET_OK : TARGET_SKIP_NOT_DUMPABLE;
+        if (ret_uffd)
+                *ret_uffd = calls[1].fd >= 0 ? calls[1].fd : -EBADF;
+        *ret = calls[0].ret == 1 ? TARGET_OK : TARGET_SKIP_NOT_DUMPABLE;
         return 0;
 }
 

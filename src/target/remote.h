@@ -13,7 +13,9 @@ typedef struct RemoteCall {
         long nr;
         uint64_t args[6];
         bool ignore_error;      /* go on whatever it returns */
+        bool take;              /* makes a userfaultfd: a copy of it is brought over, the target's own closed at once */
         long ret;               /* as the kernel returned it; -ECANCELED: not made */
+        int fd;                 /* what was taken, the caller's to close; -errno */
 } RemoteCall;
 
 enum {
@@ -50,8 +52,10 @@ DEFINE_CLEANUP(Remote, remote_free)
 int remote_call(Remote *remote, Target *target, RemoteCall *calls, size_t n, size_t *ret_done);
 
 /* First contact: proves that calls work here, asks whether the process is dumpable, and unmaps what a daemon that
- * died left behind. TARGET_OK, TARGET_SKIP_NOT_DUMPABLE, … in *ret. 0, REMOTE_E_*, -errno. */
-int remote_adopt(Remote *remote, Target *target, TargetSkip *ret);
+ * died left behind. TARGET_OK, TARGET_SKIP_NOT_DUMPABLE, … in *ret. *ret_uffd, in the same stop: a userfaultfd of the
+ * process's memory, the caller's to close, or -EBADF where none can be had (an old kernel, a security module, no
+ * descriptor free), which is no failure; NULL: none is wanted. 0, REMOTE_E_*, -errno. */
+int remote_adopt(Remote *remote, Target *target, int *ret_uffd, TargetSkip *ret);
 
 /* Lets go of threads that stopped only after we had given up on them; cheap when there are none. To be called when
  * SIGCHLD arrives and between batches. */

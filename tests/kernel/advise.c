@@ -238,7 +238,7 @@ static uint64_t mark(Advise *advise, Child *child) {
         }
         read_vmas(child->target, &vmas);
         child->vmas = vmas.n;
-        while ((r = remote_adopt(remote, child->target, &skip)) != 0)
+        while ((r = remote_adopt(remote, child->target, NULL, &skip)) != 0)
                 try_again(r, "adopt");
         CHECK(skip == TARGET_OK);
         CHECK(marks_load(advise, child->target, &vmas, &child->marks) == 0);

@@ -3,8 +3,10 @@
 #include "test.h"
 
 #include <getopt.h>
+#include <linux/userfaultfd.h>
 #include <poll.h>
 #include <signal.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -27,7 +29,7 @@ typedef struct Hammer {
         FILE *lines;
         uint64_t range, range_bytes;
         uint64_t outcomes[8];   /* by REMOTE_E_* */
-        uint64_t kills, made;
+        uint64_t kills, made, taken;
 } Hammer;
 
 unsigned remote_test_leave_out;
@@ -81,6 +83,14 @@ static bool listen_to_victim(Hammer *hammer, int timeout_msec) {
         return true;
 }
 
+/* The userfaultfd is one, of memory that is not ours, and nobody has used it. */
+static void check_uffd(int uffd) {
+        struct uffdio_api api = {.api = UFFD_API};
+        CHECK(fcntl(uffd, F_GETFD) == FD_CLOEXEC);
+        CHECK(ioctl(uffd, UFFDIO_API, &api) == 0, "the descriptor that was taken");
+        close(uffd);
+}
+
 static void check_results(const Hammer *hammer, const RemoteCall *calls, size_t done) {
         for (size_t i = 0; i < done; i++)
                 CHECK(calls[i].ret >= 0 || calls[i].ret < -4095, "call %zu (nr %ld) returned %ld", i, calls[i].nr, calls[i].ret);
@@ -96,8 +106,17 @@ static int hammer_once(Hammer *hammer, Remote *remote) {
                                  : (RemoteCall){.nr = SYS_getppid};
         }
         _cleanup_(target_freep) Target *target = NULL;
-        int r = target_new(hammer->target_pid, &target);
-        if (r == 0) {
+        int r = target_new(hammer->target_pid, &target), uffd = -EBADF;
+        if (r == 0 && random() % 2) { /* every other visit is an adoption */
+                TargetSkip skip;
+                r = remote_adopt(remote, target, &uffd, &skip);
+                if (r == 0) {
+                        CHECK(uffd >= 0 || hammer->lenient, "no userfaultfd");
+                        if (uffd >= 0)
+                                check_uffd(uffd);
+                        hammer->taken += uffd >= 0;
+                }
+        } else if (r == 0) {
                 r = remote_call(remote, target, calls, n, &done);
                 check_results(hammer, calls, done);
                 CHECK(r != 0 || done == n, "%zu of %zu calls", done, n);
@@ -165,7 +184,7 @@ static void clean_up(Hammer *hammer, Remote *remote) {
                 return;
         for (int i = 0; i < 50; i++) {
                 TargetSkip skip;
-                if (remote_adopt(remote, target, &skip) == 0)
+                if (remote_adopt(remote, target, NULL, &skip) == 0)
                         return;
                 usleep(5000);
         }
@@ -204,7 +223,8 @@ static void hammer_victim(Hammer *hammer) {
 
         RemoteStats stats;
         remote_stats(remote, &stats);
-        printf("%s: %lu stops, %lu calls, stop p50 %lu p99 %lu max %lu us, reached p50 %lu p99 %lu us, %lu kills;", hammer->kind, stats.stops, stats.calls,
+        printf("%s: %lu stops, %lu calls, %lu userfaultfds, stop p50 %lu p99 %lu max %lu us, reached p50 %lu p99 %lu us, %lu kills;",
+               hammer->kind, stats.stops, stats.calls, hammer->taken,
                remote_stop_percentile(&stats, 500) / 1000, remote_stop_percentile(&stats, 990) / 1000,
                stats.stop_nsec_max / 1000, remote_reach_percentile(&stats, 500) / 1000,
                remote_reach_percentile(&stats, 990) / 1000, hammer->kills);
