@@ -67,4 +67,8 @@ bool target_image_replaced(const Target *target);
  * flags, which may change without it. TARGET_E_GONE, TARGET_E_DENIED, -errno. */
 int target_maps_fingerprint(Target *target, uint64_t *ret);
 
+/* It holds a userfaultfd of its own, or looks as if it will: not to be tracked by one of ours. Reads every link of
+ * /proc/PID/fd (0.6 us each). */
+bool target_has_userfaultfd(const Target *target);
+
 const char *target_skip_name(TargetSkip skip);

@@ -121,10 +121,38 @@ static bool may_be_region(const Vma *vma) {
 
 #define FLAG(a, b) ((unsigned)(a) << 8 | (unsigned)(b))
 
+typedef struct Flags {
+        bool shared, device, shadow_stack, special, hugetlb, locked, dontdump;
+        bool uffd, written;     /* written: a userfaultfd is told of writes; uffd: of more than that */
+} Flags;
+
 /* The reason named is the one that says most: what the memory is before what was asked for it. */
+static VmaSkip judge(const VmaParser *parser, const Vma *vma, const Flags *flags, bool uffd) {
+        if (may_be_region(vma))
+                return VMA_SKIP_STUB;
+        if (parser->secret)
+                return VMA_SKIP_SECRET;
+        if (flags->special)
+                return VMA_SKIP_SPECIAL;
+        if (flags->hugetlb)
+                return VMA_SKIP_HUGETLB;
+        if (flags->device)
+                return VMA_SKIP_DEVICE;
+        if (flags->shared)
+                return VMA_SKIP_SHARED;
+        if (flags->shadow_stack)
+                return VMA_SKIP_SHADOW_STACK;
+        if (uffd)
+                return VMA_SKIP_UFFD;
+        if (flags->locked)
+                return VMA_SKIP_LOCKED;
+        if (flags->dontdump && !parser->include_dontdump)
+                return VMA_SKIP_DONTDUMP;
+        return vma->skip;
+}
+
 static bool parse_flags(const VmaParser *parser, const char *p, const char *end, Vma *vma) {
-        bool shared = vma->skip == VMA_SKIP_SHARED, device = false, shadow_stack = false, special = parser->special;
-        bool hugetlb = false, locked = false, dontdump = false, uffd = false;
+        Flags flags = { .shared = vma->skip == VMA_SKIP_SHARED, .special = parser->special };
 
         while (end - p >= 2) {
                 if (*p == ' ') {
@@ -133,28 +161,31 @@ static bool parse_flags(const VmaParser *parser, const char *p, const char *end,
                 }
                 switch (FLAG((unsigned char)p[0], (unsigned char)p[1])) {
                 case FLAG('s', 'h'): case FLAG('m', 's'):
-                        shared = true;
+                        flags.shared = true;
                         break;
                 case FLAG('i', 'o'): case FLAG('p', 'f'): case FLAG('m', 'm'): case FLAG('d', 'e'):
-                        device = true;
+                        flags.device = true;
                         break;
                 case FLAG('s', 's'):
-                        shadow_stack = true;
+                        flags.shadow_stack = true;
                         break;
                 case FLAG('w', 'f'): case FLAG('d', 'p'):
-                        special = true;
+                        flags.special = true;
                         break;
                 case FLAG('h', 't'):
-                        hugetlb = true;
+                        flags.hugetlb = true;
                         break;
                 case FLAG('l', 'o'): case FLAG('l', 'f'):
-                        locked = true;
+                        flags.locked = true;
                         break;
                 case FLAG('d', 'd'):
-                        dontdump = true;
+                        flags.dontdump = true;
                         break;
-                case FLAG('u', 'm'): case FLAG('u', 'w'): case FLAG('u', 'i'):
-                        uffd = true;
+                case FLAG('u', 'm'): case FLAG('u', 'i'):
+                        flags.uffd = true;
+                        break;
+                case FLAG('u', 'w'):
+                        flags.written = true;
                         break;
                 case FLAG('m', 'g'):
                         vma->mergeable = true;
@@ -170,26 +201,9 @@ static bool parse_flags(const VmaParser *parser, const char *p, const char *end,
         }
         if (p < end && *p != ' ')
                 return false;
-        if (may_be_region(vma))
-                vma->skip = VMA_SKIP_STUB;
-        else if (parser->secret)
-                vma->skip = VMA_SKIP_SECRET;
-        else if (special)
-                vma->skip = VMA_SKIP_SPECIAL;
-        else if (hugetlb)
-                vma->skip = VMA_SKIP_HUGETLB;
-        else if (device)
-                vma->skip = VMA_SKIP_DEVICE;
-        else if (shared)
-                vma->skip = VMA_SKIP_SHARED;
-        else if (shadow_stack)
-                vma->skip = VMA_SKIP_SHADOW_STACK;
-        else if (uffd)
-                vma->skip = VMA_SKIP_UFFD;
-        else if (locked)
-                vma->skip = VMA_SKIP_LOCKED;
-        else if (dontdump && !parser->include_dontdump)
-                vma->skip = VMA_SKIP_DONTDUMP;
+        vma->tracked = flags.written && !flags.uffd;
+        vma->skip_if_ours = judge(parser, vma, &flags, flags.uffd);
+        vma->skip = judge(parser, vma, &flags, flags.uffd || flags.written);
         return true;
 }
 

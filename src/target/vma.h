@@ -26,6 +26,8 @@ typedef enum VmaSkip {
 typedef struct Vma {
         uint64_t start, end;    /* bytes, page-aligned */
         VmaSkip skip;
+        VmaSkip skip_if_ours;   /* what skip would be, should it be we who track it */
+        bool tracked;           /* uw alone: somebody's userfaultfd tells what is written to it, and does no more */
         bool write, exec, file; /* file: pages not yet copied belong to a file and are never read */
         bool mergeable;         /* mg: MADV_MERGEABLE or PR_SET_MEMORY_MERGE */
         bool huge_advised;      /* hg */
@@ -61,6 +63,9 @@ int vma_parser_feed(VmaParser *parser, const char *text, size_t size, size_t *re
 /* -EINVAL when the text ended inside a mapping. The caller owns *ret. */
 int vma_parser_finish(VmaParser *parser, VmaList *ret);
 void vma_parser_done(VmaParser *parser);
+
+/* Its userfaultfd is known to be our own (scan/track): as if it had none. */
+static inline void vma_claim(Vma *vma) { vma->skip = vma->skip_if_ours; }
 
 const Vma *vma_list_find(const VmaList *list, uint64_t address); /* NULL: unmapped */
 const char *vma_skip_name(VmaSkip skip);        /* "locked", "dontdump", …: as `why` shows them */
