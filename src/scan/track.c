@@ -1,0 +1,309 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * A userfaultfd with asynchronous write protection (UFFD_FEATURE_WP_ASYNC, Linux 6.7): a page is protected, the first
+ * write to it lifts the protection in the kernel's own fault handler, and PAGEMAP_SCAN tells which pages are without, and
+ * protects them again under the same lock. No fault is delivered, nobody is ever waited for: should we die, the kernel
+ * closes the descriptor and everything is as before.
+ *
+ * What always holds:
+ *   - What is said to be covered reports every write. The kernel drops the registration of what is moved (mremap) or mapped
+ *     anew at the same address, and says nothing; so each scan also asks for present pages that are not registered, and
+ *     reports them all as written until an update has registered them.
+ *   - A huge page is never protected: the next write would split it. And page tables are never filled with marks for pages
+ *     that are not there: only what is PRESENT is matched.
+ *   - Nothing is registered that somebody else registered (the kernel says EBUSY), that is left alone anyhow
+ *     (VmaSkip), or that grows by itself (the main stack).
+ *
+ * Registering and giving back change nothing but flags of a mapping, and set the kernel to split and merge mappings where
+ * their flags come to differ. Giving back also walks the page tables to lift all protection, under the mmap lock held for
+ * writing: hence in pieces. They are cut at multiples of 2 MiB, where no huge page is split by it.
+ */
+#include "scan/track.h"
+
+#include "host/uapi.h"
+
+#include <linux/userfaultfd.h>
+#include <string.h>
+#include <sys/ioctl.h>
+
+#define REGIONS 512
+/* Walking so much that is not registered costs less than another call. */
+#define BRIDGE_BYTES ((uint64_t)1 << 20)
+#define RELEASE_BYTES ((uint64_t)64 << 20)
+
+int track_new(int uffd, Track **ret) {
+        struct uffdio_api api = { .api = UFFD_API, .features = UAPI_UFFD_WP_ASYNC };
+        _cleanup_close_ int fd = uffd;
+        Track *track;
+
+        if (ioctl(fd, UFFDIO_API, &api) < 0)
+                return -errno;
+        track = calloc(1, sizeof *track);
+        if (!track)
+                return -ENOMEM;
+        track->uffd = TAKE_FD(fd);
+        *ret = track;
+        return 0;
+}
+
+static int register_range(int uffd, uint64_t start, uint64_t end) {
+        struct uffdio_register reg = { .range = { start, end - start }, .mode = UFFDIO_REGISTER_MODE_WP };
+
+        return ioctl(uffd, UFFDIO_REGISTER, &reg) < 0 ? -errno : 0;
+}
+
+static int unregister_range(int uffd, uint64_t start, uint64_t end) {
+        struct uffdio_range range = { start, end - start };
+
+        return ioctl(uffd, UFFDIO_UNREGISTER, &range) < 0 ? -errno : 0;
+}
+
+static uint64_t next_multiple(uint64_t address, uint64_t unit) { return (address / unit + 1) * unit; }
+
+/* What is not there any more is not an error; where there are too many mappings already to cut this one, all at once. */
+static void give_back(int uffd, uint64_t start, uint64_t end) {
+        for (uint64_t at = start, stop; at < end; at = stop) {
+                stop = MIN_OF(end, next_multiple(at, RELEASE_BYTES));
+                if (unregister_range(uffd, at, stop) == -ENOMEM) {
+                        (void)unregister_range(uffd, at, end);
+                        return;
+                }
+        }
+}
+
+Track *track_free(Track *track) {
+        if (!track)
+                return NULL;
+        for (size_t i = 0; i < track->n_mappings; i++)
+                give_back(track->uffd, track->mappings[i].start, track->mappings[i].end);
+        safe_close(track->uffd);
+        free(track->chunks);
+        free(track->mappings);
+        free(track);
+        return NULL;
+}
+
+/* The first mapping that ends above addr. */
+static size_t find_mapping(const Track *track, uint64_t addr) {
+        size_t low = 0, high = track->n_mappings;
+
+        while (low < high) {
+                size_t middle = low + (high - low) / 2;
+
+                if (track->mappings[middle].end <= addr)
+                        low = middle + 1;
+                else
+                        high = middle;
+        }
+        return low;
+}
+
+bool track_covers(const Track *track, uint64_t addr) {
+        size_t i = find_mapping(track, addr);
+
+        return i < track->n_mappings && track->mappings[i].start <= addr;
+}
+
+/* A mapping has one userfaultfd: where part of it is ours, all of it is, also what it has grown by. *at: the mapping of
+ * ours to go on with. */
+static bool is_ours(const Track *track, size_t *at, const Vma *vma) {
+        while (*at < track->n_mappings && track->mappings[*at].end <= vma->start)
+                ++*at;
+        return vma->tracked && *at < track->n_mappings && track->mappings[*at].start < vma->end;
+}
+
+void track_claim(const Track *track, VmaList *vmas) {
+        size_t at = 0;
+
+        for (size_t i = 0; track && i < vmas->n; i++)
+                if (is_ours(track, &at, &vmas->vmas[i]))
+                        vma_claim(&vmas->vmas[i]);
+}
+
+/* Extends the last chunk, or begins one: by address, one for each stretch. old: what to inherit from. */
+static int add_chunk(Track *new, const Track *old, size_t *at, uint64_t start, uint64_t end) {
+        TrackChunk *last = new->n ? &new->chunks[new->n - 1] : NULL;
+        TrackChunk chunk = { .start = start, .end = end };
+
+        if (last && last->start / TRACK_CHUNK_BYTES == start / TRACK_CHUNK_BYTES) {
+                last->end = end;
+                return 0;
+        }
+        while (*at < old->n && old->chunks[*at].start / TRACK_CHUNK_BYTES < start / TRACK_CHUNK_BYTES)
+                ++*at;
+        if (*at < old->n && old->chunks[*at].start / TRACK_CHUNK_BYTES == start / TRACK_CHUNK_BYTES) {
+                chunk.due = old->chunks[*at].due;
+                chunk.quiet = old->chunks[*at].quiet;
+        }
+        if (GROW(new->chunks, new->n, new->allocated) < 0)
+                return -ENOMEM;
+        new->chunks[new->n++] = chunk;
+        return 0;
+}
+
+static int add_mapping(Track *new, const Track *old, size_t *at, const Vma *vma) {
+        for (uint64_t start = vma->start, end; start < vma->end; start = end) {
+                int r;
+
+                end = MIN_OF(vma->end, next_multiple(start, TRACK_CHUNK_BYTES));
+                r = add_chunk(new, old, at, start, end);
+                if (r < 0)
+                        return r;
+        }
+        if (GROW(new->mappings, new->n_mappings, new->mappings_allocated) < 0)
+                return -ENOMEM;
+        new->mappings[new->n_mappings++] = (TrackMapping) { vma->start, vma->end, vma->file };
+        return 0;
+}
+
+/* Whether it is registered in the end: 1, 0; -ESRCH. One that was made read-only stays registered: it may be made
+ * writable, and written, before we look again. */
+static int adjust(const Track *track, const Vma *vma, bool ours) {
+        bool wanted = vma->skip == VMA_OK && !vma->growsdown;
+        int r;
+
+        if (ours && !wanted)
+                give_back(track->uffd, vma->start, vma->end);
+        if (ours || !wanted || !vma->write)
+                return ours && wanted;
+        r = register_range(track->uffd, vma->start, vma->end);
+        return r == -ESRCH ? r : r == 0;
+}
+
+int track_update(Track *track, const VmaList *vmas) {
+        Track new = {};
+        size_t at_mapping = 0, at_chunk = 0;
+        int r = 0;
+
+        for (size_t i = 0; i < vmas->n && r >= 0; i++) {
+                const Vma *vma = &vmas->vmas[i];
+
+                r = adjust(track, vma, is_ours(track, &at_mapping, vma));
+                if (r > 0)
+                        r = add_mapping(&new, track, &at_chunk, vma);
+        }
+        if (r < 0) {
+                free(new.chunks);
+                free(new.mappings);
+                return r == -ESRCH ? TARGET_E_GONE : r;
+        }
+        free(track->chunks);
+        free(track->mappings);
+        new.uffd = track->uffd;
+        *track = new;
+        return 0;
+}
+
+typedef struct Found {
+        TrackRange **ranges;
+        size_t *n, *allocated;
+        size_t first;           /* of this call */
+} Found;
+
+static int add_range(Found *found, uint64_t start, uint64_t end) {
+        TrackRange *last = *found->n > found->first ? &(*found->ranges)[*found->n - 1] : NULL;
+
+        if (last && last->end == start) {
+                last->end = end;
+                return 0;
+        }
+        if (GROW(*found->ranges, *found->n, *found->allocated) < 0)
+                return -ENOMEM;
+        (*found->ranges)[(*found->n)++] = (TrackRange) { start, end };
+        return 0;
+}
+
+/* Adds what of the region is covered. *at: the mapping to go on with. */
+static int add_region(const Track *track, size_t *at, uint64_t start, uint64_t end, Found *found) {
+        while (*at < track->n_mappings && track->mappings[*at].end <= start)
+                ++*at;
+        for (size_t i = *at; i < track->n_mappings && track->mappings[i].start < end; i++) {
+                int r = add_range(found, MAX_OF(start, track->mappings[i].start), MIN_OF(end, track->mappings[i].end));
+                if (r < 0)
+                        return r;
+        }
+        return 0;
+}
+
+/* Makes the calls for [scan->start, end), all of whose mappings from at on are of one kind. */
+static int scan_span(const Track *track, int pagemapfd, PagemapScan *scan, uint64_t end, size_t at, Found *found) {
+        PagemapRegion regions[REGIONS];
+
+        scan->size = sizeof *scan;
+        scan->vec = (uintptr_t)regions;
+        scan->vec_len = REGIONS;
+        while (scan->start < end) {
+                int n;
+
+                scan->end = MIN_OF(end, next_multiple(scan->start, TRACK_CHUNK_BYTES));
+                n = ioctl(pagemapfd, PAGEMAP_SCAN_IOCTL, scan);
+                if (n < 0)
+                        return errno == ESRCH ? TARGET_E_GONE : -errno;
+                for (int i = 0; i < n; i++) {
+                        int r = add_region(track, &at, regions[i].start, regions[i].end, found);
+                        if (r < 0)
+                                return r;
+                }
+                scan->start = pagemap_scan_resume(scan, regions, n);
+        }
+        return 0;
+}
+
+static int compare_ranges(const void *a, const void *b) {
+        const TrackRange *x = a, *y = b;
+
+        return x->start < y->start ? -1 : x->start > y->start;
+}
+
+static int written_in_span(Track *track, int pagemapfd, uint64_t start, uint64_t end, size_t at, bool protect,
+                           Found *found) {
+        const uint64_t file = track->mappings[at].file ? PAGEMAP_SCAN_FILE : 0; /* costs a look at each page's frame */
+        PagemapScan lost = {
+                .start = start,
+                .category_mask = PAGEMAP_SCAN_WPALLOWED | PAGEMAP_SCAN_PRESENT | PAGEMAP_SCAN_HUGE | file,
+                .category_inverted = PAGEMAP_SCAN_WPALLOWED | PAGEMAP_SCAN_HUGE | file,
+                .return_mask = PAGEMAP_SCAN_PRESENT,
+        };
+        PagemapScan written = {
+                .flags = protect ? PAGEMAP_SCAN_PROTECT : 0,
+                .start = start,
+                .category_mask = PAGEMAP_SCAN_WPALLOWED | PAGEMAP_SCAN_WRITTEN | PAGEMAP_SCAN_PRESENT |
+                                 PAGEMAP_SCAN_HUGE | file,
+                .category_inverted = PAGEMAP_SCAN_HUGE | file,
+                .return_mask = PAGEMAP_SCAN_PRESENT,
+        };
+        size_t first = *found->n, n;
+        int r;
+
+        found->first = first;
+        r = scan_span(track, pagemapfd, &written, end, at, found);
+        if (r != 0)
+                return r;
+        found->first = n = *found->n;
+        r = scan_span(track, pagemapfd, &lost, end, at, found);
+        if (*found->n > n) {
+                track->stale = true;
+                qsort(*found->ranges + first, *found->n - first, sizeof **found->ranges, compare_ranges);
+        }
+        return r;
+}
+
+int track_written(Track *track, const Target *target, uint64_t start, uint64_t end, bool protect, TrackRange **ranges,
+                  size_t *n, size_t *allocated) {
+        Found found = { ranges, n, allocated, *n };
+
+        /* As few calls as may be: mappings of one kind that lie close together in one. */
+        for (size_t i = find_mapping(track, start), first; i < track->n_mappings && track->mappings[i].start < end;) {
+                uint64_t stop = track->mappings[first = i++].end;
+                int r;
+
+                for (; i < track->n_mappings && track->mappings[i].start - stop <= BRIDGE_BYTES &&
+                       track->mappings[i].file == track->mappings[first].file; i++)
+                        stop = track->mappings[i].end;
+                r = written_in_span(track, target->pagemapfd, MAX_OF(start, track->mappings[first].start),
+                                    MIN_OF(end, stop), first, protect, &found);
+                if (r != 0)
+                        return r;
+        }
+        return 0;
+}
