@@ -206,9 +206,9 @@ class Workload:
 
 
 class Varlink:
-    def __init__(self, path):
+    def __init__(self, path, timeout=60):
         self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.settimeout(60)
+        self.socket.settimeout(timeout)
         self.socket.connect(str(path))
         self.buffer = b""
 
