@@ -13,7 +13,7 @@
 #define READER_PAGES 128U /* at most in one call: 512 KiB stay in the L2 cache until they are hashed */
 
 typedef enum ReaderWay {
-        READER_PINS,            /* process_vm_readv: for pages that are mapped once and that no KSM can merge meanwhile */
+        READER_PINS,            /* process_vm_readv: for pages mapped once that no KSM can merge meanwhile */
         READER_KEEPS_SHARING,   /* /proc/PID/mem */
 } ReaderWay;
 

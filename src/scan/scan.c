@@ -21,7 +21,6 @@
 
 #include "scan/reader.h"
 
-#include <assert.h>
 #include <string.h>
 
 /* Pages at most this far apart are looked up in one read of the pagemap: the entries between them cost less than
@@ -37,9 +36,12 @@ enum {
         FRAME_ZEROPAGE,
 };
 
-static_assert(SCAN_BATCH_PAGES == BLOCK_PAGES, "a batch can hold a whole block, and a BatchSet is a PageSet");
-
 static uint64_t addr_of(const ScanPage *p) { return p->block->addr + p->page * PAGE_BYTES; }
+
+static void list_add(ScanList *list, unsigned place, uint64_t addr) {
+        list->places[list->n] = (uint16_t)place;
+        list->addrs[list->n++] = addr;
+}
 
 /* The mapping at addr, NULL when there is none. *cursor: no mapping before it ends behind addr; moves on. */
 static const Vma *next_vma(const VmaList *vmas, size_t *cursor, uint64_t addr) {
@@ -87,105 +89,97 @@ static int read_pagemap(const Target *target, const ScanPage *p, unsigned n, uin
         return 0;
 }
 
-static void sort_page(ScanDesk *desk, ScanPage *p, unsigned i, const Vma *vma, uint64_t entry) {
-        if (!vma || !pagemap_is_anonymous(entry))
-                return;
-        desk->stats.pages_scanned++;
-        if (vma->skip != VMA_OK) {
-                desk->stats.pages_skipped++;
-                return;
+/* Sorts n pages, from page i on, by how they are to be read. */
+static void sort_pages(ScanDesk *desk, ScanBatch *batch, unsigned i, unsigned n, size_t *cursor) {
+        uint64_t first = addr_of(&batch->pages[i]);
+        const Vma *vma = NULL;
+
+        for (unsigned end = i + n; i < end; i++) {
+                ScanPage *p = &batch->pages[i];
+                uint64_t addr = addr_of(p), entry = desk->entries[(addr - first) / PAGE_BYTES];
+
+                if (!vma || addr >= vma->end)
+                        vma = next_vma(batch->vmas, cursor, addr);
+                if (!vma || !pagemap_is_anonymous(entry))
+                        continue;
+                desk->stats.pages_scanned++;
+                if (vma->skip != VMA_OK) {
+                        desk->stats.pages_skipped++;
+                        continue;
+                }
+                p->kind = SCAN_FAILED; /* until it is known */
+                p->pfn = entry & PAGEMAP_PFN;
+                p->writable_alone = entry & PAGEMAP_EXCLUSIVE;
+                list_add(p->writable_alone && !vma->mergeable ? &desk->quick : &desk->shared, i, addr);
         }
-        p->kind = SCAN_FAILED; /* until it is known */
-        p->pfn = entry & PAGEMAP_PFN;
-        p->writable_alone = entry & PAGEMAP_EXCLUSIVE;
-        page_set_add(p->writable_alone && !vma->mergeable ? desk->quick : desk->shared, i);
 }
 
-/* Sorts the pages by how they are to be read. */
 static int look(ScanDesk *desk, ScanBatch *batch) {
         size_t cursor = 0;
 
-        memset(desk->quick, 0, sizeof desk->quick);
-        memset(desk->shared, 0, sizeof desk->shared);
-        for (unsigned i = 0; i < batch->n;) {
-                ScanPage *first = &batch->pages[i];
-                unsigned n;
+        desk->quick.n = desk->shared.n = 0;
+        for (unsigned i = 0, n; i < batch->n; i += n) {
                 int r;
 
-                if (!next_vma(batch->vmas, &cursor, addr_of(first))) {
-                        i++;
+                n = 1;
+                if (!next_vma(batch->vmas, &cursor, addr_of(&batch->pages[i])))
                         continue;
-                }
                 n = cluster_length(batch, i);
-                r = read_pagemap(batch->target, first, n, desk->entries);
+                r = read_pagemap(batch->target, &batch->pages[i], n, desk->entries);
                 if (r != 0)
                         return r;
-                for (unsigned k = 0; k < n; k++) {
-                        ScanPage *p = &first[k];
-                        uint64_t entry = desk->entries[(addr_of(p) - addr_of(first)) / PAGE_BYTES];
-
-                        sort_page(desk, p, i + k, next_vma(batch->vmas, &cursor, addr_of(p)), entry);
-                }
-                i += n;
+                sort_pages(desk, batch, i, n, &cursor);
         }
         return 0;
 }
 
-/* The lowest page of the set from page on; SCAN_BATCH_PAGES: none. */
-static unsigned next_page(const BatchSet set, unsigned page) {
-        for (unsigned word = page / 64; word < SCAN_BATCH_PAGES / 64; word++) {
-                uint64_t bits = set[word];
-                if (word == page / 64)
-                        bits &= UINT64_MAX << (page % 64);
-                if (bits)
-                        return word * 64 + (unsigned)__builtin_ctzll(bits);
-        }
-        return SCAN_BATCH_PAGES;
-}
-
-#define foreach_page(i, set) for (unsigned i = next_page(set, 0); i < SCAN_BATCH_PAGES; i = next_page(set, i + 1))
-
-/* Of the pages on shared frames, those that the pass meets first. A frame that an earlier batch was to read and could
- * not is tried again. */
+/* Of the pages on shared frames, those that the pass meets first, and the others. A frame that an earlier batch was to
+ * read and could not is tried again. */
 static int find_leaders(Scanner *scanner, ScanDesk *desk, const ScanPage *pages) {
-        memset(desk->leaders, 0, sizeof desk->leaders);
-        foreach_page(i, desk->shared) {
-                if (!pages[i].writable_alone) {
+        const ScanList *shared = &desk->shared;
+
+        desk->leaders.n = desk->followers.n = 0;
+        for (unsigned i = 0; i < shared->n; i++) {
+                const ScanPage *p = &pages[shared->places[i]];
+                bool met = false;
+
+                if (!p->writable_alone) {
                         Frame before;
-                        int r = frame_stripes_claim(scanner->frames, pages[i].pfn, desk->serial, &before);
+                        int r = frame_stripes_claim(scanner->frames, p->pfn, desk->serial, &before);
 
                         if (r < 0)
                                 return r;
-                        if (before.tag != FRAME_UNREAD || before.value == desk->serial)
-                                continue;
+                        met = before.tag != FRAME_UNREAD || before.value == desk->serial;
                 }
-                page_set_add(desk->leaders, i);
+                list_add(met ? &desk->followers : &desk->leaders, shared->places[i], shared->addrs[i]);
         }
         return 0;
 }
 
 /* Gets the page flags of the leaders into entries: one call for frames that follow each other. */
 static int read_flags(const Scanner *scanner, ScanDesk *desk, const ScanPage *pages) {
-        for (unsigned i = next_page(desk->leaders, 0); i < SCAN_BATCH_PAGES;) {
-                unsigned n = 1;
+        const ScanList *leaders = &desk->leaders;
+
+        for (unsigned i = 0, n; i < leaders->n; i += n) {
+                uint64_t pfn = pages[leaders->places[i]].pfn;
                 int r;
 
-                while (i + n < SCAN_BATCH_PAGES && page_set_has(desk->leaders, i + n) &&
-                       pages[i + n].pfn == pages[i].pfn + n)
-                        n++;
-                r = scanner_page_flags(scanner, pages[i].pfn, n, desk->entries + i);
+                for (n = 1; i + n < leaders->n && pages[leaders->places[i + n]].pfn == pfn + n; n++)
+                        ;
+                r = scanner_page_flags(scanner, pfn, n, desk->entries + i);
                 if (r < 0)
                         return r;
-                i = next_page(desk->leaders, i + n);
         }
         return 0;
 }
 
 /* What the flags alone tell of the leaders; the others go on to be read. */
 static void judge_leaders(const Scanner *scanner, ScanDesk *desk, ScanPage *pages) {
-        memset(desk->careful, 0, sizeof desk->careful);
-        foreach_page(i, desk->leaders) {
-                ScanPage *p = &pages[i];
+        const ScanList *leaders = &desk->leaders;
+
+        desk->careful.n = 0;
+        for (unsigned i = 0; i < leaders->n; i++) {
+                ScanPage *p = &pages[leaders->places[i]];
 
                 if (desk->entries[i] & KPAGEFLAGS_ZERO_PAGE) {
                         p->kind = SCAN_ZEROPAGE;
@@ -197,32 +191,24 @@ static void judge_leaders(const Scanner *scanner, ScanDesk *desk, ScanPage *page
                         if (p->key_known)
                                 continue;
                 }
-                page_set_add(desk->careful, i);
+                list_add(&desk->careful, leaders->places[i], leaders->addrs[i]);
         }
 }
 
-static int read_pages(const Scanner *scanner, ScanDesk *desk, const Target *target, const BatchSet set, ReaderWay way,
+static int read_pages(const Scanner *scanner, ScanDesk *desk, const Target *target, const ScanList *list, ReaderWay way,
                       ScanPage *pages) {
-        unsigned next = next_page(set, 0);
-
-        while (next < SCAN_BATCH_PAGES) {
-                ScanPage *chosen[READER_PAGES];
-                uint64_t addrs[READER_PAGES];
+        for (unsigned done = 0, n; done < list->n; done += n) {
                 bool read[READER_PAGES];
-                unsigned n;
                 int r;
 
-                for (n = 0; n < READER_PAGES && next < SCAN_BATCH_PAGES; n++) {
-                        chosen[n] = &pages[next];
-                        addrs[n] = addr_of(chosen[n]);
-                        next = next_page(set, next + 1);
-                }
-                r = reader_read(target, way, addrs, n, desk->buffer, read);
+                n = MIN_OF(list->n - done, READER_PAGES);
+                r = reader_read(target, way, list->addrs + done, n, desk->buffer, read);
                 if (r != 0)
                         return r;
                 for (unsigned i = 0; i < n; i++)
                         if (read[i])
-                                scanner_take_content(scanner, desk, chosen[i], desk->buffer + i * PAGE_BYTES);
+                                scanner_take_content(scanner, desk, &pages[list->places[done + i]],
+                                                     desk->buffer + i * PAGE_BYTES);
                         else
                                 desk->stats.read_failures++;
         }
@@ -245,8 +231,8 @@ static int share_knowledge(Scanner *scanner, ScanDesk *desk, ScanPage *pages) {
                 [FRAME_ZEROPAGE] = SCAN_ZEROPAGE,
         };
 
-        foreach_page(i, desk->leaders) {
-                const ScanPage *p = &pages[i];
+        for (unsigned i = 0; i < desk->leaders.n; i++) {
+                const ScanPage *p = &pages[desk->leaders.places[i]];
                 int r;
 
                 if (p->kind == SCAN_FAILED || (p->kind == SCAN_KSM && !p->key_known) ||
@@ -256,14 +242,15 @@ static int share_knowledge(Scanner *scanner, ScanDesk *desk, ScanPage *pages) {
                 if (r < 0)
                         return r;
         }
-        foreach_page(i, desk->shared) {
+        for (unsigned i = 0; i < desk->followers.n; i++) {
+                ScanPage *p = &pages[desk->followers.places[i]];
                 Frame frame;
 
-                if (page_set_has(desk->leaders, i) || !frame_stripes_get(scanner->frames, pages[i].pfn, &frame))
+                if (!frame_stripes_get(scanner->frames, p->pfn, &frame))
                         continue;
-                pages[i].kind = kinds[frame.tag];
-                pages[i].key_known = frame.tag != FRAME_UNREAD && frame.tag != FRAME_ZEROPAGE;
-                pages[i].key = pages[i].key_known ? frame.value : 0;
+                p->kind = kinds[frame.tag];
+                p->key_known = frame.tag != FRAME_UNREAD && frame.tag != FRAME_ZEROPAGE;
+                p->key = p->key_known ? frame.value : 0;
         }
         return 0;
 }
@@ -284,25 +271,25 @@ static int check_still_there(const Target *target, uint64_t addr) {
 static unsigned commit_word(const Scanner *scanner, ScanPage *pages, unsigned n) {
         Block *block = pages[0].block;
         unsigned word = pages[0].page / 64, i;
-        uint64_t asked = 0, hashed = 0, zero = 0, merged = 0, zeropage = 0, forked = 0;
+        uint64_t before = block->hashed[word], asked = 0, hashed = 0, zero = 0, merged = 0, zeropage = 0, forked = 0;
 
         for (i = 0; i < n && pages[i].block == block && pages[i].page / 64 == word; i++) {
                 ScanPage *p = &pages[i];
-                uint64_t bit = (uint64_t)1 << (p->page % 64);
-                bool was = block->hashed[word] & bit, known = p->key_known;
+                unsigned bit = p->page % 64;
+                bool was = before >> bit & 1, known = p->key_known;
                 uint8_t now = known ? (uint8_t)p->key : 0;
 
                 p->first = known && !was;
                 p->changed = known && was && block->check[p->page] != now;
                 block->check[p->page] = now;
-                asked |= bit;
-                hashed |= known ? bit : 0;
-                zero |= p->kind == SCAN_ZERO ? bit : 0;
-                merged |= p->kind == SCAN_KSM ? bit : 0;
-                zeropage |= p->kind == SCAN_ZEROPAGE ? bit : 0;
-                forked |= known && !p->writable_alone && p->kind != SCAN_KSM ? bit : 0;
+                asked |= (uint64_t)1 << bit;
+                hashed |= (uint64_t)known << bit;
+                zero |= (uint64_t)(p->kind == SCAN_ZERO) << bit;
+                merged |= (uint64_t)(p->kind == SCAN_KSM) << bit;
+                zeropage |= (uint64_t)(p->kind == SCAN_ZEROPAGE) << bit;
+                forked |= (uint64_t)(known && !p->writable_alone && p->kind != SCAN_KSM) << bit;
         }
-        block->hashed[word] = (block->hashed[word] & ~asked) | hashed;
+        block->hashed[word] = (before & ~asked) | hashed;
         block->zero[word] = (block->zero[word] & ~asked) | zero;
         block->merged[word] = (block->merged[word] & ~asked) | merged;
         block->zeropage[word] = (block->zeropage[word] & ~asked) | zeropage;
@@ -327,10 +314,10 @@ static int scan_pages(Scanner *scanner, ScanDesk *desk, ScanBatch *batch) {
         if (r < 0)
                 return r;
         judge_leaders(scanner, desk, pages);
-        r = read_pages(scanner, desk, batch->target, desk->quick, READER_PINS, pages);
+        r = read_pages(scanner, desk, batch->target, &desk->quick, READER_PINS, pages);
         if (r != 0)
                 return r;
-        r = read_pages(scanner, desk, batch->target, desk->careful, READER_KEEPS_SHARING, pages);
+        r = read_pages(scanner, desk, batch->target, &desk->careful, READER_KEEPS_SHARING, pages);
         if (r != 0)
                 return r;
         r = share_knowledge(scanner, desk, pages);

@@ -7,19 +7,24 @@
 
 /* What scanner.c and scan.c share: the inside of a Scanner. */
 
-/* A set of a batch's pages by their place in it. */
-typedef uint64_t BatchSet[SCAN_BATCH_PAGES / 64];
+/* Some of a batch's pages, in its order. */
+typedef struct ScanList {
+        unsigned n;
+        uint16_t places[SCAN_BATCH_PAGES]; /* in the batch */
+        uint64_t addrs[SCAN_BATCH_PAGES];
+} ScanList;
 
 /* What one thread works with. Nothing here is another thread's business. */
 typedef struct ScanDesk {
         uint8_t *buffer;        /* READER_PAGES pages */
         uint64_t serial;        /* of the batch being scanned; thread + 1 modulo the number of threads: nobody else's */
         ScanStats stats;
-        BatchSet quick;         /* to be read by READER_PINS */
-        BatchSet shared;        /* on a frame that others may map too, or in a mergeable mapping */
-        BatchSet leaders;       /* of shared: the first to map its frame */
-        BatchSet careful;       /* of leaders: to be read by READER_KEEPS_SHARING */
-        uint64_t entries[SCAN_BATCH_PAGES]; /* of pagemap, then page flags */
+        ScanList quick;         /* to be read by READER_PINS */
+        ScanList shared;        /* on a frame that others may map too, or in a mergeable mapping: */
+        ScanList leaders;       /* the first to map their frame, */
+        ScanList followers;     /* and the others */
+        ScanList careful;       /* of leaders: to be read by READER_KEEPS_SHARING */
+        uint64_t entries[SCAN_BATCH_PAGES]; /* of pagemap, then the leaders' page flags */
 } ScanDesk;
 
 struct Scanner {
