@@ -20,6 +20,7 @@
  */
 #include "scan/track.h"
 
+#include "base/clock.h"
 #include "host/uapi.h"
 
 #include <linux/userfaultfd.h>
@@ -29,7 +30,9 @@
 #define REGIONS 512
 /* Walking so much that is not registered costs less than another call. */
 #define BRIDGE_BYTES ((uint64_t)1 << 20)
-#define RELEASE_BYTES ((uint64_t)64 << 20)
+/* Some 100 ns a page: half a millisecond. */
+#define RELEASE_BYTES ((uint64_t)16 << 20)
+#define REST_AFTER_NSEC (200 * NSEC_PER_USEC)
 
 int track_new(int uffd, Track **ret) {
         struct uffdio_api api = { .api = UFFD_API, .features = UAPI_UFFD_WP_ASYNC };
@@ -52,6 +55,14 @@ static int register_range(int uffd, uint64_t start, uint64_t end) {
         return ioctl(uffd, UFFDIO_REGISTER, &reg) < 0 ? -errno : 0;
 }
 
+/* Registering answers ENOMEM both for too many mappings and for an address space that is gone; this tells, and at
+ * the most makes one page count as written. */
+static bool is_gone(int uffd, uint64_t addr) {
+        struct uffdio_writeprotect allow = { .range = { addr, PAGE_BYTES }, .mode = UFFDIO_WRITEPROTECT_MODE_DONTWAKE };
+
+        return ioctl(uffd, UFFDIO_WRITEPROTECT, &allow) < 0 && errno == ESRCH;
+}
+
 static int unregister_range(int uffd, uint64_t start, uint64_t end) {
         struct uffdio_range range = { start, end - start };
 
@@ -60,22 +71,38 @@ static int unregister_range(int uffd, uint64_t start, uint64_t end) {
 
 static uint64_t next_multiple(uint64_t address, uint64_t unit) { return (address / unit + 1) * unit; }
 
-/* What is not there any more is not an error; where there are too many mappings already to cut this one, all at once. */
-static void give_back(int uffd, uint64_t start, uint64_t end) {
+/* The lock goes to whoever asks first, and that would be us: so whenever it was kept for some time, it is left alone for as
+ * long. */
+static void rest(uint64_t *began) {
+        uint64_t now = now_nsec();
+        struct timespec pause = { .tv_nsec = (long)MIN_OF(now - *began, NSEC_PER_SEC - 1) };
+
+        if (now - *began < REST_AFTER_NSEC)
+                return;
+        clock_nanosleep(CLOCK_MONOTONIC, 0, &pause, NULL);
+        *began = now_nsec();
+}
+
+/* What is not there any more is not an error; where there are too many mappings already to cut this one, all at once.
+ * *began: when the last rest ended. */
+static void give_back(int uffd, uint64_t start, uint64_t end, uint64_t *began) {
         for (uint64_t at = start, stop; at < end; at = stop) {
                 stop = MIN_OF(end, next_multiple(at, RELEASE_BYTES));
                 if (unregister_range(uffd, at, stop) == -ENOMEM) {
                         (void)unregister_range(uffd, at, end);
                         return;
                 }
+                rest(began);
         }
 }
 
 Track *track_free(Track *track) {
+        uint64_t began = now_nsec();
+
         if (!track)
                 return NULL;
         for (size_t i = 0; i < track->n_mappings; i++)
-                give_back(track->uffd, track->mappings[i].start, track->mappings[i].end);
+                give_back(track->uffd, track->mappings[i].start, track->mappings[i].end, &began);
         safe_close(track->uffd);
         free(track->chunks);
         free(track->mappings);
@@ -156,18 +183,19 @@ static int add_mapping(Track *new, const Track *old, size_t *at, const Vma *vma)
         return 0;
 }
 
-/* Whether it is registered in the end: 1, 0; -ESRCH. One that was made read-only stays registered: it may be made
+/* Whether it is registered in the end: 1, 0; -ESRCH: there is no memory any more. One that was made read-only stays registered: it may be made
  * writable, and written, before we look again. */
 static int adjust(const Track *track, const Vma *vma, bool ours) {
         bool wanted = vma->skip == VMA_OK && !vma->growsdown;
+        uint64_t began = now_nsec();
         int r;
 
         if (ours && !wanted)
-                give_back(track->uffd, vma->start, vma->end);
+                give_back(track->uffd, vma->start, vma->end, &began);
         if (ours || !wanted || !vma->write)
                 return ours && wanted;
         r = register_range(track->uffd, vma->start, vma->end);
-        return r == -ESRCH ? r : r == 0;
+        return r == -ENOMEM && is_gone(track->uffd, vma->start) ? -ESRCH : r == 0;
 }
 
 int track_update(Track *track, const VmaList *vmas) {
@@ -255,6 +283,20 @@ static int compare_ranges(const void *a, const void *b) {
         return x->start < y->start ? -1 : x->start > y->start;
 }
 
+/* By address, each page once: what was mapped anew between two calls may be in both answers. */
+static void put_in_order(Found *found, size_t first) {
+        TrackRange *ranges = *found->ranges;
+        size_t n = first;
+
+        qsort(ranges + first, *found->n - first, sizeof *ranges, compare_ranges);
+        for (size_t i = first; i < *found->n; i++)
+                if (n > first && ranges[i].start <= ranges[n - 1].end)
+                        ranges[n - 1].end = MAX_OF(ranges[n - 1].end, ranges[i].end);
+                else
+                        ranges[n++] = ranges[i];
+        *found->n = n;
+}
+
 static int written_in_span(Track *track, int pagemapfd, uint64_t start, uint64_t end, size_t at, bool protect,
                            Found *found) {
         const uint64_t file = track->mappings[at].file ? PAGEMAP_SCAN_FILE : 0; /* costs a look at each page's frame */
@@ -283,7 +325,7 @@ static int written_in_span(Track *track, int pagemapfd, uint64_t start, uint64_t
         r = scan_span(track, pagemapfd, &lost, end, at, found);
         if (*found->n > n) {
                 track->stale = true;
-                qsort(*found->ranges + first, *found->n - first, sizeof **found->ranges, compare_ranges);
+                put_in_order(found, first);
         }
         return r;
 }

@@ -1,319 +1,437 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 
 /*
- * scan/track on real processes: exactly what was written is reported, whoever wrote it and whatever became of the mapping;
- * huge pages and sparse mappings stay as they are; everything is given back.
+ * scan/track: exactly what was written is reported, whatever becomes of the mapping, however large or sparse it is, and
+ * through fork, exec and the end of the process; page tables stay as they are.
  */
+#include "track-child.h"
+
 #include "base/io.h"
-#include "scan/track.h"
-#include "target/remote.h"
-#include "tests/test.h"
 
 #include <linux/userfaultfd.h>
-#include <signal.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
-#include <sys/uio.h>
 #include <sys/wait.h>
 
-#define MIB ((uint64_t)1 << 20)
-#define GIB ((uint64_t)1 << 30)
+static void check_exact(Child *child, bool protect) {
+        Pages pages = child_written(child, shared->start, area_end(), protect);
 
-/* A process that does what it is told. */
-typedef struct Child {
-        pid_t pid;
-        int to, from;
-        Target *target;
-        Track *track;
-        VmaList vmas;
-} Child;
-
-typedef struct Order {
-        long (*run)(long);
-        long argument;
-} Order;
-
-static Remote *remote;
-
-static long order(const Child *child, long (*run)(long), long argument) {
-        Order o = { run, argument };
-        long result;
-
-        CHECK(write(child->to, &o, sizeof o) == sizeof o && read(child->from, &result, sizeof result) == sizeof result);
-        return result;
-}
-
-static Child start(void) {
-        int to[2], from[2];
-        Child child = {};
-        Order o;
-
-        CHECK(pipe2(to, O_CLOEXEC) == 0 && pipe2(from, O_CLOEXEC) == 0);
-        child.pid = fork();
-        CHECK(child.pid >= 0);
-        if (child.pid == 0) {
-                prctl(PR_SET_PDEATHSIG, SIGKILL);
-                close(to[1]);
-                close(from[0]);
-                while (read(to[0], &o, sizeof o) == sizeof o) {
-                        long result = o.run(o.argument);
-                        CHECK(write(from[1], &result, sizeof result) == sizeof result);
-                }
-                _exit(0);
-        }
-        close(to[0]);
-        close(from[1]);
-        child.to = to[1];
-        child.from = from[0];
-        CHECK(target_new(child.pid, &child.target) == 0 && target_open_memory(child.target) == 0);
-        return child;
-}
-
-static void read_vmas(Child *child) {
-        vma_list_done(&child->vmas);
-        CHECK(target_read_vmas(child->target, false, &child->vmas) == 0);
-        track_claim(child->track, &child->vmas);
-}
-
-static void update(Child *child) {
-        read_vmas(child);
-        CHECK(track_update(child->track, &child->vmas) == 0);
-}
-
-static void adopt(Child *child) {
-        TargetSkip skip;
-        int uffd = -EBADF, r;
-
-        for (int i = 0; (r = remote_adopt(remote, child->target, &uffd, &skip)) != 0; i++) {
-                CHECK(r == REMOTE_E_BUSY && i < 100, "%s", remote_error_name(r));
-                usleep(1000);
-        }
-        CHECK(skip == TARGET_OK && uffd >= 0);
-        CHECK(!target_has_userfaultfd(child->target));
-        r = track_new(uffd, &child->track);
-        if (r == -EINVAL)
-                TEST_SKIP("no asynchronous write protection (6.7)");
-        CHECK(r == 0);
-        update(child);
-}
-
-static void stop(Child *child) {
-        track_free(child->track);
-        vma_list_done(&child->vmas);
-        target_free(child->target);
-        kill(child->pid, SIGKILL);
-        CHECK(waitpid(child->pid, NULL, 0) == child->pid);
-        close(child->to);
-        close(child->from);
-}
-
-/* What is reported of [start, end), as a set of pages. */
-typedef struct Pages {
-        TrackRange *ranges;
-        size_t n, allocated, count;
-} Pages;
-
-static Pages written(Child *child, uint64_t start, uint64_t end, bool protect) {
-        Pages pages = {};
-
-        CHECK(track_written(child->track, child->target, start, end, protect, &pages.ranges, &pages.n,
-                            &pages.allocated) == 0);
-        for (size_t i = 0; i < pages.n; i++) {
-                CHECK(pages.ranges[i].start < pages.ranges[i].end && pages.ranges[i].start >= start &&
-                      pages.ranges[i].end <= end && (i == 0 || pages.ranges[i - 1].end < pages.ranges[i].start));
-                pages.count += (pages.ranges[i].end - pages.ranges[i].start) / PAGE_BYTES;
-        }
-        return pages;
-}
-
-static bool has(const Pages *pages, uint64_t addr) {
-        for (size_t i = 0; i < pages->n; i++)
-                if (pages->ranges[i].start <= addr && addr < pages->ranges[i].end)
-                        return true;
-        return false;
-}
-
-static size_t count_written(Child *child, uint64_t start, uint64_t end) {
-        Pages pages = written(child, start, end, true);
-        free(pages.ranges);
-        return pages.count;
-}
-
-static long map(long bytes) {
-        void *p = mmap(NULL, (size_t)bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        CHECK(p != MAP_FAILED && madvise(p, (size_t)bytes, MADV_NOHUGEPAGE) == 0);
-        return (long)p;
-}
-
-/* What parent and child both see. */
-static struct Shared {
-        uint64_t start, pages;
-        uint64_t seed;
-        unsigned permille;
-} *shared;
-
-/* One page in so many, by its number. */
-static bool is_picked(uint64_t page) {
-        return ((page + 1) * 0x9e3779b97f4a7c15 ^ shared->seed) % 1000 < shared->permille;
-}
-
-static long write_picked(long unused) {
         for (uint64_t i = 0; i < shared->pages; i++)
-                if (is_picked(i))
-                        ++*(volatile uint64_t *)(shared->start + i * PAGE_BYTES);
-        return 0;
-}
-
-static void check_exact(Child *child) {
-        Pages pages = written(child, shared->start, shared->start + shared->pages * PAGE_BYTES, true);
-        size_t at = 0;
-
-        for (uint64_t i = 0; i < shared->pages; i++) {
-                uint64_t addr = shared->start + i * PAGE_BYTES;
-
-                while (at < pages.n && pages.ranges[at].end <= addr)
-                        at++;
-                CHECK(is_picked(i) == (at < pages.n && pages.ranges[at].start <= addr), "page %lu of %lu", i, shared->pages);
-        }
+                CHECK(is_picked(i) == pages_have(&pages, area_page(i)), "page %lu of %lu, %u permille", i, shared->pages,
+                      shared->permille);
         free(pages.ranges);
 }
 
 static void test_exact(uint64_t bytes) {
         static const unsigned permilles[] = { 0, 1, 10, 500, 999, 1000 };
-        Child child = start();
+        Child child = child_tracked(bytes / PAGE_BYTES);
 
-        shared->start = (uint64_t)order(&child, map, (long)bytes);
-        shared->pages = bytes / PAGE_BYTES;
-        shared->permille = 1000;
-        order(&child, write_picked, 0);
-        adopt(&child);
-        check_exact(&child); /* nothing is known yet: everything */
         for (size_t i = 0; i < ELEMENTSOF(permilles); i++) {
                 shared->permille = permilles[i];
-                shared->seed = i * 77;
-                order(&child, write_picked, 0);
-                check_exact(&child);
-                CHECK(count_written(&child, shared->start, shared->start + bytes) == 0);
+                shared->seed = i * 0x123456789;
+                child_order(&child, order_write_picked, 0);
+                check_exact(&child, false); /* looking changes nothing */
+                check_exact(&child, true);
+                CHECK(child_count_written(&child, shared->start, area_end()) == 0);
         }
-        stop(&child);
+        child_stop(&child);
 }
 
-/* The pages of [start, end) that are reported are these, and no others. */
-static void expect(Child *child, uint64_t start, uint64_t n_pages, const char *expected, int line) {
-        Pages pages = written(child, start, start + n_pages * PAGE_BYTES, true);
+static uint64_t status_kilobytes(const Child *child, const char *key) {
+        _cleanup_free_ char *text = NULL;
+        const char *p;
 
-        for (uint64_t i = 0; i < n_pages; i++)
-                CHECK(has(&pages, start + i * PAGE_BYTES) == (expected[i] == 'w'), "line %d: page %lu, expected %s", line, i,
+        CHECK(read_file(child->target->procfd, "status", &text, NULL) == 0 && (p = strstr(text, key)), "%s", key);
+        return strtoull(p + strlen(key), NULL, 10);
+}
+
+#define SPARSE_STEP (GIB / PAGE_BYTES)
+static long touch_sparse(long offset) {
+        for (uint64_t i = 0; i < shared->pages; i += SPARSE_STEP)
+                ++*(volatile uint8_t *)area_page(i + (uint64_t)offset);
+        return 0;
+}
+
+/* 1 TiB with a page in each GiB. */
+static void test_sparse(void) {
+        Child child = child_start();
+        uint64_t tables, best = UINT64_MAX;
+
+        child_order(&child, order_map, (long)(1024 * GIB));
+        child_order(&child, touch_sparse, 5);
+        tables = status_kilobytes(&child, "VmPTE:");
+        child_adopt(&child);
+        CHECK(child_count_written(&child, shared->start, area_end()) == 1024);
+        for (int i = 0; i < 5; i++) {
+                uint64_t began = now_nsec();
+                CHECK(child_count_written(&child, shared->start, area_end()) == 0);
+                best = MIN_OF(best, now_nsec() - began);
+        }
+        child_order(&child, touch_sparse, 5);
+        CHECK(child_count_written(&child, shared->start, area_end()) == 1024);
+        CHECK(status_kilobytes(&child, "VmPTE:") == tables, "page tables were filled");
+        printf("1 TiB with 1,024 pages: %zu chunks, looked through in %.1f ms; page tables %lu kB\n", child.track->n,
+               (double)best / 1e6, tables);
+        /* The control: one page more in each does show there. */
+        child_order(&child, touch_sparse, 100000);
+        CHECK(status_kilobytes(&child, "VmPTE:") >= tables + 4 * 1000);
+        child_stop(&child);
+}
+
+/* The pages of the area from the first on that are reported are these, and no others. */
+static void expect(Child *child, const char *expected, int line) {
+        uint64_t n = strlen(expected);
+        Pages pages = child_written(child, shared->start, area_page(n), true);
+
+        for (uint64_t i = 0; i < n; i++)
+                CHECK(pages_have(&pages, area_page(i)) == (expected[i] == 'w'), "line %d: page %lu, expected %s", line, i,
                       expected);
         free(pages.ranges);
 }
-#define EXPECT(child, start, expected) expect(child, start, sizeof(expected) - 1, expected, __LINE__)
+#define EXPECT(child, expected) expect(child, expected, __LINE__)
 
-static uint64_t at(uint64_t page) { return shared->start + page * PAGE_BYTES; }
-static long touch(long page) { return ++*(volatile uint8_t *)at((uint64_t)page); }
-static long drop(long page) { return madvise((void *)at((uint64_t)page), PAGE_BYTES, MADV_DONTNEED); }
-static long renew(long page) {
-        return mmap((void *)at((uint64_t)page), PAGE_BYTES, PROT_READ | PROT_WRITE,
-                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == MAP_FAILED;
+static void *page(long i) { return (void *)area_page((uint64_t)i); }
+static long touch(long i) { return ++*(volatile uint8_t *)page(i); }
+static long drop(long i) { return madvise(page(i), PAGE_BYTES, MADV_DONTNEED); }
+static long map_over(void *address) {
+        return mmap(address, PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) ==
+               MAP_FAILED;
 }
-static long unmap(long page) { return munmap((void *)at((uint64_t)page), PAGE_BYTES); }
-static long forbid(long page) { return mprotect((void *)at((uint64_t)page), PAGE_BYTES, PROT_READ); }
-static long allow(long page) { return mprotect((void *)at((uint64_t)page), PAGE_BYTES, PROT_READ | PROT_WRITE); }
-static long lock(long page) { return mlock((void *)at((uint64_t)page), PAGE_BYTES); }
-static long unlock(long page) { return munlock((void *)at((uint64_t)page), PAGE_BYTES); }
+static long renew(long i) { return map_over(page(i)); }
+static long unmap(long i) { return munmap(page(i), PAGE_BYTES); }
+static long forbid(long i) { return mprotect(page(i), PAGE_BYTES, PROT_READ); }
+static long allow(long i) { return mprotect(page(i), PAGE_BYTES, PROT_READ | PROT_WRITE); }
+static long lock(long i) { return mlock(page(i), PAGE_BYTES); }
+static long unlock(long i) { return munlock(page(i), PAGE_BYTES); }
 /* Elsewhere and back: what comes back is registered no more. */
-static long there_and_back(long page) {
-        void *from = (void *)at((uint64_t)page), *to = (void *)(at(0) - 64 * MIB);
+static long there_and_back(long i) {
+        void *from = page(i), *to = (void *)(shared->start - 64 * MIB);
+
         if (mremap(from, PAGE_BYTES, PAGE_BYTES, MREMAP_MAYMOVE | MREMAP_FIXED, to) != to)
                 return -1;
         return mremap(to, PAGE_BYTES, PAGE_BYTES, MREMAP_MAYMOVE | MREMAP_FIXED, from) != from;
 }
 
-static Child start_tracked(uint64_t pages) {
-        Child child = start();
-
-        shared->start = (uint64_t)order(&child, map, (long)(pages * PAGE_BYTES));
-        shared->pages = pages;
-        for (uint64_t i = 0; i < pages; i++)
-                order(&child, touch, (long)i);
-        adopt(&child);
-        CHECK(count_written(&child, shared->start, shared->start + pages * PAGE_BYTES) == pages);
-        return child;
-}
-
 /* What can become of a mapping, seen before and after the next update. */
 static void test_mappings(void) {
-        Child child = start_tracked(8);
+        Child child = child_tracked(8);
 
-        EXPECT(&child, at(0), "--------");
-        order(&child, touch, 0);
-        order(&child, touch, 7);
-        EXPECT(&child, at(0), "w------w");
-        EXPECT(&child, at(0), "--------");
+        child_order(&child, touch, 0);
+        child_order(&child, touch, 7);
+        EXPECT(&child, "w------w");
+        EXPECT(&child, "--------");
 
         /* Dropped: not there, so not reported; what is there next is. */
-        CHECK(order(&child, drop, 3) == 0);
-        EXPECT(&child, at(0), "--------");
-        order(&child, touch, 3);
-        EXPECT(&child, at(0), "---w----");
+        CHECK(child_order(&child, drop, 3) == 0);
+        EXPECT(&child, "--------");
+        child_order(&child, touch, 3);
+        EXPECT(&child, "---w----");
 
-        /* Mapped anew: all of it as long as it is not registered. */
-        CHECK(order(&child, renew, 2) == 0);
-        order(&child, touch, 2);
+        /* Mapped anew: reported as long as it is not registered. */
+        CHECK(child_order(&child, renew, 2) == 0);
+        child_order(&child, touch, 2);
         CHECK(!child.track->stale);
-        EXPECT(&child, at(0), "--w-----");
+        EXPECT(&child, "--w-----");
         CHECK(child.track->stale);
-        EXPECT(&child, at(0), "--w-----");
-        update(&child);
+        EXPECT(&child, "--w-----");
+        child_update(&child);
         CHECK(!child.track->stale);
-        EXPECT(&child, at(0), "--w-----");
-        EXPECT(&child, at(0), "--------");
+        EXPECT(&child, "--w-----");
+        EXPECT(&child, "--------");
 
-        CHECK(order(&child, there_and_back, 5) == 0);
-        EXPECT(&child, at(0), "-----w--");
-        update(&child);
-        EXPECT(&child, at(0), "-----w--");
-        EXPECT(&child, at(0), "--------");
+        CHECK(child_order(&child, there_and_back, 5) == 0);
+        EXPECT(&child, "-----w--");
+        child_update(&child);
+        EXPECT(&child, "-----w--");
+        EXPECT(&child, "--------");
 
         /* Split by its protection: all of it stays registered, and covered. */
-        order(&child, touch, 4);
-        CHECK(order(&child, forbid, 4) == 0);
-        order(&child, touch, 6);
-        EXPECT(&child, at(0), "----w-w-");
-        update(&child);
-        CHECK(track_covers(child.track, at(4)));
-        CHECK(order(&child, allow, 4) == 0);
-        order(&child, touch, 4);
-        EXPECT(&child, at(0), "----w---");
+        child_order(&child, touch, 4);
+        CHECK(child_order(&child, forbid, 4) == 0);
+        child_order(&child, touch, 6);
+        EXPECT(&child, "----w-w-");
+        child_update(&child);
+        CHECK(track_covers(child.track, area_page(4)));
+        CHECK(child_order(&child, allow, 4) == 0);
+        child_order(&child, touch, 4);
+        EXPECT(&child, "----w---");
 
         /* Locked: given back. */
-        CHECK(order(&child, lock, 1) == 0);
-        update(&child);
-        CHECK(!track_covers(child.track, at(1)) && track_covers(child.track, at(0)) && track_covers(child.track, at(2)));
-        order(&child, touch, 1);
-        EXPECT(&child, at(0), "--------");
-        CHECK(order(&child, unlock, 1) == 0);
-        update(&child);
-        EXPECT(&child, at(0), "-w------");
+        CHECK(child_order(&child, lock, 1) == 0);
+        child_update(&child);
+        CHECK(!track_covers(child.track, area_page(1)) && track_covers(child.track, area_page(0)) &&
+              track_covers(child.track, area_page(2)));
+        CHECK(vma_list_find(&child.vmas, area_page(1))->skip == VMA_SKIP_LOCKED);
+        child_order(&child, touch, 1);
+        EXPECT(&child, "--------");
+        child_read_vmas(&child);
+        CHECK(!vma_list_find(&child.vmas, area_page(1))->tracked);
+        CHECK(child_order(&child, unlock, 1) == 0);
+        child_update(&child);
+        EXPECT(&child, "-w------");
 
         /* Gone. */
-        CHECK(order(&child, unmap, 0) == 0);
-        EXPECT(&child, at(0), "--------");
-        update(&child);
-        CHECK(!track_covers(child.track, at(0)) && track_covers(child.track, at(1)));
-        stop(&child);
+        CHECK(child_order(&child, unmap, 0) == 0);
+        EXPECT(&child, "--------");
+        child_update(&child);
+        CHECK(!track_covers(child.track, area_page(0)) && track_covers(child.track, area_page(1)));
+        child_stop(&child);
+}
+
+static long grow(long pages) {
+        void *p = (void *)shared->start;
+        return mremap(p, shared->pages * PAGE_BYTES, (size_t)pages * PAGE_BYTES, 0) != p;
+}
+static long move(long pages) {
+        void *p = (void *)shared->start, *to = (void *)(shared->start + GIB);
+        return mremap(p, (size_t)pages * PAGE_BYTES, (size_t)pages * PAGE_BYTES, MREMAP_MAYMOVE | MREMAP_FIXED, to) != to;
+}
+static long grow_heap(long bytes) {
+        char *p = sbrk(bytes);
+        for (long i = 0; i < bytes; i += (long)PAGE_BYTES)
+                p[i] = 1;
+        return (long)p;
+}
+static long use_stack(long depth) {
+        volatile char here[PAGE_BYTES];
+        here[0] = 1;
+        return depth ? use_stack(depth - 1) + here[0] : 0;
+}
+
+static void test_growth(void) {
+        Child child = child_tracked(4);
+        uint64_t heap;
+
+        /* In place: of one mapping with what was registered, and so registered. */
+        CHECK(child_order(&child, grow, 8) == 0);
+        child_order(&child, touch, 6);
+        CHECK(!track_covers(child.track, area_page(6)));
+        child_update(&child);
+        CHECK(track_covers(child.track, area_page(6)));
+        EXPECT(&child, "------w-");
+        /* Away: known at the new place after the next update, with all that is in it. */
+        CHECK(child_order(&child, move, 8) == 0);
+        EXPECT(&child, "--------");
+        child_update(&child);
+        CHECK(!track_covers(child.track, shared->start));
+        shared->start += GIB;
+        EXPECT(&child, "wwww--w-");
+        EXPECT(&child, "--------");
+
+        heap = (uint64_t)child_order(&child, grow_heap, 16 * (long)PAGE_BYTES);
+        CHECK(!track_covers(child.track, heap + 8 * PAGE_BYTES));
+        child_update(&child);
+        CHECK(child_count_written(&child, heap, heap + 16 * PAGE_BYTES) == 16);
+        child_order(&child, grow_heap, 16 * (long)PAGE_BYTES);
+        CHECK(child_count_written(&child, heap, heap + 16 * PAGE_BYTES) == 0);
+        child_update(&child);
+        CHECK(child_count_written(&child, heap, heap + 32 * PAGE_BYTES) == 16);
+
+        /* The main stack is not tracked, and grows as ever. */
+        child_order(&child, use_stack, 300);
+        child_update(&child);
+        child_read_vmas(&child);
+        for (size_t i = 0; i < child.vmas.n; i++)
+                CHECK(!child.vmas.vmas[i].growsdown || !child.vmas.vmas[i].tracked);
+        child_stop(&child);
+}
+
+static long fork_and_write(long i) {
+        pid_t pid = fork();
+
+        if (pid == 0) {
+                prctl(PR_SET_PDEATHSIG, SIGKILL);
+                touch(i);
+                for (;;)
+                        pause();
+        }
+        usleep(20000);
+        return pid;
+}
+
+/* The child of a tracked process is not tracked, and can be; its parent goes on being. */
+static void test_fork(void) {
+        Child parent = child_tracked(8), child;
+
+        child_order(&parent, touch, 1);
+        child = child_of((pid_t)child_order(&parent, fork_and_write, 2));
+        EXPECT(&parent, "-w------");
+        child_order(&parent, touch, 3);
+        EXPECT(&parent, "---w----");
+        child_read_vmas(&child);
+        for (size_t i = 0; i < child.vmas.n; i++)
+                CHECK(!child.vmas.vmas[i].tracked);
+        child_adopt(&child);
+        EXPECT(&child, "wwwwwwww");
+        EXPECT(&child, "--------");
+        child_order(&parent, touch, 4);
+        EXPECT(&child, "--------");
+        EXPECT(&parent, "----w---");
+        child_stop(&child);
+        child_order(&parent, touch, 5);
+        EXPECT(&parent, "-----w--");
+        child_stop(&parent);
+}
+
+static long execute(long unused) {
+        if (fork() == 0) /* somebody has to answer */
+                return 0;
+        execl("/bin/sleep", "sleep", "100", NULL);
+        _exit(1);
+}
+
+static void expect_gone(Child *child) {
+        _cleanup_free_ TrackRange *ranges = NULL;
+        size_t n = 0, allocated = 0;
+
+        CHECK(track_written(child->track, child->target, shared->start, area_end(), true, &ranges, &n, &allocated) ==
+              TARGET_E_GONE);
+        CHECK(n == 0);
+        /* As the kernel says of the memory it knew: whatever list it is given. */
+        for (size_t i = 0; i < child->vmas.n; i++)
+                child->vmas.vmas[i].tracked = false;
+        CHECK(track_update(child->track, &child->vmas) == TARGET_E_GONE);
+}
+
+static void test_end(void) {
+        Child child = child_tracked(8);
+
+        child_order(&child, execute, 0);
+        usleep(100000);
+        CHECK(target_image_replaced(child.target));
+        expect_gone(&child);
+        child_stop(&child);
+
+        child = child_tracked(8);
+        kill(child.pid, SIGKILL);
+        waitid(P_PID, (id_t)child.pid, &(siginfo_t){}, WEXITED | WNOWAIT);
+        expect_gone(&child);
+        child_stop(&child);
+}
+
+static int own_uffd = -EBADF;
+static long make_uffd(long unused) {
+        struct uffdio_api api = { .api = UFFD_API };
+
+        own_uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | UFFD_USER_MODE_ONLY);
+        return own_uffd < 0 || ioctl(own_uffd, UFFDIO_API, &api) < 0;
+}
+static long register_own(long unused) {
+        struct uffdio_register reg = { .range = { shared->start, PAGE_BYTES }, .mode = UFFDIO_REGISTER_MODE_WP };
+        return ioctl(own_uffd, UFFDIO_REGISTER, &reg) < 0 ? errno : 0;
+}
+static long close_own(long unused) { return close(own_uffd); }
+
+static void test_own_userfaultfd(void) {
+        Child child = child_tracked(8), qemu;
+        pid_t pid;
+
+        CHECK(child_order(&child, make_uffd, 0) == 0);
+        CHECK(target_has_userfaultfd(child.target));
+        CHECK(child_order(&child, register_own, 0) == EBUSY);
+        child.track = track_free(child.track);
+        CHECK(child_order(&child, register_own, 0) == 0);
+        child_read_vmas(&child);
+        CHECK(vma_list_find(&child.vmas, shared->start)->skip == VMA_SKIP_UFFD);
+        child_order(&child, close_own, 0);
+        CHECK(!target_has_userfaultfd(child.target));
+
+        /* What is another's is not covered; the rest is. */
+        CHECK(child_order(&child, make_uffd, 0) == 0 && child_order(&child, register_own, 0) == 0);
+        {
+                TargetSkip skip;
+                int uffd = -EBADF;
+
+                CHECK(remote_adopt(remote, child.target, &uffd, &skip) == 0 && track_new(uffd, &child.track) == 0);
+        }
+        child_update(&child);
+        CHECK(!track_covers(child.track, area_page(0)) && track_covers(child.track, area_page(1)));
+        child.track = track_free(child.track);
+        child_read_vmas(&child);
+        CHECK(vma_list_find(&child.vmas, shared->start)->tracked && !vma_list_find(&child.vmas, area_page(1))->tracked);
+        child_stop(&child);
+
+        pid = fork();
+        if (pid == 0) {
+                prctl(PR_SET_PDEATHSIG, SIGKILL);
+                execl("/bin/sh", "sh", "-c", "sleep 100; exit", "-incoming", NULL);
+                _exit(127);
+        }
+        usleep(100000);
+        qemu = child_of(pid);
+        CHECK(target_has_userfaultfd(qemu.target));
+        child_stop(&qemu);
+}
+
+static long equal_contents(long unused) {
+        for (uint64_t i = 0; i < shared->pages; i++)
+                memset(page((long)i), 'k', PAGE_BYTES);
+        return madvise((void *)shared->start, shared->pages * PAGE_BYTES, MADV_MERGEABLE);
+}
+static long check_contents(long unused) {
+        for (uint64_t i = 0; i < shared->pages * PAGE_BYTES; i++)
+                if (((volatile char *)shared->start)[i] != 'k')
+                        return (long)i + 1;
+        return 0;
+}
+
+#define KSM "/sys/kernel/mm/ksm/"
+static const char *const knobs[] = { KSM "run", KSM "sleep_millisecs", KSM "pages_to_scan" };
+static const char *const turned[] = { "1", "10", "2000" };
+static uint64_t found[ELEMENTSOF(knobs)];
+static void put_back(void) {
+        char text[32];
+
+        for (size_t i = 0; i < ELEMENTSOF(knobs); i++) {
+                snprintf(text, sizeof text, "%lu", found[i]);
+                (void)write_text(AT_FDCWD, knobs[i], text);
+        }
+}
+
+/* Merged under tracking: as usual, reported at most once for it, and then quiet. */
+static void test_ksm(void) {
+        uint64_t until = now_nsec() + 20 * NSEC_PER_SEC, merged = 0;
+        Child child;
+
+        test_lock_ksm();
+        for (size_t i = 0; i < ELEMENTSOF(knobs); i++)
+                if (read_u64(AT_FDCWD, knobs[i], &found[i]) < 0) {
+                        printf("no KSM here\n");
+                        return;
+                }
+        child = child_tracked(256);
+        CHECK(child_order(&child, equal_contents, 0) == 0);
+        child_update(&child);
+        CHECK(child_count_written(&child, shared->start, area_end()) == 256);
+        atexit(put_back);
+        for (size_t i = 0; i < ELEMENTSOF(knobs); i++)
+                CHECK(write_text(AT_FDCWD, knobs[i], turned[i]) == 0);
+        for (; merged < 255 && now_nsec() < until; usleep(10000))
+                CHECK(read_u64(AT_FDCWD, KSM "pages_sharing", &merged) == 0);
+        put_back();
+        CHECK(merged >= 255, "%lu merged", merged);
+        CHECK(child_count_written(&child, shared->start, area_end()) <= 256);
+        CHECK(child_count_written(&child, shared->start, area_end()) == 0);
+        CHECK(child_order(&child, check_contents, 0) == 0);
+        CHECK(child_count_written(&child, shared->start, area_end()) == 0);
+        child_order(&child, touch, 9);
+        CHECK(child_count_written(&child, shared->start, area_end()) == 1);
+        child_stop(&child);
 }
 
 int main(void) {
-        test_need_root();
-        setvbuf(stdout, NULL, _IOLBF, 0);
-        shared = mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-        CHECK(shared != MAP_FAILED);
-        CHECK(remote_new(&remote) == 0);
+        track_test_begin();
         test_exact(64 * MIB + 3 * PAGE_BYTES);
+        test_exact(GIB);
+        test_sparse();
         test_mappings();
-        remote_free(remote);
+        test_growth();
+        test_fork();
+        test_end();
+        test_own_userfaultfd();
+        test_ksm();
+        track_test_end();
         return 0;
 }
