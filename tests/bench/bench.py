@@ -114,8 +114,8 @@ class Writer:
         return self.answer()
 
     def write(self, pages, run=1):
-        """Writes a word in each of so many pages, in runs of so many at random places, others each time; the CPU time it
-        took the writer."""
+        """Writes a word in each of so many pages, in runs of so many at random places, others each time; the CPU time
+        it took the writer."""
         return self.order("write", pages, run)[0]
 
     def end(self):

@@ -6,9 +6,9 @@ whole by PR_SET_MEMORY_MERGE.
 
     converge.py [--keys N] [--rounds N]
 
-What can be saved is what `ksmctl estimate` counts. What is saved is counted in frames by bench-frames, from outside: the
-frames the servers took before less those they take now. The daemon's time begins with its execution, ksmd's with the
-write to its knob; the servers are older than MinimumAge by then. The last round's curves are recorded."""
+What can be saved is what `ksmctl estimate` counts. What is saved is counted in frames by bench-frames, from outside:
+the frames the servers took before less those they take now. The daemon's time begins with its execution, ksmd's with
+the write to its knob; the servers are older than MinimumAge by then. The last round's curves are recorded."""
 import argparse
 import subprocess
 import threading
@@ -25,8 +25,9 @@ class Curve:
     """Frames of the servers over time."""
 
     def __init__(self, servers, milliseconds):
-        self.process = subprocess.Popen([BUILD / "tests/bench/bench-frames", str(milliseconds), *map(str, servers.pids)],
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        command = [BUILD / "tests/bench/bench-frames", milliseconds, *servers.pids]
+        self.process = subprocess.Popen([str(word) for word in command], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                        text=True)
         servers.bench.processes.append(self.process)
         self.samples = []
         self.before = self.read()[1]
@@ -55,7 +56,8 @@ class Curve:
         self.process.stdin.close()
         self.process.wait()
         self.thread.join()
-        return [[round((when - begun) / 1e9, 3), self.before - frames] for when, frames in self.samples if when >= begun]
+        return [[round((when - begun) / 1e9, 3), self.before - frames]
+                for when, frames in self.samples if when >= begun]
 
 
 def thin(points, least):
@@ -120,7 +122,8 @@ def run(bench, keys, rounds):
     theirs = kernel(bench, group, keys)
     for who, (_, pages, points) in (("ksmd-user", mine[-1]), ("ksmd", theirs)):
         bench.record(curve=who, saveable_pages=pages, points=points)
-    bench.require("95 % of the saving: ksmd's time / ours", theirs[0] / median(took for took, _, _ in mine), at_least=50)
+    bench.require("95 % of the saving: ksmd's time / ours", theirs[0] / median(took for took, _, _ in mine),
+                  at_least=50)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,10 @@ memory in the same run, and two scanning threads against one.
 
     first.py [--mib N] [--rounds N]
 
-Each round: the floor (bench-floor), a new daemon with one thread, one with two, the floor again. A daemon is started over an
-empty cgroup, the process moves in, and what is measured is one pass asked for: its CPU time for the floor, its wall
-time for the threads. Merge=dry-run: nothing is merged or tracked, everything is read, hashed, looked up and noted."""
+Each round: the floor (bench-floor), a new daemon with one thread, one with two, the floor again. A daemon is started
+over an empty cgroup, the process moves in, and what is measured is one pass asked for: its CPU time for the floor,
+its wall time for the threads. Merge=dry-run: nothing is merged or tracked, everything is read, hashed, looked up and
+noted."""
 import argparse
 import time
 

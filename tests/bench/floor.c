@@ -2,8 +2,8 @@
 
 /*
  * The bare floor: process_vm_readv(2) and the daemon's hash over another process's memory, nothing else, in the batch
- * size that is best here. Usage: bench-floor PID ADDRESS PAGES. Prints the nanoseconds of CPU time that a page takes: the
- * median of five readings.
+ * size that is best here. Usage: bench-floor PID ADDRESS PAGES. Prints the nanoseconds of CPU time that a page takes:
+ * the median of five readings.
  */
 
 #include "test.h"
@@ -24,7 +24,8 @@ static double read_and_hash(pid_t pid, uint8_t *address, uint64_t pages, unsigne
 
         for (uint64_t page = 0; page < pages; page += batch) {
                 unsigned n = (unsigned)MIN_OF((uint64_t)batch, pages - page);
-                struct iovec local = { buffer, n * PAGE_BYTES }, remote = { address + page * PAGE_BYTES, n * PAGE_BYTES };
+                struct iovec local = { buffer, n * PAGE_BYTES };
+                struct iovec remote = { address + page * PAGE_BYTES, n * PAGE_BYTES };
 
                 CHECK(process_vm_readv(pid, &local, 1, &remote, 1, 0) == (ssize_t)(n * PAGE_BYTES), "process %d", pid);
                 for (unsigned i = 0; i < n; i++)

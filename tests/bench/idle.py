@@ -4,9 +4,9 @@
 
     idle.py [--mib N] [--settle SECONDS] [--seconds SECONDS]
 
-As many 4 KiB pages as fit (16 GiB at most), each unlike all others, in four processes. From the daemon's start its CPU
-time is read every two seconds (the curve); it is given time to converge and to find the memory quiet, and then the share
-over a minute or more counts. Nothing is asked of it meanwhile."""
+As many 4 KiB pages as fit (16 GiB at most), each unlike all others, in four processes. From the daemon's start its
+CPU time is read every two seconds (the curve); it is given time to converge and to find the memory quiet, and then
+the share over a minute or more counts. Nothing is asked of it meanwhile."""
 import argparse
 import time
 

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""redis under load: pipelined gets and sets of random keys on one of four servers with the same data, while nothing else
-runs; while a new daemon converges; beside a daemon that converged; beside ksmd flat out, the servers marked whole.
+"""redis under load: pipelined gets and sets of random keys on one of four servers with the same data, while nothing
+else runs; while a new daemon converges; beside a daemon that converged; beside ksmd flat out, the servers marked
+whole.
 
     load.py [--rounds N] [--requests N]
 

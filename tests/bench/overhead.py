@@ -51,8 +51,8 @@ def busy_stretch(target, seconds, varlink=None):
         done.wait(0.05)
     thread.join()
     writes, cpu, p99, p9999, longest = result
-    return {"daemon_cpu_share": None, "passes": passes, "writes_cpu_second": writes / (cpu / 1e9), "writes_second": writes / seconds,
-            "p99_nsec": p99, "p99.99_nsec": p9999, "longest_nsec": longest}
+    return {"daemon_cpu_share": None, "passes": passes, "writes_cpu_second": writes / (cpu / 1e9),
+            "writes_second": writes / seconds, "p99_nsec": p99, "p99.99_nsec": p9999, "longest_nsec": longest}
 
 
 def busy(bench, group, target, track, seconds, rounds):
@@ -68,7 +68,8 @@ def busy(bench, group, target, track, seconds, rounds):
         beside[-1]["daemon_cpu_share"] = (cpu_nsec(daemon.pid) - cpu) / 1e9 / seconds
         check(bench.stop(daemon) == 0, "the daemon's end")
     for who, rows in (("alone", alone), ("passes", beside)):
-        bench.record(what="busy", track=track, who=who, **{k: None if rows[0][k] is None else median(row[k] for row in rows) for k in rows[0]})
+        middle = {field: None if rows[0][field] is None else median(row[field] for row in rows) for field in rows[0]}
+        bench.record(what="busy", track=track, who=who, **middle)
 
 
 def overhead(bench, mib, seconds, rounds):

@@ -81,8 +81,8 @@ class Redis:
 
     def load(self, kind, requests, server=0, keys=KEYS, clients=20, pipeline=16):
         """redis-benchmark's KIND ("get" or "set") on random keys: (requests a second, p99 in nanoseconds)."""
-        command = ["redis-benchmark", "-s", self.sockets[server], "-t", kind, "-n", requests, "-r", keys, "-d", 512, "-c",
-                   clients, "-P", pipeline, "--precision", 3, "--csv"]
+        command = ["redis-benchmark", "-s", self.sockets[server], "-t", kind, "-n", requests, "-r", keys, "-d", 512,
+                   "-c", clients, "-P", pipeline, "--precision", 3, "--csv"]
         out = subprocess.run([str(word) for word in command], stdout=subprocess.PIPE, text=True, check=True).stdout
         header, row = list(csv.reader(out.splitlines()))[:2]
         row = dict(zip(header, row))
