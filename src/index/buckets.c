@@ -10,11 +10,9 @@ static void buckets_resize(Buckets *buckets, uint32_t n) {
 int buckets_add(Buckets *buckets, uint32_t word) {
         if (buckets->n >= BUCKETS_MAX - 1)
                 return -ENOMEM;
-        if (buckets->n == buckets->words.n_slabs * BUCKETS_PER_SLAB) {
-                int r = slab_array_grow(&buckets->words);
-                if (r < 0)
-                        return r;
-        }
+        int r = array_grow(&buckets->words, (buckets->n + 1) * sizeof word);
+        if (r < 0)
+                return r;
 
         *buckets_at(buckets, buckets->n) = word;
         buckets_resize(buckets, buckets->n + 1);
@@ -23,8 +21,7 @@ int buckets_add(Buckets *buckets, uint32_t word) {
 
 void buckets_drop(Buckets *buckets) {
         buckets_resize(buckets, buckets->n - 1);
-        if (buckets->n % BUCKETS_PER_SLAB == 0)
-                slab_array_shrink(&buckets->words);
+        array_shrink(&buckets->words, buckets->n * sizeof(uint32_t));
 }
 
 static uint32_t reverse_bits(uint32_t x) {

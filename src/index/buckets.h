@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #pragma once
 
-#include "index/slab.h"
+#include "index/array.h"
 
 /*
  * The directory of a hash table that grows and shrinks by one bucket at a time: linear hashing (W. Litwin, "Linear
@@ -12,17 +12,15 @@
  * yet, to the one its low l bits name. A bucket is one 32-bit word here; what it means is the user's.
  */
 typedef struct Buckets {
-        SlabArray words;
+        Array words;
         uint32_t n;
         uint32_t mask;          /* 2^(l+1) - 1 */
 } Buckets;
 
-#define BUCKETS_PER_SLAB (SLAB_BYTES / (uint32_t)sizeof(uint32_t))
 #define BUCKETS_MAX ((uint32_t)1 << 31)
 
 static inline uint32_t *buckets_at(const Buckets *buckets, uint32_t bucket) {
-        return (uint32_t *)(void *)slab_array_at(&buckets->words, bucket / BUCKETS_PER_SLAB) +
-               bucket % BUCKETS_PER_SLAB;
+        return (uint32_t *)(void *)buckets->words.data + bucket;
 }
 
 /* Where a hash belongs; there must be one bucket at least. */
@@ -41,9 +39,9 @@ static inline uint32_t buckets_bit(uint32_t bucket) {
         return (uint32_t)1 << (31 - __builtin_clz(bucket));
 }
 
-/* Appends a bucket; the caller splits its parent. -ENOMEM: as before. */
+/* Appends a bucket; the caller splits its parent. Pointers to words die. -ENOMEM: as before. */
 int buckets_add(Buckets *buckets, uint32_t word);
-/* Drops the last one; the caller has joined it with its parent. May move slabs. */
+/* Drops the last one; the caller has joined it with its parent. */
 void buckets_drop(Buckets *buckets);
 
 /*

@@ -3,7 +3,7 @@
 #include "index/stable-nodes.h"
 
 uint32_t *stable_find_key(const Stable *tree, uint64_t key) {
-        uint32_t *item = buckets_at(&tree->keys, buckets_find(&tree->keys, stable_hash(key)));
+        uint32_t *item = stable_bucket(tree, key);
 
         while (*item != NIL && item_key(tree, *item) != key)
                 item = item_next(tree, *item);
@@ -18,32 +18,12 @@ uint32_t *stable_find_frame(const Stable *tree, uint64_t frame) {
         return dup;
 }
 
-/* The array has n records, so many in a slab: makes room for one more, or gives back the slab that got empty. */
-static int records_grow(SlabArray *records, size_t n, size_t per_slab) {
-        return n == records->n_slabs * per_slab ? slab_array_grow(records) : 0;
+uint32_t dup_new(Stable *tree) {
+        return tree->n_dups++;
 }
 
-static void records_shrink(SlabArray *records, size_t n, size_t per_slab) {
-        if (n % per_slab == 0)
-                slab_array_shrink(records);
-}
-
-int dup_new(Stable *tree, uint32_t *ret) {
-        if (tree->n_dups == DUPS_MAX)
-                return -ENOMEM;
-        int r = records_grow(&tree->dups, tree->n_dups, DUPS_PER_SLAB);
-        if (r < 0)
-                return r;
-        *ret = tree->n_dups++;
-        return 0;
-}
-
-int chain_record_new(Stable *tree, uint32_t *ret) {
-        int r = records_grow(&tree->chains, tree->n_chains, CHAINS_PER_SLAB);
-        if (r < 0)
-                return r;
-        *ret = tree->n_chains++;
-        return 0;
+uint32_t chain_record_new(Stable *tree) {
+        return tree->n_chains++;
 }
 
 /* Moves a dup to a gap, and tells all that name it. */
@@ -75,7 +55,7 @@ void dup_free(Stable *tree, uint32_t i) {
         }
         tree->n_dups--;
         dup_move(tree, tree->n_dups, i);
-        records_shrink(&tree->dups, tree->n_dups, DUPS_PER_SLAB);
+        array_shrink(&tree->dups, tree->n_dups * sizeof(Dup));
 }
 
 void chain_record_free(Stable *tree, uint32_t i) {
@@ -85,13 +65,13 @@ void chain_record_free(Stable *tree, uint32_t i) {
                 *chain = *chain_at(tree, tree->n_chains);
                 *stable_find_key(tree, chain->key) = i | ITEM_CHAIN;
         }
-        records_shrink(&tree->chains, tree->n_chains, CHAINS_PER_SLAB);
+        array_shrink(&tree->chains, tree->n_chains * sizeof(Chain));
 }
 
 void chain_link(const Stable *tree, Chain *chain, uint32_t i) {
         Dup *dup = dup_at(tree, i);
 
-        dup->full = dup->sharers >= chain->limit;
+        dup->full = dup->sharers >= tree->max_sharing;
         dup->prev = NIL;
         dup->next = chain->lists[dup->full];
         if (dup->next != NIL)
@@ -110,12 +90,8 @@ void chain_unlink(const Stable *tree, Chain *chain, uint32_t i) {
                 chain->lists[dup->full] = dup->next;
 }
 
-void chain_settle(const Stable *tree, Chain *chain) {
-        if (chain->limit == tree->max_sharing)
-                return;
-
+void chain_sort(const Stable *tree, Chain *chain) {
         uint32_t lists[2] = { chain->lists[0], chain->lists[1] };
-        chain->limit = tree->max_sharing;
         chain->lists[0] = chain->lists[1] = NIL;
         for (unsigned l = 0; l < 2; l++)
                 while (lists[l] != NIL) {
@@ -176,9 +152,13 @@ void stable_adapt(Stable *tree) {
 }
 
 int stable_prepare(Stable *tree) {
-        int r = 0;
+        int r = tree->n_dups == DUPS_MAX ? -ENOMEM : 0;
 
-        if (tree->keys.n == 0)
+        if (r >= 0)
+                r = array_grow(&tree->dups, ((size_t)tree->n_dups + 1) * sizeof(Dup));
+        if (r >= 0)
+                r = array_grow(&tree->chains, ((size_t)tree->n_chains + 1) * sizeof(Chain));
+        if (r >= 0 && tree->keys.n == 0)
                 r = buckets_add(&tree->keys, NIL);
         if (r >= 0 && tree->frames.n == 0)
                 r = buckets_add(&tree->frames, NIL);

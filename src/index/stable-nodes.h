@@ -12,8 +12,8 @@
  * Records are named by their place in a dense array; the last one moves into a gap, and all that named it is found
  * by its key and its frame. The items in the table of keys are dups and chains, told apart by a bit.
  *
- * A chain keeps its dups that have room apart from the full ones, by the limit it last saw: a look-up takes the first
- * that has room, however many are full. When the limit has changed since, the chain is sorted anew when next used.
+ * A chain keeps its dups that have room apart from the full ones: a look-up takes the first that has room, however many
+ * are full. When the limit changes, which is rare, all chains are sorted anew at once: look-ups write nothing.
  */
 
 #define NIL UINT32_MAX
@@ -37,7 +37,6 @@ typedef struct Chain {
         uint64_t key;
         uint64_t n_sharing;     /* sum of sharers */
         uint32_t n_dups;        /* 2 at least */
-        uint32_t limit;         /* by which the lists were sorted */
         uint32_t lists[2];      /* first dup with room, first full dup */
         uint32_t key_next;      /* item, in the same bucket of keys */
 } Chain;
@@ -45,9 +44,8 @@ typedef struct Chain {
 struct Stable {
         Buckets keys;           /* words: first item */
         Buckets frames;         /* words: first dup */
-        SlabArray dups;
-        SlabArray chains;
-        SlabPool pool;
+        Array dups;
+        Array chains;
         uint32_t n_dups;
         uint32_t n_chains;
         uint32_t n_nodes;
@@ -57,15 +55,12 @@ struct Stable {
         uint64_t n_chained;     /* dups in chains */
 };
 
-#define DUPS_PER_SLAB (SLAB_BYTES / sizeof(Dup))
-#define CHAINS_PER_SLAB (SLAB_BYTES / sizeof(Chain))
-
 static inline Dup *dup_at(const Stable *tree, uint32_t i) {
-        return (Dup *)(void *)slab_array_at(&tree->dups, i / DUPS_PER_SLAB) + i % DUPS_PER_SLAB;
+        return (Dup *)(void *)tree->dups.data + i;
 }
 
 static inline Chain *chain_at(const Stable *tree, uint32_t i) {
-        return (Chain *)(void *)slab_array_at(&tree->chains, i / CHAINS_PER_SLAB) + i % CHAINS_PER_SLAB;
+        return (Chain *)(void *)tree->chains.data + i;
 }
 
 static inline uint64_t item_key(const Stable *tree, uint32_t item) {
@@ -76,10 +71,18 @@ static inline uint32_t *item_next(const Stable *tree, uint32_t item) {
         return item & ITEM_CHAIN ? &chain_at(tree, item & ~ITEM_CHAIN)->key_next : &dup_at(tree, item)->next;
 }
 
+static inline const void *item_at(const Stable *tree, uint32_t item) {
+        return item & ITEM_CHAIN ? (const void *)chain_at(tree, item & ~ITEM_CHAIN) : dup_at(tree, item);
+}
+
 /* Keys are uniform already, frames are not; both are folded and scattered (2^64 / golden ratio), so that whatever
  * bits differ count. */
 static inline uint32_t stable_hash(uint64_t x) {
         return (x ^ x >> 32) * UINT64_C(0x9e3779b97f4a7c15) >> 32;
+}
+
+static inline uint32_t *stable_bucket(const Stable *tree, uint64_t key) {
+        return buckets_at(&tree->keys, buckets_find(&tree->keys, stable_hash(key)));
 }
 
 /* The word that names the key's item, or the NIL at the end of its bucket. The tables must have a bucket. */
@@ -87,9 +90,11 @@ uint32_t *stable_find_key(const Stable *tree, uint64_t key);
 /* The same for the frame's dup. */
 uint32_t *stable_find_frame(const Stable *tree, uint64_t frame);
 
-/* Appends a record, its content undefined. -ENOMEM: as before. */
-int dup_new(Stable *tree, uint32_t *ret);
-int chain_record_new(Stable *tree, uint32_t *ret);
+/* Makes room for one more of everything, so that what follows cannot fail and moves nothing. -ENOMEM */
+int stable_prepare(Stable *tree);
+/* Appends a record, its content undefined; there must be room. */
+uint32_t dup_new(Stable *tree);
+uint32_t chain_record_new(Stable *tree);
 /* Frees a record that nothing names any more. Others may move: places and pointers are void after it. */
 void dup_free(Stable *tree, uint32_t i);
 void chain_record_free(Stable *tree, uint32_t i);
@@ -97,9 +102,8 @@ void chain_record_free(Stable *tree, uint32_t i);
 /* Puts a dup into the list of its chain that its sharers say, or takes it out of the one it is in. */
 void chain_link(const Stable *tree, Chain *chain, uint32_t i);
 void chain_unlink(const Stable *tree, Chain *chain, uint32_t i);
-/* Sorts the lists by the limit of now, if they are not. */
-void chain_settle(const Stable *tree, Chain *chain);
+/* Sorts the lists by the limit of now. */
+void chain_sort(const Stable *tree, Chain *chain);
 
 /* Adds a bucket to the tables where their contents have outgrown them, drops one where there are far too many. */
 void stable_adapt(Stable *tree);
-int stable_prepare(Stable *tree); /* -ENOMEM */

@@ -22,7 +22,6 @@ int stable_new(uint32_t max_sharing, Stable **ret) {
                 return -ENOMEM;
 
         tree->max_sharing = max_sharing;
-        tree->keys.words.pool = tree->frames.words.pool = tree->dups.pool = tree->chains.pool = &tree->pool;
         *ret = tree;
         return 0;
 }
@@ -31,11 +30,10 @@ Stable *stable_free(Stable *tree) {
         if (!tree)
                 return NULL;
 
-        slab_array_destroy(&tree->keys.words);
-        slab_array_destroy(&tree->frames.words);
-        slab_array_destroy(&tree->dups);
-        slab_array_destroy(&tree->chains);
-        slab_pool_destroy(&tree->pool);
+        array_done(&tree->keys.words);
+        array_done(&tree->frames.words);
+        array_done(&tree->dups);
+        array_done(&tree->chains);
         free(tree);
         return NULL;
 }
@@ -55,14 +53,41 @@ bool stable_lookup(const Stable *tree, uint64_t key, StableHit *ret) {
                 return true;
         }
 
-        Chain *chain = chain_at(tree, item & ~ITEM_CHAIN);
-        chain_settle(tree, chain);
+        const Chain *chain = chain_at(tree, item & ~ITEM_CHAIN);
         *ret = (StableHit){
                 .frame = chain->lists[0] != NIL ? dup_at(tree, chain->lists[0])->frame : FRAME_NONE,
                 .n_dups = chain->n_dups,
                 .n_sharing = chain->n_sharing,
         };
         return true;
+}
+
+/* How far ahead a batch fetches the bucket's word, and then the item it names. */
+#define FETCH_WORD 32U
+#define FETCH_ITEM 16U
+
+size_t stable_lookup_batch(const Stable *tree, const uint64_t *keys, size_t n, StableHit *hits) {
+        size_t n_hits = 0;
+
+        if (tree->n_dups == 0)
+                return 0;
+        for (size_t i = 0; i < n + FETCH_WORD; i++) {
+                if (i < n)
+                        __builtin_prefetch(stable_bucket(tree, keys[i]));
+                if (i >= FETCH_WORD - FETCH_ITEM && i - (FETCH_WORD - FETCH_ITEM) < n) {
+                        uint32_t item = *stable_bucket(tree, keys[i - (FETCH_WORD - FETCH_ITEM)]);
+                        if (item != NIL)
+                                __builtin_prefetch(item_at(tree, item));
+                }
+                if (i >= FETCH_WORD) {
+                        StableHit *hit = &hits[i - FETCH_WORD];
+                        if (stable_lookup(tree, keys[i - FETCH_WORD], hit))
+                                n_hits++;
+                        else
+                                hit->n_dups = 0;
+                }
+        }
+        return n_hits;
 }
 
 /* The frame's dup, NIL when there is none. */
@@ -88,19 +113,14 @@ int stable_get_sharers(const Stable *tree, uint64_t frame, uint32_t *ret) {
 }
 
 /* Puts a chain of one dup where the dup itself was; the caller adds the second. */
-static int stable_make_chain(Stable *tree, uint32_t *item) {
-        uint32_t c;
-        int r = chain_record_new(tree, &c);
-        if (r < 0)
-                return r;
-
+static void stable_make_chain(Stable *tree, uint32_t *item) {
+        uint32_t c = chain_record_new(tree);
         Dup *dup = dup_at(tree, *item);
         Chain *chain = chain_at(tree, c);
         *chain = (Chain){
                 .key = dup->key,
                 .n_sharing = dup->sharers,
                 .n_dups = 1,
-                .limit = tree->max_sharing,
                 .lists = { NIL, NIL },
                 .key_next = dup->next,
         };
@@ -108,7 +128,6 @@ static int stable_make_chain(Stable *tree, uint32_t *item) {
         chain_link(tree, chain, *item);
         tree->n_chained++;
         *item = c | ITEM_CHAIN;
-        return 0;
 }
 
 /* Puts the dup that is left of a chain in its place. */
@@ -133,21 +152,13 @@ int stable_insert(Stable *tree, uint64_t key, uint64_t frame, uint32_t sharers) 
         if (r < 0)
                 return r;
 
-        uint32_t *in_frames = stable_find_frame(tree, frame), *item = stable_find_key(tree, key), i;
+        uint32_t *in_frames = stable_find_frame(tree, frame), *item = stable_find_key(tree, key);
         if (*in_frames != NIL)
                 return -EEXIST;
-        /* All that can fail comes before all that shows. */
-        r = dup_new(tree, &i);
-        if (r < 0)
-                return r;
-        if (*item != NIL && !(*item & ITEM_CHAIN)) {
-                r = stable_make_chain(tree, item);
-                if (r < 0) {
-                        dup_free(tree, i);
-                        return r;
-                }
-        }
+        if (*item != NIL && !(*item & ITEM_CHAIN))
+                stable_make_chain(tree, item);
 
+        uint32_t i = dup_new(tree);
         Dup *dup = dup_at(tree, i);
         *dup = (Dup){ .key = key, .frame = frame, .sharers = sharers, .frame_next = NIL, .next = NIL, .prev = NIL };
         *in_frames = i;
@@ -156,7 +167,6 @@ int stable_insert(Stable *tree, uint64_t key, uint64_t frame, uint32_t sharers) 
                 tree->n_nodes++;
         } else {
                 Chain *chain = chain_at(tree, *item & ~ITEM_CHAIN);
-                chain_settle(tree, chain);
                 dup->chained = true;
                 chain_link(tree, chain, i);
                 chain->n_dups++;
@@ -205,10 +215,9 @@ static void stable_set_dup_sharers(Stable *tree, uint32_t i, uint32_t sharers) {
                 return;
         }
         Chain *chain = chain_at(tree, *stable_find_key(tree, dup->key) & ~ITEM_CHAIN);
-        chain_settle(tree, chain);
         chain->n_sharing += (uint64_t)sharers - dup->sharers;
         dup->sharers = sharers;
-        if ((sharers >= chain->limit) != dup->full) {
+        if ((sharers >= tree->max_sharing) != dup->full) {
                 chain_unlink(tree, chain, i);
                 chain_link(tree, chain, i);
         }
@@ -224,7 +233,11 @@ int stable_set_sharers(Stable *tree, uint64_t frame, uint32_t sharers) {
 }
 
 void stable_set_max_sharing(Stable *tree, uint32_t max_sharing) {
+        if (max_sharing == tree->max_sharing)
+                return;
         tree->max_sharing = max_sharing;
+        for (uint32_t c = 0; c < tree->n_chains; c++)
+                chain_sort(tree, chain_at(tree, c));
 }
 
 size_t stable_prune(Stable *tree, size_t budget, StableCheck check, void *userdata) {
@@ -254,8 +267,7 @@ void stable_counts(const Stable *tree, StableCounts *ret) {
                 .stable_node_chains = tree->n_chains,
                 .stable_node_dups = tree->n_chained,
                 .nodes = tree->n_nodes,
-                .bytes = sizeof *tree + SLAB_MALLOC_OVERHEAD + slab_pool_bytes(&tree->pool) +
-                         slab_array_bytes(&tree->keys.words) + slab_array_bytes(&tree->frames.words) +
-                         slab_array_bytes(&tree->dups) + slab_array_bytes(&tree->chains),
+                .bytes = sizeof *tree + tree->keys.words.held + tree->frames.words.held + tree->dups.held +
+                         tree->chains.held,
         };
 }

@@ -26,8 +26,13 @@ typedef struct StableHit {
         uint64_t n_sharing;     /* pages mapping any dup of the content, as far as the tree was told */
 } StableHit;
 
+/* Look-ups only read: any number of threads may look up at once while nobody changes the tree. */
+
 /* true: the content is merged. */
 bool stable_lookup(const Stable *tree, uint64_t key, StableHit *ret);
+/* The same for a batch, prefetching. Returns how many are merged: hits[i].n_dups is 0 for those that are not; when
+ * none is, hits need not have been written at all. */
+size_t stable_lookup_batch(const Stable *tree, const uint64_t *keys, size_t n, StableHit *hits);
 bool stable_has_frame(const Stable *tree, uint64_t frame, uint64_t *ret_key /* may be NULL */);
 
 /* A frame of this content exists and is mapped sharers times. -EEXIST: the frame is there already, under this key or
@@ -38,7 +43,8 @@ int stable_insert(Stable *tree, uint64_t key, uint64_t frame, uint32_t sharers);
 int stable_set_sharers(Stable *tree, uint64_t frame, uint32_t sharers);
 int stable_get_sharers(const Stable *tree, uint64_t frame, uint32_t *ret); /* -ENOENT */
 
-/* From now on a dup has room when it has fewer sharers than this; those above keep what they have. */
+/* From now on a dup has room when it has fewer sharers than this; those above keep what they have. Goes through all
+ * the dups of chains when the limit is another one. */
 void stable_set_max_sharing(Stable *tree, uint32_t max_sharing);
 
 /* Asks about the next budget dups, once around at most: in rounds, so that none is asked about again before all others

@@ -2,31 +2,31 @@
 
 #include "index/unstable-cells.h"
 
-#define CLASS_SLABS_MAX ((size_t)1 << 20)
-
-static inline uint32_t cells_per_slab(uint32_t size) {
-        return SLAB_BYTES / (size * CELL_LINE);
-}
+#define FETCH_MOVING 3U
 
 int cell_new(Unstable *tree, uint32_t size, uint32_t bucket, uint32_t *ret_id) {
         CellClass *class = &tree->classes[size];
 
-        if (class->cells.n_slabs == 0 || class->n_last == cells_per_slab(size)) {
-                if (class->cells.n_slabs == CLASS_SLABS_MAX)
-                        return -ENOMEM;
-                int r = slab_array_grow(&class->cells);
-                if (r < 0)
-                        return r;
-                class->n_last = 0;
-        }
+        if (class->n > CELL_PLACE)
+                return -ENOMEM;
+        int r = array_grow(&class->cells, ((size_t)class->n + 1) * size * CELL_LINE);
+        if (r < 0)
+                return r;
 
-        uint32_t id = size << 28 | (uint32_t)(class->cells.n_slabs - 1) << 8 | class->n_last++;
+        uint32_t id = size << 28 | class->n++;
         Cell *cell = cell_at(tree, id);
         *cell = (Cell){ .bucket = bucket };
         if (size == CELL_SIZES)
                 *cell_link(cell) = 0;
         *ret_id = id;
         return 0;
+}
+
+/* Whole lines: neither a call nor a string instruction pays for so few. */
+static inline void cell_copy(Cell *to, const Cell *from, uint32_t size) {
+        typedef struct Line { uint8_t bytes[CELL_LINE]; } Line;
+        for (uint32_t line = 0; line < size; line++)
+                ((Line *)(void *)to)[line] = ((const Line *)(const void *)from)[line];
 }
 
 /* A cell moved: whoever named it has to name its new place. */
@@ -41,24 +41,22 @@ static void cell_relink(Unstable *tree, const Cell *moved, uint32_t from, uint32
 void cell_free(Unstable *tree, uint32_t id) {
         uint32_t size = cell_size(id);
         CellClass *class = &tree->classes[size];
-        uint32_t last = size << 28 | (uint32_t)(class->cells.n_slabs - 1) << 8 | (class->n_last - 1);
+        uint32_t last = size << 28 | --class->n;
 
         if (id != last) {
                 Cell *hole = cell_at(tree, id);
-                memcpy(hole, cell_at(tree, last), size * CELL_LINE);
+                cell_copy(hole, cell_at(tree, last), size);
                 cell_relink(tree, hole, last, id);
         }
-
-        if (--class->n_last == 0) {
-                slab_array_shrink(&class->cells);
-                class->n_last = cells_per_slab(size);
-        }
-        /* The one that moves next. */
-        if (class->cells.n_slabs > 0) {
-                const uint8_t *next = slab_array_at(&class->cells, class->cells.n_slabs - 1);
-                next += (size_t)(class->n_last - 1) * size * CELL_LINE;
+        array_shrink(&class->cells, (size_t)class->n * size * CELL_LINE);
+        /* Those that move next: the cell of one, and the word that has to learn of the other, whose cell is here. */
+        if (class->n > FETCH_MOVING) {
+                const Cell *next = cell_at(tree, last - 1);
+                if (next->bucket != CELL_DYING)
+                        __builtin_prefetch(buckets_at(&tree->buckets, next->bucket), 1);
+                const uint8_t *later = (const uint8_t *)cell_at(tree, last - FETCH_MOVING);
                 for (uint32_t line = 0; line < size; line++)
-                        __builtin_prefetch(next + line * CELL_LINE);
+                        __builtin_prefetch(later + line * CELL_LINE);
         }
 }
 
@@ -108,6 +106,10 @@ int cells_new(Unstable *tree, uint32_t bucket, size_t n, uint32_t *ret_id) {
 }
 
 void cells_free(Unstable *tree, uint32_t id) {
+        if (id > 0 && cell_next(tree, id) == 0) {
+                cell_free(tree, id);
+                return;
+        }
         for (uint32_t i = id; i > 0; i = cell_next(tree, i))
                 cell_at(tree, i)->bucket = CELL_DYING;
 

@@ -14,7 +14,7 @@
  *         | bucket 4 | n 2 | - 2 | tag 4 … | reference 5 … |                    9 bytes an entry
  *
  * Cells of one size form a dense array: a cell that is freed is overwritten with the last one, whose header says which
- * bucket has to learn of it. Cells are named by 32 bits: 4 of size, 20 of slab, 8 of place in the slab. 0 is no cell.
+ * bucket has to learn of it. Cells are named by 32 bits: 4 of size, 28 of place in the array. 0 is no cell.
  *
  * Uniform keys never fill the largest cell (105 entries, where 60 in a bucket are rare). Keys that do, because somebody
  * feeds other than hashes, chain cells of that size, and are slow but right: its last word is the next cell's id.
@@ -22,6 +22,8 @@
 
 #define CELL_LINE 64U
 #define CELL_SIZES 15U          /* sizes 1 … 15, in lines */
+#define CELL_ENTRIES_MAX 105U
+#define CELL_PLACE (((uint32_t)1 << 28) - 1)
 #define CELL_DYING UINT32_MAX   /* "bucket" of cells that are being freed */
 
 typedef struct Cell {
@@ -32,14 +34,13 @@ typedef struct Cell {
 } Cell;
 
 typedef struct CellClass {
-        SlabArray cells;
-        uint32_t n_last;        /* cells in the last slab */
+        Array cells;
+        uint32_t n;
 } CellClass;
 
 struct Unstable {
         Buckets buckets;        /* words: id of the first cell, 0 when the bucket is empty */
         CellClass classes[CELL_SIZES + 1]; /* by size; 0 is not used */
-        SlabPool pool;
         size_t n;
         uint32_t sweep_position;
         uint32_t dying;         /* chain that bucket_free() is at: where its moving cells are found */
@@ -58,9 +59,8 @@ static inline uint32_t cell_capacity(uint32_t size) {
 }
 
 static inline Cell *cell_at(const Unstable *tree, uint32_t id) {
-        const SlabArray *cells = &tree->classes[cell_size(id)].cells;
-        size_t place = (size_t)(id & 0xff) * cell_size(id) * CELL_LINE;
-        return (Cell *)(void *)(slab_array_at(cells, id >> 8 & 0xfffff) + place);
+        uint32_t size = cell_size(id);
+        return (Cell *)(void *)(tree->classes[size].cells.data + (size_t)(id & CELL_PLACE) * size * CELL_LINE);
 }
 
 static inline uint32_t *cell_link(Cell *cell) {
@@ -96,26 +96,39 @@ static inline void cell_append(Cell *cell, uint32_t size, uint32_t tag, PageRef 
         cell->n++;
 }
 
-/* Four tags at once: every machine we run on has 16-byte vectors, and the compiler knows how to use them. */
-typedef uint32_t CellTags __attribute__((vector_size(16)));
+/* Words of a cell, four at once: every machine we run on has 16-byte vectors, and the compiler knows how to use them. */
+typedef uint32_t CellWords __attribute__((vector_size(16)));
 typedef uint64_t CellHalves __attribute__((vector_size(16)));
 
-/* Where in the cell the tag is, -1 when it is not. */
-static inline int cell_find(const Cell *cell, uint32_t tag) {
-        const CellTags want = { tag, tag, tag, tag };
-        uint32_t n = cell->n;
+/* Where in the cell the tag is, -1 when it is not. Asks whole lines, from the header on, and decides once at the end:
+ * how many entries there are and where the tag is cannot be predicted, and a wrong guess costs more than a line. */
+static inline int cell_find(const Cell *cell, uint32_t size, uint32_t tag) {
+        static const CellWords places[4] = { { UINT32_MAX, 0, 1, 2 }, { 3, 4, 5, 6 }, { 7, 8, 9, 10 }, { 11, 12, 13, 14 } };
+        const uint32_t *words = (const uint32_t *)(const void *)cell;
+        const CellWords want = { tag, tag, tag, tag };
+        uint32_t n_words = cell_capacity(size) + offsetof(Cell, tags) / 4;
+        CellWords base = {}, found = {}; /* found: the place + 1 in one lane */
 
-        /* The last step may look at up to three tags too many: those are bytes of the references, inside the cell. */
-        for (uint32_t i = 0; i < n; i += 4) {
-                CellTags tags;
-                memcpy(&tags, cell->tags + i, sizeof tags);
-                CellHalves equal = (CellHalves)(tags == want);
-                if (__builtin_expect((equal[0] | equal[1]) == 0, true))
-                        continue;
-                for (uint32_t j = i; j < i + 4 && j < n; j++)
-                        if (cell->tags[j] == tag)
-                                return j;
+        for (uint32_t line = 0; line * 16 < n_words; line++) {
+                for (uint32_t i = 0; i < 4; i++) {
+                        CellWords here;
+                        memcpy(&here, words + line * 16 + i * 4, sizeof here);
+                        found |= (CellWords)(here == want) & (places[i] + base);
+                }
+                base += 16;
         }
+
+        CellHalves halves = (CellHalves)found;
+        uint64_t both = halves[0] | halves[1];
+        uint32_t i = (uint32_t)(both | both >> 32) - 1;
+        if (__builtin_expect(i == UINT32_MAX, true))
+                return -1;
+        if (__builtin_expect(i < cell->n && cell->tags[i] == tag, true))
+                return i;
+        /* What is no tag (a tag that left, bytes of references) looked like one. */
+        for (i = 0; i < cell->n; i++)
+                if (cell->tags[i] == tag)
+                        return i;
         return -1;
 }
 

@@ -28,16 +28,13 @@
 /* How far ahead a batch fetches the bucket's word, and then its cell: about what a core can have under way. */
 #define FETCH_WORD 32U
 #define FETCH_CELL 16U
-#define FETCH_LINES 4U
+#define FETCH_LINES 5U
 
 int unstable_new(Unstable **ret) {
         Unstable *tree = calloc(1, sizeof *tree);
         if (!tree)
                 return -ENOMEM;
 
-        tree->buckets.words.pool = &tree->pool;
-        for (uint32_t size = 1; size <= CELL_SIZES; size++)
-                tree->classes[size].cells.pool = &tree->pool;
         *ret = tree;
         return 0;
 }
@@ -46,10 +43,9 @@ Unstable *unstable_free(Unstable *tree) {
         if (!tree)
                 return NULL;
 
-        slab_array_destroy(&tree->buckets.words);
+        array_done(&tree->buckets.words);
         for (uint32_t size = 1; size <= CELL_SIZES; size++)
-                slab_array_destroy(&tree->classes[size].cells);
-        slab_pool_destroy(&tree->pool);
+                array_done(&tree->classes[size].cells);
         free(tree);
         return NULL;
 }
@@ -84,7 +80,7 @@ _fetch_ void unstable_fetch_bucket(const Unstable *tree, uint32_t bucket) {
 
         const uint8_t *cell = (const uint8_t *)cell_at(tree, id);
         for (uint32_t line = 0; line < FETCH_LINES; line++)
-                __builtin_prefetch(cell + line * CELL_LINE, 1);
+                __builtin_prefetch(cell + MIN_OF(line, cell_size(id) - 1) * CELL_LINE, 1);
 }
 
 _fetch_ void unstable_fetch_cell(const Unstable *tree, uint64_t key) {
@@ -95,34 +91,88 @@ _fetch_ void unstable_fetch_word(const Unstable *tree, uint64_t key) {
         __builtin_prefetch(buckets_at(&tree->buckets, buckets_find(&tree->buckets, unstable_hash(key))));
 }
 
-/* Adds a bucket, with its share of its parent's entries. */
-static int unstable_split(Unstable *tree) {
-        uint32_t child = tree->buckets.n, parent = buckets_parent(child), bit = buckets_bit(child);
-        uint32_t old = *buckets_at(&tree->buckets, parent), ids[2];
+/* Entries on their way from one cell to two. */
+typedef struct Part {
+        uint32_t tags[CELL_ENTRIES_MAX + 1];
+        uint8_t refs[(CELL_ENTRIES_MAX + 1) * 5];
+        uint32_t n;
+} Part;
+
+/* Sorts the entries by a bit of their hash. Each is written to both sides and counts on one: which one cannot be
+ * predicted. */
+static void cell_part(const Cell *cell, uint32_t size, uint32_t bit, Part *stay, Part *go) {
+        const uint8_t *refs = cell_ref(cell, size, 0);
+        unsigned shift = __builtin_ctz(bit);
+        uint32_t n = cell->n, s = 0, g = 0;
+
+        for (uint32_t i = 0; i < n; i++) {
+                uint32_t tag = cell->tags[i], one = unstable_scatter(tag) >> shift & 1;
+                stay->tags[s] = go->tags[g] = tag;
+                memcpy(stay->refs + s * 5, refs + i * 5, 5);
+                memcpy(go->refs + g * 5, refs + i * 5, 5);
+                s += 1 - one;
+                g += one;
+        }
+        stay->n = s;
+        go->n = g;
+}
+
+static void cell_fill(Cell *cell, uint32_t size, const Part *part) {
+        cell->n = part->n;
+        memcpy(cell->tags, part->tags, part->n * sizeof *part->tags);
+        memcpy(cell_ref(cell, size, 0), part->refs, (size_t)part->n * 5);
+}
+
+/* Makes two chains that hold what is in one, by a bit of the hash. The buckets are not told. -ENOMEM: as before. */
+static int cells_split(Unstable *tree, uint32_t old, uint32_t bit, const uint32_t buckets[2], uint32_t ret_ids[2]) {
+        bool single = cell_next(tree, old) == 0;
+        Part parts[2];
         size_t n[2] = {};
 
-        for (uint32_t id = old; id > 0; id = cell_next(tree, id)) {
-                const Cell *cell = cell_at(tree, id);
-                for (uint32_t i = 0; i < cell->n; i++)
-                        n[(unstable_scatter(cell->tags[i]) & bit) != 0]++;
+        if (single) {
+                cell_part(cell_at(tree, old), cell_size(old), bit, &parts[0], &parts[1]);
+                n[0] = parts[0].n;
+                n[1] = parts[1].n;
+        } else
+                for (uint32_t id = old; id > 0; id = cell_next(tree, id)) {
+                        const Cell *cell = cell_at(tree, id);
+                        for (uint32_t i = 0; i < cell->n; i++)
+                                n[(unstable_scatter(cell->tags[i]) & bit) != 0]++;
+                }
+
+        int r = cells_new(tree, buckets[0], n[0], &ret_ids[0]);
+        if (r < 0)
+                return r;
+        r = cells_new(tree, buckets[1], n[1], &ret_ids[1]);
+        if (r < 0) {
+                cells_free(tree, ret_ids[0]);
+                return r;
         }
+
+        if (!single)
+                cells_distribute(tree, old, bit, ret_ids);
+        else
+                for (unsigned k = 0; k < 2; k++)
+                        if (ret_ids[k] > 0)
+                                cell_fill(cell_at(tree, ret_ids[k]), cell_size(ret_ids[k]), &parts[k]);
+        return 0;
+}
+
+/* Adds a bucket, with its share of its parent's entries. */
+static int unstable_split(Unstable *tree) {
+        uint32_t child = tree->buckets.n, parent = buckets_parent(child);
+        uint32_t old = *buckets_at(&tree->buckets, parent), ids[2] = {};
 
         int r = buckets_add(&tree->buckets, 0);
         if (r < 0)
                 return r;
-        r = cells_new(tree, parent, n[0], &ids[0]);
-        if (r < 0) {
-                buckets_drop(&tree->buckets);
-                return r;
+        if (old > 0) {
+                r = cells_split(tree, old, buckets_bit(child), (uint32_t[2]){ parent, child }, ids);
+                if (r < 0) {
+                        buckets_drop(&tree->buckets);
+                        return r;
+                }
         }
-        r = cells_new(tree, child, n[1], &ids[1]);
-        if (r < 0) {
-                cells_free(tree, ids[0]);
-                buckets_drop(&tree->buckets);
-                return r;
-        }
-
-        cells_distribute(tree, old, bit, ids);
         *buckets_at(&tree->buckets, parent) = ids[0];
         *buckets_at(&tree->buckets, child) = ids[1];
         cells_free(tree, old);
@@ -191,7 +241,7 @@ static inline bool unstable_find(const Unstable *tree, uint64_t key, uint32_t *r
 
         *ret_bucket = buckets_find(&tree->buckets, unstable_hash(key));
         for (uint32_t id = *buckets_at(&tree->buckets, *ret_bucket); id > 0; id = cell_next(tree, id)) {
-                int i = cell_find(cell_at(tree, id), key);
+                int i = cell_find(cell_at(tree, id), cell_size(id), key);
                 if (i >= 0) {
                         *ret_id = id;
                         *ret_i = i;
@@ -370,10 +420,9 @@ size_t unstable_count(const Unstable *tree) {
 }
 
 size_t unstable_bytes(const Unstable *tree) {
-        size_t bytes = sizeof *tree + SLAB_MALLOC_OVERHEAD + slab_pool_bytes(&tree->pool) +
-                       slab_array_bytes(&tree->buckets.words);
+        size_t bytes = sizeof *tree + tree->buckets.words.held;
 
         for (uint32_t size = 1; size <= CELL_SIZES; size++)
-                bytes += slab_array_bytes(&tree->classes[size].cells);
+                bytes += tree->classes[size].cells.held;
         return bytes;
 }

@@ -2,9 +2,11 @@
 #pragma once
 
 /* What the tests of the index share: random numbers from a seed, and memory that runs out on command. The programs
- * are linked with --wrap for what src/index/slab.c and the trees allocate by. */
+ * are linked with --wrap for what src/index/array.c and the trees allocate by. */
 
 #include "test.h"
+
+#include "index/array.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -51,14 +53,38 @@ void *__wrap_mmap(void *p, size_t size, int prot, int flags, int fd, off_t offse
         return __real_mmap(p, size, prot, flags, fd, offset);
 }
 
-void *__real_reallocarray(void *p, size_t n, size_t size);
-void *__wrap_reallocarray(void *p, size_t n, size_t size);
-void *__wrap_reallocarray(void *p, size_t n, size_t size) {
-        return allocation_fails() ? NULL : __real_reallocarray(p, n, size);
+void *__real_mremap(void *p, size_t old_size, size_t size, int flags);
+void *__wrap_mremap(void *p, size_t old_size, size_t size, int flags);
+void *__wrap_mremap(void *p, size_t old_size, size_t size, int flags) {
+        if (allocation_fails()) {
+                errno = ENOMEM;
+                return MAP_FAILED;
+        }
+        return __real_mremap(p, old_size, size, flags);
 }
 
 void *__real_calloc(size_t n, size_t size);
 void *__wrap_calloc(size_t n, size_t size);
 void *__wrap_calloc(size_t n, size_t size) {
         return allocation_fails() ? NULL : __real_calloc(n, size);
+}
+
+/* Pages of the mapping that have memory behind them. */
+static inline size_t resident_bytes(const Array *array) {
+        static unsigned char vec[1 << 16];
+        size_t n = 0, pages = array->reserved / PAGE_BYTES;
+        if (pages == 0)
+                return 0;
+        assert_true(pages <= sizeof vec);
+        assert_int_equal(mincore(array->data, array->reserved, vec), 0);
+        for (size_t i = 0; i < pages; i++)
+                n += vec[i] & 1;
+        return n * PAGE_BYTES;
+}
+
+/* The array needs so many bytes: it holds them and little more, and the kernel has lent no more than it says. */
+static inline void array_check(const Array *array, size_t bytes) {
+        assert_in_range(array->held, bytes, MAX_OF(bytes + PAGE_BYTES, (bytes + ARRAY_SLACK_BYTES) * 8 / 7));
+        assert_in_range(array->reserved, array->held, SIZE_MAX);
+        assert_in_range(resident_bytes(array), 0, array->held);
 }
