@@ -35,36 +35,37 @@ void manager_total(const Manager *m, PageStats *ret) {
                 page_stats_add(ret, &m->roster.slots[i]->stats);
 }
 
-static void census_member(CensusFrames *frames, Member *member, PageStats *stats) {
-        Census census = { 0 };
-        uint64_t natural = 0;
-
+static void census_member(CensusFrames *frames, Member *member) {
+        member->census = (Census){ 0 };
+        member->natural_zero = 0;
         for (size_t i = 0; i < member->marks.ours.n; i++) {
                 const PlanRange *range = &member->marks.ours.ranges[i];
 
-                if (census_add(frames, member->target, range->start, range->end, &census) != 0)
+                if (census_add(frames, member->target, range->start, range->end, &member->census) != 0)
                         break;
-                natural += natural_zero_pages(&member->space, range);
+                member->natural_zero += natural_zero_pages(&member->space, range);
         }
-        member->counts.given = census.zeropage - MIN_OF(census.zeropage, natural);
-        member->counts.unmerged = member->counts.wanted + member->counts.merged;
-        member->counts.unmerged -= MIN_OF(member->counts.unmerged, census.ksm_mappings + member->counts.given +
-                                                                   member->counts.left_huge +
-                                                                   member->counts.left_budget +
-                                                                   member->counts.left_run +
-                                                                   member->counts.left_stack);
-        if (census.ksm_mappings >= member->counts.merged)
-                member->counts.merged = census.ksm_mappings;
-        stats->pages_shared += census.ksm_frames;
-        stats->pages_sharing += census.ksm_mappings - census.ksm_frames;
-        stats->pages_zero += member->counts.given;
-        stats->pages_unshared += member->counts.unique;
-        stats->pages_volatile += member->counts.changed;
-        stats->pages_skipped += member->counts.skipped;
-        manager_add_failures(&member->counts, stats);
+}
+
+static void count_member(Member *member, PageStats *stats) {
+        const Census *census = &member->census;
+        MemberCounts *counts = &member->counts;
+        uint64_t left = counts->left_huge + counts->left_budget + counts->left_run + counts->left_stack;
+
+        counts->given = census->zeropage - MIN_OF(census->zeropage, member->natural_zero);
+        if (census->ksm_mappings >= counts->merged)
+                counts->merged = census->ksm_mappings;
+        counts->unmerged = counts->wanted + counts->merged;
+        counts->unmerged -= MIN_OF(counts->unmerged, census->ksm_mappings + counts->given + left);
+        stats->pages_shared += census->ksm_frames;
+        stats->pages_sharing += census->ksm_mappings - census->ksm_frames;
+        stats->pages_zero += counts->given;
+        stats->pages_unshared += counts->unique;
+        stats->pages_volatile += counts->changed;
         stats->metadata_bytes += member->space.n * sizeof(Block);
+        manager_add_failures(counts, stats);
         /* What KSM keeps: 64 bytes for each page it was shown and for each node. */
-        stats->general_profit_bytes -= (int64_t)(64 * (member->counts.marked + census.ksm_frames));
+        stats->general_profit_bytes -= (int64_t)(64 * (counts->marked + census->ksm_frames));
 }
 
 static void finish_stats(PageStats *stats, uint64_t passes) {
@@ -73,38 +74,59 @@ static void finish_stats(PageStats *stats, uint64_t passes) {
         stats->general_profit_bytes += (int64_t)stats->bytes_saved - (int64_t)stats->metadata_bytes;
 }
 
+static void count_slot(Manager *m, Slot *slot) {
+        PageStats sum = { 0 };
+        StableCounts counts;
+        ScanStats scanned;
+
+        for (size_t i = 0; i < m->roster.n_groups; i++) {
+                Group *group = m->roster.groups[i];
+                PageStats stats = { 0 };
+
+                if (group->slot != slot)
+                        continue;
+                for (size_t k = 0; k < group->n_members; k++)
+                        if (!group->members[k]->gone)
+                                count_member(group->members[k], &stats);
+                page_stats_add(&sum, &stats);
+                group->stats = stats;
+                finish_stats(&group->stats, slot->domain->pass);
+        }
+        stable_counts(slot->domain->stable, &counts);
+        scanner_stats(slot->domain->scanner, &scanned);
+        sum.stable_node_chains = counts.stable_node_chains;
+        sum.stable_node_dups = counts.stable_node_dups;
+        sum.pages_scanned = scanned.pages_scanned;
+        sum.pages_hashed = scanned.pages_hashed;
+        sum.pages_skipped = scanned.pages_skipped;
+        sum.metadata_bytes = domain_bytes(slot->domain);
+        sum.merge_failures[MERGE_FAILURE_METADATA] = slot->domain->pages_left_out;
+        slot->stats = sum;
+        finish_stats(&slot->stats, slot->domain->pass);
+}
+
+void manager_count(Manager *m) {
+        for (size_t s = 0; s < m->roster.n_slots; s++)
+                if (m->roster.slots[s]->domain)
+                        count_slot(m, m->roster.slots[s]);
+}
+
+/* How often the frame is mapped; one that the census did not meet may still be KSM's, mapped once. */
+static uint32_t frame_mappings(void *userdata, uint64_t key, uint64_t frame) { return census_mappings(userdata, frame); }
+
 void manager_census(Manager *m) {
+        m->census_age = 0;
         for (size_t s = 0; s < m->roster.n_slots; s++) {
                 Slot *slot = m->roster.slots[s];
                 _cleanup_(census_frames_freep) CensusFrames *frames = NULL;
-                PageStats sum = { 0 };
-                StableCounts counts;
-                ScanStats scanned;
 
                 if (!slot->domain || census_frames_new(slot->domain->scanner, &frames) < 0)
                         continue;
-                for (size_t i = 0; i < m->roster.n_groups; i++) {
-                        Group *group = m->roster.groups[i];
-                        PageStats stats = { 0 };
-
-                        if (group->slot != slot)
-                                continue;
-                        for (size_t k = 0; k < group->n_members; k++)
-                                if (!group->members[k]->gone)
-                                        census_member(frames, group->members[k], &stats);
-                        page_stats_add(&sum, &stats);
-                        group->stats = stats;
-                        finish_stats(&group->stats, slot->domain->pass);
-                }
-                stable_counts(slot->domain->stable, &counts);
-                scanner_stats(slot->domain->scanner, &scanned);
-                sum.stable_node_chains = counts.stable_node_chains;
-                sum.stable_node_dups = counts.stable_node_dups;
-                sum.pages_scanned = scanned.pages_scanned;
-                sum.pages_hashed = scanned.pages_hashed;
-                sum.pages_skipped = scanned.pages_skipped;
-                sum.metadata_bytes = domain_bytes(slot->domain);
-                slot->stats = sum;
-                finish_stats(&slot->stats, slot->domain->pass);
+                for (size_t i = 0; i < m->roster.n_groups; i++)
+                        for (size_t k = 0; m->roster.groups[i]->slot == slot && k < m->roster.groups[i]->n_members; k++)
+                                if (!m->roster.groups[i]->members[k]->gone)
+                                        census_member(frames, m->roster.groups[i]->members[k]);
+                domain_count_sharers(slot->domain, frame_mappings, frames);
         }
+        manager_count(m);
 }

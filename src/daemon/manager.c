@@ -20,6 +20,8 @@
 #define UNDO_RETRY_NSEC (50 * NSEC_PER_MSEC)
 /* A convergence (--once) ends after so many passes, however much still changes. */
 #define ONCE_PASSES 5
+/* Batches that each thread of the crew has in one round: some milliseconds of work. */
+#define ROUND_BATCHES 8U
 
 static void add_warning(void *userdata, const char *file, unsigned line, const char *message) {
         Manager *m = userdata;
@@ -149,6 +151,17 @@ static int watch_events(Manager *m) {
         return loop_add_timer(m->loop, watchdog / 3, watchdog / 3, on_watchdog, m, &m->watchdog_timer);
 }
 
+/* The crew, and a round's worth of batches for it. */
+static int make_crew(Manager *m) {
+        int r = crew_new(m->conf->daemon.scan_threads, &m->crew);
+
+        if (r < 0)
+                return r;
+        m->n_batches = (size_t)crew_size(m->crew) * ROUND_BATCHES;
+        m->batches = calloc(m->n_batches, sizeof *m->batches);
+        return m->batches ? 0 : -ENOMEM;
+}
+
 int manager_new(const char *config_path, bool once, Manager **ret) {
         _cleanup_(manager_freep) Manager *m = calloc(1, sizeof *m);
         int r;
@@ -189,6 +202,11 @@ int manager_new(const char *config_path, bool once, Manager **ret) {
         r = open_ksm(m);
         if (r < 0)
                 return r;
+        r = make_crew(m);
+        if (r < 0) {
+                log_error("%u scan threads: %s", m->conf->daemon.scan_threads, strerror(-r));
+                return r;
+        }
         r = advise_new(m->remote, m->state_dir, m->kernel.process_madvise_mergeable, &m->advise);
         if (r < 0) {
                 log_error("%s: %s", m->state_dir, strerror(-r));
@@ -229,6 +247,8 @@ Manager *manager_free(Manager *m) {
         burst_free(m->burst);
         ksm_free(m->ksm);
         remote_free(m->remote);
+        crew_free(m->crew);
+        free(m->batches);
         loop_free(m->loop);
         conf_free(m->new_conf);
         conf_free(m->conf);
@@ -368,15 +388,17 @@ static void end_scans(Manager *m) {
                         i++;
 }
 
-static bool scan_requested(Manager *m, bool start) {
-        bool any = false;
-
+bool manager_scan_requested(const Manager *m) {
         for (size_t i = 0; i < m->n_requests; i++)
-                if (m->requests[i].kind == REQUEST_SCAN) {
-                        m->requests[i].started |= start;
-                        any = true;
-                }
-        return any;
+                if (m->requests[i].kind == REQUEST_SCAN)
+                        return true;
+        return false;
+}
+
+static void start_scans(Manager *m) {
+        for (size_t i = 0; i < m->n_requests; i++)
+                if (m->requests[i].kind == REQUEST_SCAN)
+                        m->requests[i].started = true;
 }
 
 static void report_status(Manager *m) {
@@ -415,20 +437,25 @@ static void stop(Manager *m) {
 }
 
 int manager_run(Manager *m) {
+        int r;
+
         notify_ready();
         carry_out_requests(m);
         report_status(m);
         while (!m->stopping) {
                 uint64_t now = now_nsec();
-                bool due = !m->paused && (now >= m->next_pass_nsec || scan_requested(m, false));
+                bool due = !m->paused && (now >= m->next_pass_nsec || manager_scan_requested(m));
 
                 if (due) {
                         m->next_pass_nsec = now + m->conf->daemon.scan_interval_nsec;
-                        scan_requested(m, true);
+                        start_scans(m);
                         roster_refresh(&m->roster); /* whoever asks for a pass means who is there now */
-                        if (manager_pass(m) == 0)
+                        r = manager_pass(m);
+                        if (r == 0)
                                 end_scans(m);
-                        else if (!m->paused)
+                        if (r == MANAGER_E_CUT || (r == 0 && m->go_on))
+                                m->next_pass_nsec = now;
+                        else if (r < 0 && !m->paused)
                                 m->next_pass_nsec = now_nsec() + NSEC_PER_SEC;
                         /* Who was too young is old enough then. */
                         if (m->young_waiting)
@@ -468,12 +495,10 @@ int manager_run_once(Manager *m) {
         json_t *stats;
         int r = 0;
 
-        for (unsigned i = 0; i < ONCE_PASSES && !m->stopping; i++) {
+        for (unsigned i = 0; i < ONCE_PASSES && !m->stopping; i += r == 0) {
                 undo_leaving(m, &pages);
                 r = manager_pass(m);
-                if (r < 0)
-                        break;
-                if (converged(m))
+                if (r < 0 || (r == 0 && converged(m)))
                         break;
         }
         stop(m);
@@ -483,5 +508,5 @@ int manager_run_once(Manager *m) {
         json_dumpf(stats, stdout, JSON_INDENT(2) | JSON_PRESERVE_ORDER);
         putchar('\n');
         json_decref(stats);
-        return r == -ECANCELED ? 0 : r;
+        return r == -ECANCELED || r > 0 ? 0 : r;
 }

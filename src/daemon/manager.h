@@ -48,6 +48,11 @@ typedef struct Manager {
         Budget budget;                  /* CPUQuota= */
         bool stranger_marked;           /* merging waits for a process of another domain to be undone */
         bool limits_refused;            /* MaxPageSharing= and MergeAcrossNodes= wait until no page is shared */
+        bool track_absent;              /* the kernel cannot follow writes */
+        Crew *crew;                     /* that reads and matches */
+        ScanBatch *batches;             /* n_batches of them, for one round of the crew */
+        size_t n_batches;
+        uint64_t managed_pages;         /* present in all members, as last counted */
         Remote *remote;
         Advise *advise;
         Roster roster;
@@ -63,6 +68,10 @@ typedef struct Manager {
         uint64_t pass_changes;          /* the last pass: pages newly marked, and pages to wait for */
         unsigned passes_waited, burst_backoff; /* passes since the last burst, and how many there are to be */
         uint64_t burst_missed;          /* pages the last burst did not merge */
+        bool go_on;                     /* the last burst merged a part: the next pass is not to wait */
+        unsigned recheck_in;            /* passes until what is wanted and unmerged is read again; 0: not at all */
+        unsigned census_age;            /* passes since the frames were counted */
+        size_t census_members;          /* how many there were then */
         bool young_waiting;             /* the last pass left processes alone that are too young */
         int tree_error;                 /* of the cgroup tree, said once */
         Request *requests;
@@ -84,6 +93,9 @@ int manager_run_once(Manager *manager); /* one full convergence over what is opt
 /* Loads the configuration anew; the main loop swaps it in. Its warnings replace the old ones. */
 int manager_load_config(Manager *manager);
 
+/* Somebody waits for a pass. */
+bool manager_scan_requested(const Manager *manager);
+
 /* pace.c: lets the event loop run for nsec, and within a pass for as long as CPUQuota= wants work to wait. true: the work
  * at hand is to be given up. */
 bool manager_breathe(Manager *manager, uint64_t nsec);
@@ -92,11 +104,16 @@ bool manager_breathe_in_burst(Manager *manager);
 /* What CPUQuota= limits: the CPU time that the daemon, and ksmd on its behalf, have used so far. */
 void manager_budget_stats(Manager *manager, BudgetStats *ret);
 
-/* pass.c: one pass over everything opted in, merging included. 0, or -ECANCELED when it was given up. */
+/* pass.c: one pass over everything opted in, merging included. MANAGER_E_CUT: there is more to be read, by the next one;
+ * -ECANCELED: it was given up. */
+enum { MANAGER_E_CUT = 1 };
 int manager_pass(Manager *manager);
 
-/* member.c: whether the member takes part in this pass: sets its skip, opens its memory, reads its mappings. */
+/* member.c: whether the member takes part in this pass: sets its skip, opens its memory, follows its mappings, and says
+ * in faults whether it can have written anything. */
 bool manager_member_ready(Manager *manager, Member *member);
+/* What it writes is followed no longer; everything of it is looked at now and then. */
+void manager_end_track(Member *member);
 /* Its mappings as they are: read again unless they were read a moment ago and have not changed. As target_read_vmas(). */
 int manager_refresh_vmas(Member *member);
 void manager_note_remote_error(Manager *manager, Member *member, int error /* REMOTE_E_* */);
@@ -107,8 +124,10 @@ int manager_load_marks(Manager *manager, Member *member);
  * be called now, or memory to un-share into was short. *ret_pages grows by the pages that were unmarked. */
 int manager_undo(Manager *manager, Member *member, uint64_t *ret_pages);
 
-/* census.c: counts what is saved now and fills in the statistics of groups and slots. */
+/* census.c: counts what is saved now, by frames, and the statistics anew. */
 void manager_census(Manager *manager);
+/* Fills in the statistics of groups and slots from what is known. */
+void manager_count(Manager *manager);
 /* Pages of one member that have a twin and are not merged, by reason. */
 void manager_add_failures(const MemberCounts *counts, PageStats *stats);
 /* The sum over all domains, as last counted. */

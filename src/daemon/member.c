@@ -11,23 +11,61 @@
 
 /* Flags (locked, DONTDUMP) may change while the mappings look the same: for so long that is as good as a race. */
 #define VMAS_FRESH_NSEC NSEC_PER_SEC
+/* smaps walks the page tables, 11 ms for 1 GiB of small pages. All lists together are read again as often as takes 3/10,000
+ * of a CPU; where the size of the address space changed, ten times as often. */
+#define VMAS_NSEC_PER_GIB (37 * NSEC_PER_SEC)
+#define VMAS_CHANGED_SHARE 10U
+/* What activity does not show (writes of other processes, flags) is looked for every so many passes. */
+#define LOOK_PASSES 16U
+/* So many pages more or less: somewhere whole blocks came or went. */
+#define RESIDENT_CHANGE_PAGES BLOCK_PAGES
+
+static bool wants_track(const Manager *m, const Member *member) {
+        return member->group->track != CONF_NO && !member->group->slot->dry_run && !m->track_absent &&
+               !member->track_tried;
+}
+
+static void begin_track(Manager *m, Member *member, int uffd) {
+        int r = uffd < 0 ? -EOPNOTSUPP : track_new(TAKE_FD(uffd), &member->track);
+
+        if (r == 0) {
+                member->look_again = true;
+                return;
+        }
+        m->track_absent |= r == -EINVAL || r == -ENOSYS;
+        log_debug("process %d: its writes cannot be followed: %s", member->target->pid, strerror(-r));
+}
+
+void manager_end_track(Member *member) {
+        if (!member->track)
+                return;
+        member->track = track_free(member->track);
+        for (size_t b = 0; b < member->space.n; b++)
+                member->space.blocks[b]->tracked = false;
+}
 
 /* First contact, before a page is read: is it dumpable, can it be called, what is marked already. */
 static int adopt(Manager *m, Member *member) {
         TargetSkip skip = TARGET_OK;
-        int r;
+        int uffd = -EBADF, r;
+        bool track = wants_track(m, member) && !target_has_userfaultfd(member->target);
 
         if (member->group->slot->dry_run)
                 return 0;
         if (member->remote_error == REMOTE_E_DENIED || member->remote_error == REMOTE_E_UNFIT)
                 return member->remote_error; /* final for this process */
-        r = remote_adopt(m->remote, member->target, NULL, &skip);
+        r = remote_adopt(m->remote, member->target, track ? &uffd : NULL, &skip);
         if (r != 0)
                 return r;
+        member->track_tried = true;
         member->remote_error = 0;
         member->skip = skip;
-        if (skip == TARGET_OK)
+        if (skip == TARGET_OK) {
                 member->adopted = true;
+                if (track)
+                        begin_track(m, member, TAKE_FD(uffd));
+        }
+        safe_close(uffd);
         return 0;
 }
 
@@ -58,7 +96,10 @@ static int read_vmas(Member *member) {
                 return r;
         vma_list_done(&member->vmas);
         member->vmas_nsec = now_nsec();
-        return target_read_vmas(member->target, member->group->include_dontdump, &member->vmas);
+        r = target_read_vmas(member->target, member->group->include_dontdump, &member->vmas);
+        if (r == 0)
+                track_claim(member->track, &member->vmas);
+        return r;
 }
 
 int manager_refresh_vmas(Member *member) {
@@ -79,21 +120,23 @@ static void forget_image(Manager *m, Member *member) {
         marks_done(&member->marks);
         vma_list_done(&member->vmas);
         target_close_memory(member->target);
+        member->track = track_free(member->track);
+        selection_done(&member->todo);
         space_done(&member->space);
         member->space = (Space){ .target = member->target, .table = &member->group->slot->domain->blocks,
                                  .owner = member };
         member->counts = (MemberCounts){ 0 };
-        member->marks_loaded = member->adopted = false;
+        member->marks_loaded = member->adopted = member->track_tried = false;
+        member->vmas_nsec = member->last_pass = 0;
         member->remote_error = 0;
 }
 
-bool manager_member_ready(Manager *m, Member *member) {
+/* Whether it takes part at all, asked again whenever it did something. */
+static bool meet(Manager *m, Member *member) {
         bool ask_dumpable = false; /* whom it cannot be seen from outside: adopt() asks everybody */
         uint64_t unmarked = 0;
         int r;
 
-        if (target_image_replaced(member->target) && target_alive(member->target))
-                forget_image(m, member);
         r = target_inspect(member->target, m->once ? 0 : m->conf->daemon.minimum_age_nsec, &member->skip,
                            &ask_dumpable);
         if (r != 0) {
@@ -113,30 +156,91 @@ bool manager_member_ready(Manager *m, Member *member) {
                         return false;
                 }
         }
-        if (!member->adopted && member->skip == TARGET_OK) {
+        if (member->skip == TARGET_OK && (!member->adopted || wants_track(m, member))) {
                 r = adopt(m, member);
                 if (r != 0) {
                         manager_note_remote_error(m, member, r);
                         return false;
                 }
         }
+        if (member->track && member->group->track == CONF_NO)
+                manager_end_track(member);
         if (member->skip == TARGET_SKIP_NOT_DUMPABLE && member->marks.ours.n > 0)
                 (void)manager_undo(m, member, &unmarked); /* it began to keep secrets; where that fails, the next pass */
-        if (member->skip != TARGET_OK &&
-            !(member->adopted && (member->skip == TARGET_SKIP_FROZEN || member->skip == TARGET_SKIP_STOPPED)))
-                return false;
-        r = read_vmas(member);
-        if (r == 0 && !member->marks_loaded && !member->group->slot->dry_run) {
+        return member->skip == TARGET_OK ||
+               (member->adopted && (member->skip == TARGET_SKIP_FROZEN || member->skip == TARGET_SKIP_STOPPED));
+}
+
+/* The mappings, and where in them pages are present. */
+static int refresh(Manager *m, Member *member) {
+        bool wants_its_own = member->track && target_has_userfaultfd(member->target);
+        int r = read_vmas(member);
+
+        if (r != 0)
+                return r;
+        if (!member->marks_loaded && !member->group->slot->dry_run) {
                 r = marks_load(m->advise, member->target, &member->vmas, &member->marks);
                 member->marks_loaded = r == 0;
+                if (r < 0)
+                        return r;
         }
+        if (member->track) {
+                r = track_update(member->track, &member->vmas);
+                if (r == TARGET_E_GONE)
+                        return r;
+                if (r < 0 || wants_its_own) /* a mapping belongs to one userfaultfd */
+                        manager_end_track(member);
+        }
+        r = space_refresh(&member->space, &member->vmas);
         if (r == 0)
-                r = space_refresh(&member->space, &member->vmas);
+                select_cover(&member->space, member->track, &member->vmas);
+        return r;
+}
+
+static uint64_t distance(uint64_t a, uint64_t b) { return a > b ? a - b : b - a; }
+
+static bool refresh_is_due(const Manager *m, const Member *member, const TargetActivity *now, bool active) {
+        uint64_t age = now_nsec() - member->vmas_nsec;
+        uint64_t patience = m->managed_pages * PAGE_BYTES / (1 << 20) * VMAS_NSEC_PER_GIB / 1024;
+
+        if (member->vmas_nsec == 0 || m->once)
+                return true;
+        if ((member->track && member->track->stale) || now->mapped_bytes != member->activity.mapped_bytes ||
+            distance(now->resident_pages, member->activity.resident_pages) >= RESIDENT_CHANGE_PAGES)
+                return age >= patience / VMAS_CHANGED_SHARE;
+        return active && age >= patience;
+}
+
+bool manager_member_ready(Manager *m, Member *member) {
+        TargetActivity now;
+        bool active, look;
+        int r;
+
+        if (target_image_replaced(member->target) && target_alive(member->target))
+                forget_image(m, member);
+        r = target_activity(member->target, &now);
+        if (r != 0) {
+                member->gone |= r == TARGET_E_GONE;
+                return false;
+        }
+        look = member->last_pass == 0 || member->look_again || m->once ||
+               (member->group->slot->domain->pass + member->space.n) % LOOK_PASSES == 0;
+        active = look || memcmp(&now, &member->activity, sizeof now) != 0;
+        if ((active || member->skip != TARGET_OK || wants_track(m, member)) && !meet(m, member))
+                return false;
+        r = 0;
+        if (refresh_is_due(m, member, &now, active))
+                r = refresh(m, member);
         if (r == TARGET_E_DENIED)
                 member->skip = TARGET_SKIP_DENIED;
         else if (r < 0)
                 log_debug("process %d cannot be read: %s", member->target->pid, strerror(-r));
-        return r == 0;
+        if (r != 0)
+                return false;
+        member->faults = look ? UINT64_MAX : now.faults - member->activity.faults;
+        member->activity = now;
+        member->look_again = false;
+        return true;
 }
 
 /* Ended, or runs another program, in which nothing of ours is. */
@@ -161,6 +265,7 @@ int manager_undo(Manager *m, Member *member, uint64_t *ret_pages) {
         AdviseResult result = { 0 };
         int r;
 
+        manager_end_track(member);
         if (image_gone(member)) {
                 if (member->marks_loaded)
                         advise_forget(m->advise, member->target, &member->marks);

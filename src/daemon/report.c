@@ -200,13 +200,14 @@ static json_t *list_targets(void *userdata) {
 }
 
 /* Present anonymous pages in mappings that are left alone, by reason. */
-static json_t *skipped_json(Target *target, bool include_dontdump) {
+static json_t *skipped_json(const Member *member) {
         _cleanup_(vma_list_done) VmaList vmas = { 0 };
         uint64_t pages[_VMA_SKIP_MAX] = { 0 };
         json_t *object = json_object();
 
-        if (target_read_vmas(target, include_dontdump, &vmas) != 0)
+        if (target_read_vmas(member->target, member->group->include_dontdump, &vmas) != 0)
                 return object;
+        track_claim(member->track, &vmas);
         for (size_t i = 0; i < vmas.n; i++)
                 if (vmas.vmas[i].skip != VMA_OK && vmas.vmas[i].skip != VMA_SKIP_SHARED)
                         pages[vmas.vmas[i].skip] += vmas.vmas[i].anonymous_bytes / PAGE_BYTES;
@@ -241,7 +242,7 @@ static int explain_managed(Manager *m, Member *member, json_t **ret) {
                          reason, "pages", (json_int_t)member_pages(member), "pages_merged",
                          (json_int_t)counts->merged, "pages_zero", (json_int_t)counts->given, "pages_unshared",
                          (json_int_t)counts->unique, "pages_volatile", (json_int_t)counts->changed, "pages_skipped",
-                         skipped_json(member->target, group->include_dontdump),
+                         skipped_json(member),
                          "merge_failures", failures_json(member));
         return *ret ? 0 : -ENOMEM;
 }

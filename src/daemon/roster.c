@@ -11,6 +11,8 @@ static Member *member_free(Member *member) {
         if (!member)
                 return NULL;
         loop_source_free(member->exit_source);
+        track_free(member->track);
+        selection_done(&member->todo);
         if (member->space_ready)
                 space_done(&member->space);
         marks_done(&member->marks);
@@ -102,7 +104,7 @@ static int slot_get(Roster *roster, const ConfCgroup *section, const char *name,
         slot->route = CONF_ROUTE_ADVISE;
         slot->idle_reason = dry ? "dry run" : idle_reason(roster, section->route);
         if (dry || !slot->idle_reason) {
-                r = domain_new(name, max_sharing(roster->conf), &slot->domain);
+                r = domain_new(name, max_sharing(roster->conf), roster->scan_threads, &slot->domain);
                 if (r < 0)
                         return r;
         }
@@ -140,6 +142,7 @@ static int group_add(Roster *roster, const ConfCgroup *section, const char *path
         group->minimum_run_pages = section->minimum_run_pages;
         group->huge_page_split = section->huge_page_split;
         group->include_dontdump = section->include_dontdump;
+        group->track = section->track;
         roster->groups[roster->n_groups++] = TAKE_PTR(group);
         log_debug("cgroup %s is managed (domain %s)", path, domain);
         return 0;
@@ -374,6 +377,9 @@ void roster_reconfigure(Roster *roster, const Conf *conf) {
                         group->minimum_run_pages = section->minimum_run_pages;
                         group->huge_page_split = section->huge_page_split;
                         group->include_dontdump = section->include_dontdump;
+                        for (size_t k = 0; k < group->n_members && group->track != section->track; k++)
+                                group->members[k]->track_tried = false;
+                        group->track = section->track;
                         i++;
                 } else
                         group_leave(roster, i);
@@ -402,7 +408,7 @@ static void slot_admit(Roster *roster, Slot *slot, ConfRoute route) {
         slot->idle_reason = idle_reason(roster, route);
         if (slot->idle_reason)
                 return;
-        if (domain_new(slot->name, max_sharing(roster->conf), &slot->domain) < 0) {
+        if (domain_new(slot->name, max_sharing(roster->conf), roster->scan_threads, &slot->domain) < 0) {
                 slot->idle_reason = "out of memory";
                 return;
         }
@@ -464,7 +470,8 @@ size_t roster_count_members(const Roster *roster) {
 int roster_init(Roster *roster, Loop *loop, const Conf *conf, const char *root, bool ksm_available) {
         int r;
 
-        *roster = (Roster){ .loop = loop, .conf = conf, .ksm_available = ksm_available };
+        *roster = (Roster){ .loop = loop, .conf = conf, .ksm_available = ksm_available,
+                            .scan_threads = conf->daemon.scan_threads };
         r = cgroup_tree_new(root, on_cgroup, roster, &roster->tree);
         if (r < 0)
                 return r;

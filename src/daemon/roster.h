@@ -7,6 +7,8 @@
 #include "loop/loop.h"
 #include "merge/advise.h"
 #include "merge/domain.h"
+#include "scan/select.h"
+#include "target/activity.h"
 
 /*
  * Who is managed: the cgroups that the configuration opts in (Group), the processes in them (Member), the domains they
@@ -25,6 +27,7 @@ typedef struct Slot {
         const char *idle_reason;        /* … why this domain merges nothing; NULL when it merges */
         Domain *domain;                 /* NULL while idle_reason is set and it is no dry run */
         unsigned n_groups;
+        bool recheck, recheck_forked;   /* what the running pass reads again (SelectRules) */
         PageStats stats;
 } Slot;
 
@@ -34,15 +37,17 @@ typedef struct Group {
         /* Copies of what the section says, so that a reload cannot pull them away under a pass. */
         uint32_t minimum_run_pages, huge_page_split;
         bool include_dontdump;
+        ConfSwitch track;
         struct Member **members;        /* by pid */
         size_t n_members, members_allocated;
         PageStats stats;
 } Group;
 
-/* What the last pass found in one process, in pages. */
+/* What is known of one process, in pages. */
 typedef struct MemberCounts {
-        uint64_t present, zero, twin, merged, given, changed, unique, shared_by_fork, skipped, failed;
-        uint64_t wanted, marked, left_huge, left_budget, left_run, left_stack, unmerged;
+        uint64_t present, zero, twin, merged, given, changed, unique;
+        uint64_t wanted, expected;      /* to be marked; of them frames that merging would free */
+        uint64_t marked, left_huge, left_budget, left_run, left_stack, unmerged;
 } MemberCounts;
 
 typedef struct Member {
@@ -50,13 +55,25 @@ typedef struct Member {
         Target *target;
         LoopSource *exit_source;
         Space space;
-        VmaList vmas;                   /* as the last pass saw them, */
-        uint64_t vmas_nsec, vmas_fingerprint; /* when, and what it was like */
+        VmaList vmas;                   /* as they were at … */
+        uint64_t vmas_nsec, vmas_fingerprint; /* … this time, looking like this */
+        Track *track;                   /* NULL: its writes are not followed */
+        TargetActivity activity;        /* as of the last pass that looked at it */
+        uint64_t faults;                /* since the pass before (UINT64_MAX: unknown) */
+        uint32_t last_pass;             /* of its domain, that read all it had to; 0: none yet */
+        Selection todo;                 /* what is to be read */
         Marks marks;
         MemberCounts counts;
+        Census census;                  /* of what is marked, as of the last census */
+        uint64_t natural_zero;          /* of its zeropage: pages that were so before they were marked */
+        unsigned passes_waited;         /* since it was planned last, while there was something to plan */
         TargetSkip skip;                /* why the last pass left it alone */
         int remote_error;               /* REMOTE_E_* of the last attempt to call it */
         bool space_ready, marks_loaded, adopted;
+        bool track_tried;               /* its writes are followed, or cannot be */
+        bool look_again;                /* what is known of it is outdated, whatever its activity says */
+        bool touched;                   /* the running pass learnt something */
+        bool plan_again;                /* there is something to mark, later or once more */
         bool gone;                      /* the process ended */
         bool leaving;                   /* opted out: to be undone */
 } Member;
@@ -75,6 +92,7 @@ typedef struct Roster {
         char **blocked;                 /* cgroups unmerged by command: left alone until the next reload */
         size_t n_blocked, blocked_allocated;
         bool ksm_available;
+        unsigned scan_threads;          /* as many as the daemon started with */
 } Roster;
 
 /* Opens the cgroup tree (root NULL: the host's) and takes in what the configuration opts in. */

@@ -9,23 +9,33 @@
  * on bytes, under write protection.
  *
  * Frames, not pages, are what can be saved: a frame that several processes map (fork) is one frame, so a page that
- * merely maps a frame already met is a twin only if that frame itself has a twin.
+ * merely maps the frame of the page it matches is a twin only if that page has one besides. Frames are compared as they
+ * are now, at the moment of the match: the other page may have been read long ago.
+ *
+ * The batches of one call are matched by many threads without a lock: every content belongs, by bits of its key, to one
+ * shard of the unstable tree, and a shard to one thread. What the threads share is only read (the stable tree; which
+ * pages are known, and their check bytes), or is a bit that is only ever set meanwhile (twin, saves).
  */
 #include "merge/domain.h"
 
 #include <string.h>
 
 #define CONFIRM_SAMPLE 4U
+#define SEE_PAGES 512U
 #define PRUNE_PER_PASS ((size_t)1 << 16)
-#define SWEEP_PER_PASS ((size_t)1 << 18)
+/* For every page taken in, one entry may have become stale. Four are looked at, so garbage stays below a third. */
+#define SWEEP_SHARE 4U
+/* While freed block ids wait for it, the sweep goes on whatever changes. */
+#define SWEEP_WAITED_FOR ((size_t)1 << 14)
+#define SAMPLE_BITS_MAX 16U
 
 static bool known_frame(void *userdata, uint64_t pfn, uint64_t *ret_key) {
-        Domain *domain = userdata;
+        const Domain *domain = userdata;
 
         return stable_has_frame(domain->stable, pfn, ret_key);
 }
 
-int domain_new(const char *name, uint32_t max_page_sharing, Domain **ret) {
+int domain_new(const char *name, uint32_t max_page_sharing, unsigned n_threads, Domain **ret) {
         _cleanup_(domain_freep) Domain *domain = calloc(1, sizeof *domain);
         int r;
 
@@ -37,12 +47,14 @@ int domain_new(const char *name, uint32_t max_page_sharing, Domain **ret) {
         r = hash_secret_new(&domain->secret);
         if (r < 0)
                 return r;
-        r = scanner_new(domain->secret, 1, &domain->scanner);
+        r = scanner_new(domain->secret, n_threads, &domain->scanner);
         if (r < 0)
                 return r;
-        r = unstable_new(&domain->unstable);
-        if (r < 0)
-                return r;
+        for (unsigned i = 0; i < UNSTABLE_SHARDS; i++) {
+                r = unstable_new(&domain->shards[i].tree);
+                if (r < 0)
+                        return r;
+        }
         r = stable_new(max_page_sharing, &domain->stable);
         if (r < 0)
                 return r;
@@ -55,25 +67,30 @@ Domain *domain_free(Domain *domain) {
         if (!domain)
                 return NULL;
         stable_free(domain->stable);
-        unstable_free(domain->unstable);
+        for (unsigned i = 0; i < UNSTABLE_SHARDS; i++) {
+                unstable_free(domain->shards[i].tree);
+                free(domain->shards[i].items);
+        }
         block_table_done(&domain->blocks);
         scanner_free(domain->scanner);
         hash_secret_free(domain->secret);
-        free(domain->frames);
         free(domain->name);
         free(domain);
         return NULL;
 }
 
+static DomainShard *shard_of(Domain *domain, uint64_t key) {
+        return &domain->shards[unstable_shard(key)];
+}
+
 void domain_begin_pass(Domain *domain) {
         domain->pass++;
-        domain->n_frames = 0;
-        domain->running = (DomainStats){ .stale = domain->stats.stale, .pruned = domain->stats.pruned };
+        domain->seen = 0;
         scanner_begin_pass(domain->scanner, domain->pass);
 }
 
 /* The block still stands and still held this content when it was last read. */
-static Block *verify_hint(Domain *domain, uint64_t key, PageRef ref, unsigned *ret_page) {
+static Block *verify_hint(const Domain *domain, uint64_t key, PageRef ref, unsigned *ret_page) {
         Block *block = block_of_ref(&domain->blocks, ref, ret_page);
 
         if (!block || !page_set_has(block->hashed, *ret_page) || page_set_has(block->merged, *ret_page) ||
@@ -82,90 +99,146 @@ static Block *verify_hint(Domain *domain, uint64_t key, PageRef ref, unsigned *r
         return block;
 }
 
-static void see_merged(Domain *domain, Block *block, unsigned page, const ScanPage *p) {
-        if (GROW(domain->frames, domain->n_frames, domain->frames_allocated) == 0)
-                domain->frames[domain->n_frames++] = p->pfn;
-        domain->running.pages_merged++;
+/* -EEXIST is the common case; out of memory, the content is merely not known as merged until it is met again. */
+static void see_merged(Domain *domain, const ScanPage *p) {
         if (!p->key_known)
                 return;
-        /* -EEXIST is the common case; out of memory, the content is merely not known as merged until the next pass. */
         (void)stable_insert(domain->stable, p->key, p->pfn, 1);
-        (void)unstable_remove(domain->unstable, p->key, BLOCK_PAGE_REF(block, page));
+        (void)unstable_remove(shard_of(domain, p->key)->tree, p->key, BLOCK_PAGE_REF(p->block, p->page));
 }
 
-static int see_content(Domain *domain, Block *block, unsigned page, const ScanPage *p, int result, PageRef other) {
+/* What the page's own block says of it, before it is matched. */
+static void see_page(Domain *domain, const ScanPage *p) {
+        Block *block = p->block;
+        unsigned page = p->page;
+        bool content = p->kind == SCAN_HASHED || p->kind == SCAN_SHARED || p->kind == SCAN_ZERO;
+        bool fresh = block->first_pass == domain->pass;
+
+        if (content && (p->changed || (p->first && !fresh))) {
+                page_set_add(block->changed, page);
+                block->unsettled = true;
+        } else
+                page_set_remove(block->changed, page);
+        if (!content || p->first || p->changed || p->kind == SCAN_ZERO) {
+                page_set_remove(block->twin, page);
+                page_set_remove(block->saves, page);
+        }
+}
+
+/* Sorts the pages of all batches by shard. */
+static int deal(Domain *domain, const ScanBatch *batches, size_t n) {
+        int r = 0;
+
+        for (unsigned s = 0; s < UNSTABLE_SHARDS; s++)
+                domain->shards[s].n = 0;
+        for (size_t b = 0; b < n; b++)
+                for (unsigned i = 0; i < batches[b].n; i++) {
+                        const ScanPage *p = &batches[b].pages[i];
+                        DomainShard *shard;
+
+                        see_page(domain, p);
+                        if (p->kind != SCAN_HASHED && p->kind != SCAN_SHARED)
+                                continue;
+                        shard = shard_of(domain, p->key);
+                        if (GROW(shard->items, shard->n, shard->allocated) < 0) {
+                                r = -ENOMEM;
+                                continue;
+                        }
+                        shard->items[shard->n++] = (uint32_t)(b * SCAN_BATCH_PAGES + i);
+                }
+        return r;
+}
+
+static void match(Domain *domain, DomainShard *shard, const ScanPage *p, int result, PageRef other) {
+        uint64_t frame = 0;
         Block *twin;
         unsigned twin_page;
-        StableHit hit;
 
-        if (stable_lookup(domain->stable, p->key, &hit)) {
-                page_set_add(block->twin_next, page);
-                domain->running.expected += p->kind == SCAN_HASHED;
-                if (result == 0) /* merged contents have no business among those seen once */
-                        (void)unstable_remove(domain->unstable, p->key, BLOCK_PAGE_REF(block, page));
-                return 0;
-        }
         if (result < 0)
-                return result;
+                shard->error = result;
         if (result != UNSTABLE_E_TWIN)
-                return 0;
+                return;
         twin = verify_hint(domain, p->key, other, &twin_page);
         if (!twin) {
-                domain->running.stale++;
-                return unstable_replace(domain->unstable, p->key, other, BLOCK_PAGE_REF(block, page));
+                shard->stale++;
+                (void)unstable_replace(shard->tree, p->key, other, BLOCK_PAGE_REF(p->block, p->page));
+                return;
         }
-        if (p->kind == SCAN_SHARED) {
-                if (page_set_has(twin->twin_next, twin_page) || page_set_has(twin->twin, twin_page))
-                        page_set_add(block->twin_next, page);
-                return 0;
+        if (!p->writable_alone && scan_page_frame(twin, twin_page, &frame) == 0 && frame == p->pfn) {
+                if (page_set_has_shared(twin->twin, twin_page))
+                        page_set_add_shared(p->block->twin, p->page);
+                return;
         }
-        page_set_add(block->twin_next, page);
-        page_set_add(twin->twin_next, twin_page);
-        domain->running.expected++;
-        return 0;
+        page_set_add_shared(p->block->twin, p->page);
+        page_set_add_shared(twin->twin, twin_page);
+        if (p->kind == SCAN_HASHED)
+                page_set_add_shared(p->block->saves, p->page);
+        shard->fork_twin |= page_set_has(twin->forked, twin_page) || page_set_has(p->block->forked, p->page);
 }
 
-int domain_see(Domain *domain, const ScanBatch *batch) {
-        uint64_t keys[BLOCK_PAGES], refs[BLOCK_PAGES], others[BLOCK_PAGES];
-        uint16_t pages[BLOCK_PAGES];
-        int results[BLOCK_PAGES], r = 0;
-        size_t n = 0;
+typedef struct Round {
+        Domain *domain;
+        ScanBatch *batches;
+} Round;
 
-        for (unsigned k = 0; k < batch->n; k++) {
-                const ScanPage *p = &batch->pages[k];
-                Block *block = p->block;
-                bool fresh = block->first_pass == domain->pass;
-                unsigned i = p->page;
+static void match_shard(void *userdata, unsigned thread, size_t item) {
+        Round *round = userdata;
+        Domain *domain = round->domain;
+        DomainShard *shard = &domain->shards[item];
 
-                page_set_remove(block->changed, i);
-                if (p->kind != SCAN_ZEROPAGE)
-                        page_set_remove(block->given, i);
-                if (p->kind == SCAN_KSM)
-                        see_merged(domain, block, i, p);
-                if (p->kind != SCAN_HASHED && p->kind != SCAN_SHARED && p->kind != SCAN_ZERO)
-                        continue;
-                if (p->changed || (p->first && !fresh)) {
-                        page_set_add(block->changed, i);
-                        domain->running.pages_volatile++;
+        for (size_t done = 0; done < shard->n;) {
+                const ScanPage *pages[SEE_PAGES];
+                uint64_t keys[SEE_PAGES], refs[SEE_PAGES], others[SEE_PAGES];
+                int results[SEE_PAGES];
+                size_t n = 0;
+
+                for (; done < shard->n && n < SEE_PAGES; done++) {
+                        uint32_t which = shard->items[done];
+                        const ScanPage *p =
+                                &round->batches[which / SCAN_BATCH_PAGES].pages[which % SCAN_BATCH_PAGES];
+                        StableHit hit;
+
+                        if (stable_lookup(domain->stable, p->key, &hit)) {
+                                page_set_add_shared(p->block->twin, p->page);
+                                if (p->kind == SCAN_HASHED)
+                                        page_set_add_shared(p->block->saves, p->page);
+                                continue;
+                        }
+                        if (!unstable_in_sample(p->key, domain->sample_bits)) {
+                                shard->left_out++;
+                                continue;
+                        }
+                        pages[n] = p;
+                        keys[n] = p->key;
+                        refs[n++] = BLOCK_PAGE_REF(p->block, p->page);
                 }
-                if (p->kind == SCAN_ZERO) {
-                        domain->running.pages_zero_found++;
-                        domain->running.expected++;
-                        continue;
-                }
-                keys[n] = p->key;
-                refs[n] = BLOCK_PAGE_REF(block, i);
-                pages[n++] = (uint16_t)k;
+                unstable_see_batch(shard->tree, keys, refs, n, results, others);
+                for (size_t i = 0; i < n; i++)
+                        match(domain, shard, pages[i], results[i], others[i]);
         }
-        if (n == 0)
-                return 0;
-        unstable_see_batch(domain->unstable, keys, refs, n, results, others);
-        for (size_t k = 0; k < n; k++) {
-                const ScanPage *p = &batch->pages[pages[k]];
-                int s = see_content(domain, p->block, p->page, p, results[k], others[k]);
-                if (s < 0)
-                        r = s;
+}
+
+int domain_see(Domain *domain, Crew *crew, ScanBatch *batches, size_t n) {
+        Round round = { .domain = domain, .batches = batches };
+        int r = deal(domain, batches, n);
+
+        crew_run(crew, UNSTABLE_SHARDS, match_shard, &round);
+        for (unsigned s = 0; s < UNSTABLE_SHARDS; s++) {
+                DomainShard *shard = &domain->shards[s];
+
+                domain->stats.stale += shard->stale;
+                domain->pages_left_out += shard->left_out;
+                domain->seen += shard->n;
+                domain->fork_twin |= shard->fork_twin;
+                r = shard->error < 0 ? shard->error : r;
+                shard->fork_twin = false;
+                shard->stale = shard->left_out = 0;
+                shard->error = 0;
         }
+        for (size_t b = 0; b < n; b++)
+                for (unsigned i = 0; i < batches[b].n; i++)
+                        if (batches[b].pages[i].kind == SCAN_KSM)
+                                see_merged(domain, &batches[b].pages[i]);
         return r;
 }
 
@@ -174,7 +247,7 @@ int domain_confirm_block(Domain *domain, Block *block, const VmaList *vmas) {
         unsigned n, step, seen = 0;
 
         for (unsigned i = 0; i < ELEMENTSOF(candidates); i++)
-                candidates[i] = (block->twin_next[i] | block->zero[i]) & ~block->changed[i];
+                candidates[i] = (block->twin[i] | block->zero[i]) & ~block->changed[i];
         n = page_set_count(candidates);
         if (n == 0)
                 return 0;
@@ -192,103 +265,88 @@ int domain_confirm_block(Domain *domain, Block *block, const VmaList *vmas) {
                 if (!same) {
                         if (!target_alive(block->space->target))
                                 return TARGET_E_GONE;
-                        memset(block->changed, 0xff, sizeof block->changed);
-                        domain->running.pages_volatile += n;
+                        memcpy(block->changed, block->hashed, sizeof block->changed);
+                        block->unsettled = true;
                         return 0;
                 }
         }
         return 0;
 }
 
-static int compare_frames(const void *a, const void *b) {
-        uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
-        return x < y ? -1 : x > y;
-}
-
-static size_t first_frame(const Domain *domain, uint64_t frame) {
-        size_t low = 0, high = domain->n_frames;
-
-        while (low < high) {
-                size_t middle = low + (high - low) / 2;
-                if (domain->frames[middle] < frame)
-                        low = middle + 1;
-                else
-                        high = middle;
-        }
-        return low;
-}
-
-/* How often the pass that just ended met the frame. */
-static uint32_t frame_sharers(void *userdata, uint64_t key, uint64_t frame) {
-        const Domain *domain = userdata;
-        size_t i = first_frame(domain, frame);
-        uint32_t n = 0;
-
-        for (; i < domain->n_frames && domain->frames[i] == frame; i++)
-                n++;
-        return n;
-}
-
 static bool entry_is_stale(void *userdata, uint32_t tag, PageRef ref) {
+        const Domain *domain = userdata;
         unsigned page;
 
-        return !verify_hint(userdata, tag, ref, &page);
+        return !unstable_in_sample(tag, domain->sample_bits) || !verify_hint(domain, tag, ref, &page);
 }
 
-static void prune(Domain *domain) {
-        size_t count = unstable_count(domain->unstable);
+/* Each shard in proportion to what it holds, so that all come round together. */
+static void sweep(Domain *domain, size_t budget) {
+        size_t total = 0;
+        bool round_over = true;
 
-        if (domain->n_frames > 0)
-                qsort(domain->frames, domain->n_frames, sizeof *domain->frames, compare_frames);
-        for (size_t i = 0, j; i < domain->n_frames; i = j) {
-                for (j = i + 1; j < domain->n_frames && domain->frames[j] == domain->frames[i]; j++)
-                        ;
-                (void)stable_set_sharers(domain->stable, domain->frames[i], (uint32_t)(j - i));
+        for (unsigned s = 0; s < UNSTABLE_SHARDS; s++)
+                total += unstable_count(domain->shards[s].tree);
+        for (unsigned s = 0; s < UNSTABLE_SHARDS; s++) {
+                DomainShard *shard = &domain->shards[s];
+                size_t count = unstable_count(shard->tree);
+                size_t part = (size_t)((double)budget * (double)count / (double)(total + 1)) + 1;
+                size_t share = MIN_OF(part, count);
+
+                domain->stats.stale += unstable_sweep(shard->tree, share, entry_is_stale, domain);
+                shard->swept += share;
+                round_over &= shard->swept >= count;
         }
-        domain->running.pruned += stable_prune(domain->stable, PRUNE_PER_PASS, frame_sharers, domain);
-        domain->running.stale += unstable_sweep(domain->unstable, SWEEP_PER_PASS, entry_is_stale, domain);
-        /* A freed block's id may be given out again once no entry can name its former owner. */
-        domain->swept += SWEEP_PER_PASS;
-        if (domain->swept >= count) {
-                /* A round that was over in one call began after the last block of this pass was freed. */
-                block_table_release_quarantine(&domain->blocks, count <= SWEEP_PER_PASS ? domain->blocks.n_quarantine
-                                                                                        : domain->quarantined);
-                domain->swept = 0;
-                domain->quarantined = domain->blocks.n_quarantine;
+        if (!round_over)
+                return;
+        /* A freed block's id may be given out again once no entry can name its former owner. A round that was over in
+         * one call began after the last block was freed. */
+        block_table_release_quarantine(&domain->blocks,
+                                       budget >= total ? domain->blocks.n_quarantine : domain->quarantined);
+        domain->quarantined = domain->blocks.n_quarantine;
+        for (unsigned s = 0; s < UNSTABLE_SHARDS; s++)
+                domain->shards[s].swept = 0;
+}
+
+void domain_end_pass(Domain *domain) {
+        size_t budget = domain->seen * SWEEP_SHARE;
+
+        if (domain->blocks.n_quarantine > 0)
+                budget = MAX_OF(budget, SWEEP_WAITED_FOR);
+        if (budget > 0)
+                sweep(domain, budget);
+}
+
+void domain_count_sharers(Domain *domain, StableCheck mappings, void *userdata) {
+        domain->stats.pruned += stable_prune(domain->stable, PRUNE_PER_PASS, mappings, userdata);
+}
+
+static void drop_outside_sample(Domain *domain) {
+        for (unsigned s = 0; s < UNSTABLE_SHARDS; s++) {
+                Unstable *tree = domain->shards[s].tree;
+
+                domain->stats.stale += unstable_sweep(tree, unstable_count(tree), entry_is_stale, domain);
         }
 }
 
-void domain_end_pass(Domain *domain, Space *const *spaces, size_t n) {
-        for (size_t s = 0; s < n; s++)
-                for (size_t b = 0; b < spaces[s]->n; b++) {
-                        Block *block = spaces[s]->blocks[b];
+void domain_limit_memory(Domain *domain, uint64_t bytes_max) {
+        uint64_t bytes = domain_bytes(domain);
 
-                        if (block->pass != domain->pass) /* could not be read: what it holds is not known */
-                                memset(block->twin_next, 0, sizeof block->twin_next);
-                        for (unsigned i = 0; i < ELEMENTSOF(block->twin); i++) {
-                                block->twin[i] = block->twin_next[i] & ~block->changed[i];
-                                block->zero[i] &= ~block->changed[i];
-                                block->twin_next[i] = 0;
-                        }
-                        domain->running.pages_twin += page_set_count(block->twin);
-                        domain->running.pages_unshared += page_set_count(block->hashed);
-                }
-        domain->running.pages_unshared -= MIN_OF(domain->running.pages_unshared, domain->running.pages_twin);
-        prune(domain);
-        domain->stats = domain->running;
-}
-
-void domain_abort_pass(Domain *domain, Space *const *spaces, size_t n) {
-        for (size_t s = 0; s < n; s++)
-                for (size_t b = 0; b < spaces[s]->n; b++)
-                        memset(spaces[s]->blocks[b]->twin_next, 0, sizeof spaces[s]->blocks[b]->twin_next);
-        domain->n_frames = 0;
+        if (bytes > bytes_max && domain->sample_bits < SAMPLE_BITS_MAX) {
+                domain->sample_bits++;
+                drop_outside_sample(domain);
+        } else if (bytes < bytes_max / 4 && domain->sample_bits > 0) {
+                domain->sample_bits--;
+        }
 }
 
 uint64_t domain_bytes(const Domain *domain) {
         StableCounts counts;
+        uint64_t bytes = 0;
 
+        for (unsigned s = 0; s < UNSTABLE_SHARDS; s++)
+                bytes += unstable_bytes(domain->shards[s].tree) +
+                         domain->shards[s].allocated * sizeof *domain->shards[s].items;
         stable_counts(domain->stable, &counts);
-        return unstable_bytes(domain->unstable) + counts.bytes + domain->blocks.bytes +
-               domain->frames_allocated * sizeof *domain->frames;
+        return bytes + counts.bytes + domain->blocks.bytes;
 }

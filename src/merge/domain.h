@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #pragma once
 
+#include "base/crew.h"
 #include "index/stable.h"
 #include "index/unstable.h"
 #include "scan/scan.h"
@@ -9,48 +10,66 @@
  * A domain: the set of cgroups whose pages may meet. It owns everything that could let two pages meet or be compared
  * (the trees, the block ids they refer to, the secret of the hash), so that pages of two domains cannot.
  *
- * Matching is by passes. A pass reads every block once and domain_see() turns what was read into twin_next bits; at
- * its end domain_end_pass() makes them the twin bits that the planner goes by. A pass that is given up half-way leaves
- * the previous result standing.
+ * Matching is incremental. domain_see() takes in the pages that were just read, whichever they are, and brings the twin
+ * and saves bits of their blocks, and of the blocks they match, up to date; everything else stands as it was. What that
+ * cannot find out by itself, that the last partner of a page went away, is put right by a recheck: the caller has
+ * everything that is wanted and did not get merged forgotten (select.h) and read again.
  */
 typedef struct DomainStats {
         uint64_t stale;                 /* unstable entries that a match proved wrong */
         uint64_t pruned;                /* stable dups whose frame is gone */
-        /* of the last whole pass */
-        uint64_t pages_volatile, pages_unshared, pages_twin, pages_zero_found, pages_merged;
-        uint64_t expected;              /* frames that merging what was found would free */
 } DomainStats;
+
+/* A part of the unstable tree, for one thread at a time. */
+typedef struct DomainShard {
+        Unstable *tree;
+        uint32_t *items;                /* what of the batches at hand falls to it: batch * SCAN_BATCH_PAGES + page */
+        size_t n, allocated;
+        size_t swept;                   /* entries visited in this round of the sweep */
+        uint64_t stale, left_out;       /* counted by its thread */
+        bool fork_twin;
+        int error;
+} DomainShard;
 
 typedef struct Domain {
         char *name;
         HashSecret *secret;
         Scanner *scanner;
-        Unstable *unstable;
         Stable *stable;
         BlockTable blocks;
-        DomainStats stats, running;     /* running: the pass that is under way */
-        uint64_t *frames;               /* the KSM frames met by this pass, once for each mapping */
-        size_t n_frames, frames_allocated;
+        DomainStats stats;
         uint32_t pass;
-        size_t swept;                   /* unstable entries visited in this round of the sweep */
-        size_t quarantined;             /* block ids that were in quarantine when it began */
+        uint64_t seen;                  /* pages taken in by this pass */
+        size_t quarantined;             /* block ids that were in quarantine when this round of the sweep began */
+        unsigned sample_bits;           /* only one content in 2^sample_bits is remembered: memory is short */
+        uint64_t pages_left_out;        /* pages seen whose content was not remembered for that */
+        bool fork_twin;                 /* a page on a frame that others map too got a twin: they have to learn of it */
+        DomainShard shards[UNSTABLE_SHARDS];
 } Domain;
 
-int domain_new(const char *name, uint32_t max_page_sharing, Domain **ret);
+/* n_threads: of the crew that will serve it, at most. */
+int domain_new(const char *name, uint32_t max_page_sharing, unsigned n_threads, Domain **ret);
 Domain *domain_free(Domain *domain); /* every Space on its blocks must be done */
 DEFINE_CLEANUP(Domain, domain_free)
 
 void domain_begin_pass(Domain *domain);
 
-/* Takes in what scan_batch() read. -ENOMEM: some pages of the batch were not matched, nothing else is harmed. */
-int domain_see(Domain *domain, const ScanBatch *batch);
+/* Takes in n batches that scan_batch() has read. -ENOMEM: some pages were not matched, nothing else is harmed. */
+int domain_see(Domain *domain, Crew *crew, ScanBatch *batches, size_t n);
 
 /* The block was read for the first time and holds candidates: reads a sample again; when a page of the sample
  * changed, the whole block waits for the next pass. TARGET_E_GONE. */
 int domain_confirm_block(Domain *domain, Block *block, const VmaList *vmas);
 
-void domain_end_pass(Domain *domain, Space *const *spaces, size_t n);
-void domain_abort_pass(Domain *domain, Space *const *spaces, size_t n);
+/* Tidies the trees, in proportion to what the pass took in. */
+void domain_end_pass(Domain *domain);
 
-/* All the memory that the domain's trees, blocks and frame list hold. */
+/* How often each merged frame is mapped was counted just now: the callback tells (StableCheck). */
+void domain_count_sharers(Domain *domain, StableCheck mappings, void *userdata);
+
+/* Keeps the domain's memory below so many bytes: where it is above, ever fewer contents are remembered, the same ones
+ * of every process, so that what is remembered still finds its twins; where it is well below, more again. */
+void domain_limit_memory(Domain *domain, uint64_t bytes_max);
+
+/* All the memory that the domain's trees and blocks hold. */
 uint64_t domain_bytes(const Domain *domain);

@@ -158,7 +158,7 @@ static int block_add(Planner *p, const Block *block, unsigned from, unsigned to)
         int r;
 
         for (unsigned i = 0; i < ELEMENTSOF(wanted); i++) {
-                wanted[i] = block->twin[i] | block->zero[i] | block->merged[i];
+                wanted[i] = ((block->twin[i] | block->zero[i]) & ~block->changed[i]) | block->merged[i];
                 if (p->vma->mergeable)
                         wanted[i] |= block->zeropage[i];
         }

@@ -26,6 +26,14 @@ unsigned page_set_count(const PageSet set) {
         return n;
 }
 
+bool page_set_any(const PageSet set) {
+        uint64_t any = 0;
+
+        for (size_t i = 0; i < BLOCK_PAGES / 64; i++)
+                any |= set[i];
+        return any;
+}
+
 void block_table_done(BlockTable *table) {
         for (uint32_t id = 0; id < table->n; id++)
                 free(table->blocks[id]);
@@ -107,7 +115,7 @@ void space_done(Space *space) {
         *space = (Space) {};
 }
 
-Block *space_find(const Space *space, uint64_t addr) {
+size_t space_first(const Space *space, uint64_t addr) {
         size_t low = 0, high = space->n;
 
         addr &= ~(BLOCK_BYTES - 1);
@@ -119,7 +127,47 @@ Block *space_find(const Space *space, uint64_t addr) {
                 else
                         high = middle;
         }
-        return low < space->n && space->blocks[low]->addr == addr ? space->blocks[low] : NULL;
+        return low;
+}
+
+Block *space_find(const Space *space, uint64_t addr) {
+        size_t i = space_first(space, addr);
+
+        return i < space->n && space->blocks[i]->addr == (addr & ~(BLOCK_BYTES - 1)) ? space->blocks[i] : NULL;
+}
+
+static void replace_blocks(Space *space, Block **blocks, size_t n, size_t allocated) {
+        space->table->bytes += (allocated - space->allocated) * sizeof *blocks;
+        free(space->blocks);
+        space->blocks = blocks;
+        space->n = n;
+        space->allocated = allocated;
+}
+
+int space_add(Space *space, const uint64_t *addrs, size_t n) {
+        size_t allocated = space->n + n, old = 0, count = 0;
+        Block **blocks;
+        int result = 0;
+
+        if (n == 0)
+                return 0;
+        blocks = malloc(allocated * sizeof *blocks);
+        if (!blocks)
+                return -ENOMEM;
+        for (size_t i = 0; i < n; i++) {
+                while (old < space->n && space->blocks[old]->addr < addrs[i])
+                        blocks[count++] = space->blocks[old++];
+                if (old < space->n && space->blocks[old]->addr == addrs[i])
+                        continue;
+                result = block_new(space->table, space, addrs[i], &blocks[count]);
+                if (result < 0)
+                        break;
+                count++;
+        }
+        while (old < space->n)
+                blocks[count++] = space->blocks[old++];
+        replace_blocks(space, blocks, count, allocated);
+        return result;
 }
 
 /* Merges what is there with what was: both by address. Out of memory on the way the space lacks some new blocks, and
@@ -162,11 +210,7 @@ static int update(Space *space, const PresentList *present) {
                 block->dead_passes = 0;
                 blocks[n++] = block;
         }
-        space->table->bytes += (allocated - space->allocated) * sizeof *blocks;
-        free(space->blocks);
-        space->blocks = blocks;
-        space->n = n;
-        space->allocated = allocated;
+        replace_blocks(space, blocks, n, allocated);
         return result;
 }
 

@@ -15,23 +15,37 @@ typedef uint64_t PageSet[BLOCK_PAGES / 64];
 static inline bool page_set_has(const PageSet set, unsigned page) { return set[page / 64] >> (page % 64) & 1; }
 static inline void page_set_add(PageSet set, unsigned page) { set[page / 64] |= (uint64_t)1 << (page % 64); }
 static inline void page_set_remove(PageSet set, unsigned page) { set[page / 64] &= ~((uint64_t)1 << (page % 64)); }
+/* The same while other threads add to the set or look at it. */
+static inline bool page_set_has_shared(const PageSet set, unsigned page) {
+        return __atomic_load_n(&set[page / 64], __ATOMIC_RELAXED) >> (page % 64) & 1;
+}
+static inline void page_set_add_shared(PageSet set, unsigned page) {
+        __atomic_fetch_or(&set[page / 64], (uint64_t)1 << (page % 64), __ATOMIC_RELAXED);
+}
 unsigned page_set_count(const PageSet set);
+bool page_set_any(const PageSet set);
 
 typedef struct Block {
         uint64_t addr;          /* of its first page, a multiple of BLOCK_BYTES */
         Space *space;
         uint32_t id;
-        uint32_t pass;          /* the pass that last read it; 0: none yet */
-        uint32_t first_pass;    /* the pass that first read it */
+        uint32_t pass;          /* the pass that last read of it; 0: none yet */
+        uint32_t first_pass;    /* the pass that first read of it */
+        uint32_t due;           /* the pass that looks at it next where nobody tells when it is written */
+        uint8_t quiet;          /* looks in a row that found nothing changed */
+        uint8_t busy;           /* looks in a row that found most of it changed */
+        uint8_t dead_passes;    /* looks at the mappings since anything was present */
         bool huge;              /* mapped by one huge page when last looked at */
-        uint8_t dead_passes;    /* passes since anything was present */
+        bool tracked;           /* what is written in it is told (but not of a huge page) */
+        bool whole;             /* the next look reads all of it, not a sample */
+        bool unsettled;         /* changed is not empty */
         PageSet hashed;         /* check[] holds something */
         PageSet zero;           /* all zero when last read, on a frame of its own */
         PageSet merged;         /* maps a KSM frame */
         PageSet zeropage;       /* maps the shared zero page */
         PageSet forked;         /* maps a frame, not KSM's, that is mapped more than once */
-        PageSet twin;           /* the last whole pass found another page like it: wanted merged */
-        PageSet twin_next;      /* the same, being collected by the running pass */
+        PageSet twin;           /* another page like it was found when it, or that one, was last read */
+        PageSet saves;          /* of twin: merging it frees a frame (of each content one stays) */
         PageSet changed;        /* new or different when last read: no candidate before it stays the same for a pass */
         PageSet given;          /* was all zero on a frame of its own, maps the shared zero page since we marked it */
         uint8_t check[BLOCK_PAGES]; /* low byte of the key when last read */
@@ -74,4 +88,8 @@ void space_done(Space *space);  /* frees its blocks */
  * passes. Costs nothing for what is not present (PAGEMAP_SCAN; else pagemap). The target's memory must be open.
  * TARGET_E_GONE: it ended, or began another program; -ENOMEM: some new blocks are missing; -errno: nothing changed. */
 int space_refresh(Space *space, const VmaList *vmas);
+/* Makes a block for each of these addresses (ascending; multiples of BLOCK_BYTES) that has none. -ENOMEM: some are
+ * missing. */
+int space_add(Space *space, const uint64_t *addrs, size_t n);
 Block *space_find(const Space *space, uint64_t addr); /* NULL */
+size_t space_first(const Space *space, uint64_t addr); /* the index of the first block that ends behind addr */

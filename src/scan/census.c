@@ -95,8 +95,7 @@ static int count(CensusFrames *frames, size_t n, Census *census) {
                 census->pages++;
                 if (frame->tag == FRAME_KSM) {
                         census->ksm_mappings++;
-                        census->ksm_frames += !frame->value;
-                        frame->value = 1;
+                        census->ksm_frames += frame->value++ == 0;
                 }
         }
         return 0;
@@ -124,4 +123,13 @@ int census_add(CensusFrames *frames, Target *target, uint64_t start, uint64_t en
         }
         *add = census;
         return 0;
+}
+
+uint32_t census_mappings(const CensusFrames *frames, uint64_t pfn) {
+        const Frame *frame = frame_map_find(&frames->map, pfn);
+        uint64_t flags;
+
+        if (frame && frame->tag == FRAME_KSM)
+                return (uint32_t)MIN_OF(frame->value, (uint64_t)UINT32_MAX);
+        return scanner_page_flags(frames->scanner, pfn, 1, &flags) == 0 && flags & KPAGEFLAGS_KSM;
 }

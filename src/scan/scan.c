@@ -289,6 +289,8 @@ static unsigned commit_word(const Scanner *scanner, ScanPage *pages, unsigned n)
                 zeropage |= (uint64_t)(p->kind == SCAN_ZEROPAGE) << bit;
                 forked |= (uint64_t)(known && !p->writable_alone && p->kind != SCAN_KSM) << bit;
         }
+        /* A page that was all zero and maps the zero page now was given back. */
+        block->given[word] = (block->given[word] | (block->zero[word] & asked)) & ~(asked & ~zeropage);
         block->hashed[word] = (before & ~asked) | hashed;
         block->zero[word] = (block->zero[word] & ~asked) | zero;
         block->merged[word] = (block->merged[word] & ~asked) | merged;

@@ -101,3 +101,5 @@ CensusFrames *census_frames_free(CensusFrames *frames);
 DEFINE_CLEANUP(CensusFrames, census_frames_free)
 /* Adds [start, end) of the target; ksm_frames counts only frames that frames had not met. TARGET_E_GONE, -errno. */
 int census_add(CensusFrames *frames, Target *target, uint64_t start, uint64_t end, Census *add);
+/* How often the frame was met so far, as a KSM frame; 1 for a KSM frame that was not, 0 for any other. */
+uint32_t census_mappings(const CensusFrames *frames, uint64_t pfn);

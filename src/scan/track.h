@@ -14,7 +14,7 @@
 /* What is driven as one: all that is registered within one such stretch of addresses, gaps included. */
 typedef struct TrackChunk {
         uint64_t start, end;
-        uint32_t due;           /* this and quiet are for whoever drives; 0 at first, kept while the chunk exists */
+        uint32_t due, visited;  /* these and quiet are for whoever drives; 0 at first, kept while the chunk exists */
         uint8_t quiet;
 } TrackChunk;
 

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* Matching, on batches made by hand: what becomes a twin, and above all what does not. */
+/*
+ * Matching, on batches made by hand: what becomes a twin, and above all what does not. Every case runs with a crew of
+ * one and of three. Frames are what the batch last said of a page: scan_page_frame() is replaced (--wrap).
+ */
 #include "merge/domain.h"
 
 #include "tests/test.h"
@@ -8,19 +11,34 @@
 #include <stdarg.h>
 #include <cmocka.h>
 
+#define BLOCKS 16U
+
 typedef struct Fixture {
         Domain *domain;
+        Crew *crew;
         Target target;
         Space space;
+        ScanBatch *batch;
 } Fixture;
+
+static uint64_t frames[BLOCKS][BLOCK_PAGES]; /* by block id */
+static unsigned n_threads;
+
+int __wrap_scan_page_frame(const Block *block, unsigned page, uint64_t *ret_pfn);
+int __wrap_scan_page_frame(const Block *block, unsigned page, uint64_t *ret_pfn) {
+        *ret_pfn = frames[block->id][page];
+        return 0;
+}
 
 static int setup(void **state) {
         Fixture *f = calloc(1, sizeof *f);
-        int r = domain_new("test", 256, &f->domain);
+        int r = domain_new("test", 256, n_threads, &f->domain);
 
         if (r == -EACCES || r == -EPERM || r == -ENOENT)
                 TEST_SKIP("needs /proc/kpageflags: %s", strerror(-r));
         assert_int_equal(r, 0);
+        assert_int_equal(crew_new(n_threads, &f->crew), 0);
+        f->batch = calloc(1, sizeof *f->batch);
         f->target = (Target){ .pid = getpid(), .pidfd = -EBADF, .procfd = -EBADF, .memfd = -EBADF,
                               .pagemapfd = -EBADF };
         f->space = (Space){ .target = &f->target, .table = &f->domain->blocks };
@@ -33,220 +51,205 @@ static int teardown(void **state) {
 
         space_done(&f->space);
         domain_free(f->domain);
+        crew_free(f->crew);
+        free(f->batch);
         free(f);
         return 0;
 }
 
-static Block *add_block(Fixture *f, uint64_t addr) {
-        Block *block;
+static Block *add_block(Fixture *f, unsigned number) {
+        uint64_t addr = number * BLOCK_BYTES;
 
-        assert_int_equal(block_new(&f->domain->blocks, &f->space, addr, &block), 0);
-        f->space.blocks = reallocarray(f->space.blocks, f->space.n + 1, sizeof(Block *));
-        f->space.blocks[f->space.n++] = block;
-        return block;
+        assert_int_equal(space_add(&f->space, &addr, 1), 0);
+        return space_find(&f->space, addr);
 }
 
-static Block *current;          /* that the batch is of */
-
-/* As the scanner would: one page read with this content. */
-static void put(Fixture *f, ScanBatch *batch, unsigned page, ScanKind kind, uint64_t key, uint64_t pfn) {
-        Block *block = current;
-        ScanPage *p = &batch->pages[batch->n++];
+/* As the scanner would: one page read with this content, on this frame. */
+static void put_page(Fixture *f, Block *block, unsigned page, ScanKind kind, uint64_t key, uint64_t pfn, bool alone) {
+        ScanPage *p = &f->batch->pages[f->batch->n++];
+        bool content = kind == SCAN_HASHED || kind == SCAN_ZERO || kind == SCAN_KSM || kind == SCAN_SHARED;
 
         *p = (ScanPage){ .block = block, .page = (uint16_t)page, .key = key, .pfn = pfn, .kind = (uint8_t)kind,
-                         .key_known = kind == SCAN_KSM };
-        p->first = !page_set_has(block->hashed, page);
-        p->changed = !p->first && block->check[page] != (uint8_t)key;
+                         .key_known = content, .writable_alone = alone };
+        p->first = content && !page_set_has(block->hashed, page);
+        p->changed = content && !p->first && block->check[page] != (uint8_t)key;
+        page_set_remove(block->hashed, page);
         page_set_remove(block->merged, page);
         page_set_remove(block->zero, page);
+        page_set_remove(block->forked, page);
+        if (content)
+                page_set_add(block->hashed, page);
         if (kind == SCAN_KSM)
                 page_set_add(block->merged, page);
         if (kind == SCAN_ZERO)
                 page_set_add(block->zero, page);
-        page_set_add(block->hashed, page);
+        if (content && !alone && kind != SCAN_KSM)
+                page_set_add(block->forked, page);
         block->check[page] = (uint8_t)key;
-}
-
-static ScanBatch *begin(Fixture *f, Block *block) {
-        static ScanBatch batch;
-
-        memset(&batch, 0, sizeof batch);
-        current = block;
-        if (!block->first_pass)
+        frames[block->id][page] = content ? pfn : 0;
+        if (!block->pass)
                 block->first_pass = f->domain->pass;
         block->pass = f->domain->pass;
-        return &batch;
 }
 
-static void end(Fixture *f) {
-        Space *spaces[] = { &f->space };
-
-        domain_end_pass(f->domain, spaces, 1);
+static void put(Fixture *f, Block *block, unsigned page, uint64_t key, uint64_t pfn) {
+        put_page(f, block, page, SCAN_HASHED, key, pfn, true);
 }
+
+static void see(Fixture *f) {
+        assert_int_equal(domain_see(f->domain, f->crew, f->batch, 1), 0);
+        f->batch->n = 0;
+}
+
+static unsigned wanted(const Block *block) {
+        PageSet set;
+
+        for (unsigned i = 0; i < ELEMENTSOF(set); i++)
+                set[i] = block->twin[i] & ~block->changed[i];
+        return page_set_count(set);
+}
+
+#define KEY(n) (UINT64_C(0x0101010101010101) * (n))
 
 static void test_twins(void **state) {
         Fixture *f = *state;
-        Block *a = add_block(f, BLOCK_BYTES), *b = add_block(f, 2 * BLOCK_BYTES);
-        ScanBatch *batch;
+        Block *a = add_block(f, 1), *b = add_block(f, 2);
 
         domain_begin_pass(f->domain);
-        batch = begin(f, a);
-        put(f, batch, 0, SCAN_HASHED, 0x1111111111111101, 10);
-        put(f, batch, 1, SCAN_HASHED, 0x2222222222222202, 11);
-        put(f, batch, 7, SCAN_HASHED, 0x1111111111111101, 12); /* a twin in the same batch */
-        put(f, batch, 9, SCAN_ZERO, 0, 13);
-        assert_int_equal(domain_see(f->domain, batch), 0);
-        batch = begin(f, b);
-        put(f, batch, 3, SCAN_HASHED, 0x2222222222222202, 14);
-        put(f, batch, 4, SCAN_HASHED, 0x3333333333333303, 15);
-        assert_int_equal(domain_see(f->domain, batch), 0);
-        assert_int_equal(page_set_count(a->twin), 0); /* nothing counts before the pass is whole */
-        end(f);
+        put(f, a, 0, KEY(1), 10);
+        put(f, a, 1, KEY(2), 11);
+        put(f, a, 7, KEY(1), 12); /* a twin in the same batch */
+        put_page(f, a, 9, SCAN_ZERO, 0, 13, true);
+        put(f, b, 3, KEY(2), 14);
+        put(f, b, 4, KEY(3), 15);
+        see(f);
+        domain_end_pass(f->domain);
         assert_true(page_set_has(a->twin, 0) && page_set_has(a->twin, 1) && page_set_has(a->twin, 7));
-        assert_int_equal(page_set_count(a->twin), 3);
+        assert_int_equal(wanted(a), 3);
         assert_true(page_set_has(b->twin, 3));
-        assert_int_equal(page_set_count(b->twin), 1);
-        assert_true(page_set_has(a->zero, 9));
-        assert_int_equal(f->domain->stats.expected, 3); /* frames that go: one of each pair, the zero page */
+        assert_int_equal(wanted(b), 1);
+        assert_int_equal(page_set_count(a->saves), 1); /* of each pair one */
+        assert_true(page_set_has(b->saves, 3));
+
+        /* Much later, and nothing else is read: a third one. */
+        domain_begin_pass(f->domain);
+        put(f, b, 100, KEY(3), 16);
+        see(f);
+        assert_true(page_set_has(b->twin, 4) && page_set_has(b->twin, 100));
+        assert_true(page_set_has(b->changed, 100) && b->unsettled); /* it came to a block that was known */
+        assert_int_equal(wanted(b), 2);
+        assert_int_equal(wanted(a), 3);
 }
 
 static void test_changed_page_waits(void **state) {
         Fixture *f = *state;
-        Block *a = add_block(f, BLOCK_BYTES);
-        ScanBatch *batch;
+        Block *a = add_block(f, 1);
 
         domain_begin_pass(f->domain);
-        batch = begin(f, a);
-        put(f, batch, 0, SCAN_HASHED, 0x1111111111111101, 10);
-        put(f, batch, 1, SCAN_HASHED, 0x2222222222222202, 11);
-        assert_int_equal(domain_see(f->domain, batch), 0);
-        end(f);
+        put(f, a, 0, KEY(1), 10);
+        put(f, a, 1, KEY(2), 11);
+        put(f, a, 3, KEY(2), 13);
+        see(f);
+        assert_int_equal(wanted(a), 2);
         for (unsigned pass = 0; pass < 2; pass++) {
                 domain_begin_pass(f->domain);
-                batch = begin(f, a);
-                put(f, batch, 0, SCAN_HASHED, 0x1111111111111101, 10);
-                put(f, batch, 1, SCAN_HASHED, 0x1111111111111101, 11); /* changed in the first round, stands since */
-                put(f, batch, 2, SCAN_HASHED, 0x1111111111111101, 12); /* came to a block that was known */
-                assert_int_equal(domain_see(f->domain, batch), 0);
-                end(f);
-                assert_int_equal(page_set_has(a->twin, 1), pass == 1);
-                assert_int_equal(page_set_has(a->twin, 2), pass == 1);
-                assert_int_equal(f->domain->stats.pages_volatile, pass == 1 ? 0 : 2);
+                put(f, a, 1, KEY(1), 11); /* changed in the first round, stands since */
+                put(f, a, 2, KEY(1), 12); /* came to a block that was known */
+                see(f);
+                assert_int_equal(page_set_has(a->changed, 1), pass == 0);
+                assert_int_equal(page_set_has(a->changed, 2), pass == 0);
+                assert_true(page_set_has(a->twin, 0) && page_set_has(a->twin, 1) && page_set_has(a->twin, 2));
         }
+        /* What it was a twin of before is not known to have lost it: a recheck finds out. */
+        domain_begin_pass(f->domain);
+        memset(a->twin, 0, sizeof a->twin);
+        memset(a->saves, 0, sizeof a->saves);
+        for (unsigned page = 0; page < 4; page++)
+                put(f, a, page, page < 3 ? KEY(1) : KEY(2), 10 + page);
+        see(f);
+        assert_int_equal(wanted(a), 3);
+        assert_false(page_set_has(a->twin, 3));
 }
 
-static void test_stale_hint(void **state) {
+static void test_gone_page_is_no_twin(void **state) {
         Fixture *f = *state;
-        Block *a = add_block(f, BLOCK_BYTES), *b = add_block(f, 2 * BLOCK_BYTES);
-        ScanBatch *batch;
+        Block *a = add_block(f, 1), *b = add_block(f, 2);
 
         domain_begin_pass(f->domain);
-        batch = begin(f, a);
-        put(f, batch, 0, SCAN_HASHED, 0x1111111111111101, 10);
-        assert_int_equal(domain_see(f->domain, batch), 0);
-        end(f);
-        /* The page changes; who has its old content now must not be paired with it. */
+        put(f, a, 0, KEY(1), 10);
+        put(f, a, 1, KEY(2), 11);
+        put(f, a, 2, KEY(2), 12);
+        see(f);
         domain_begin_pass(f->domain);
-        batch = begin(f, a);
-        put(f, batch, 0, SCAN_HASHED, 0x9999999999999909, 10);
-        assert_int_equal(domain_see(f->domain, batch), 0);
-        batch = begin(f, b);
-        put(f, batch, 0, SCAN_HASHED, 0x1111111111111101, 11);
-        assert_int_equal(domain_see(f->domain, batch), 0);
-        end(f);
-        assert_int_equal(page_set_count(a->twin) + page_set_count(b->twin), 0);
+        put_page(f, a, 0, SCAN_NOTHING, 0, 0, false);
+        put_page(f, a, 1, SCAN_NOTHING, 0, 0, false);
+        put(f, b, 0, KEY(1), 20);
+        see(f);
+        assert_int_equal(wanted(b), 0);
+        assert_false(page_set_has(a->twin, 1) || page_set_has(a->saves, 1));
         assert_true(f->domain->stats.stale >= 1);
         /* And the entry now names the page that does hold it. */
         domain_begin_pass(f->domain);
-        batch = begin(f, b);
-        put(f, batch, 0, SCAN_HASHED, 0x1111111111111101, 11);
-        put(f, batch, 5, SCAN_HASHED, 0x1111111111111101, 12);
-        assert_int_equal(domain_see(f->domain, batch), 0);
-        end(f);
-        assert_true(page_set_has(b->twin, 0));
+        put(f, b, 5, KEY(1), 21);
+        see(f);
+        assert_true(page_set_has(b->twin, 0) && page_set_has(b->twin, 5));
 }
 
 static void test_fork_shared_frame_is_one(void **state) {
         Fixture *f = *state;
-        Block *parent = add_block(f, BLOCK_BYTES), *child = add_block(f, 2 * BLOCK_BYTES);
-        ScanBatch *batch;
+        Block *parent = add_block(f, 1), *child = add_block(f, 2);
 
-        for (unsigned pass = 0; pass < 3; pass++) {
-                domain_begin_pass(f->domain);
-                batch = begin(f, parent);
-                put(f, batch, 0, SCAN_HASHED, 0x1111111111111101, 10);
-                put(f, batch, 1, SCAN_HASHED, 0x2222222222222202, 11);
-                assert_int_equal(domain_see(f->domain, batch), 0);
-                batch = begin(f, child);
-                put(f, batch, 0, SCAN_SHARED, 0x1111111111111101, 10);
-                put(f, batch, 1, SCAN_SHARED, 0x2222222222222202, 11);
-                if (pass > 0) /* another frame with the second content turns up */
-                        put(f, batch, 2, SCAN_HASHED, 0x2222222222222202, 12);
-                assert_int_equal(domain_see(f->domain, batch), 0);
-                end(f);
-                assert_false(page_set_has(parent->twin, 0) || page_set_has(child->twin, 0));
-        }
-        assert_true(page_set_has(parent->twin, 1) && page_set_has(child->twin, 1) && page_set_has(child->twin, 2));
-        assert_int_equal(f->domain->stats.expected, 1);
+        domain_begin_pass(f->domain);
+        put_page(f, parent, 0, SCAN_HASHED, KEY(1), 10, false);
+        put_page(f, parent, 1, SCAN_HASHED, KEY(2), 11, false);
+        put_page(f, child, 0, SCAN_SHARED, KEY(1), 10, false);
+        see(f);
+        /* The child's other page is met by a later pass, which does not know the frame. */
+        domain_begin_pass(f->domain);
+        put_page(f, child, 1, SCAN_HASHED, KEY(2), 11, false);
+        see(f);
+        assert_int_equal(wanted(parent) + wanted(child), 0);
+        assert_false(f->domain->fork_twin);
+        /* Another frame with the second content turns up: both mappings of the first frame are to be told. */
+        domain_begin_pass(f->domain);
+        put(f, child, 2, KEY(2), 12);
+        see(f);
+        assert_true(page_set_has(parent->twin, 1) && page_set_has(child->twin, 2));
+        assert_true(f->domain->fork_twin);
+        domain_begin_pass(f->domain);
+        put_page(f, child, 1, SCAN_HASHED, KEY(2), 11, false);
+        see(f);
+        assert_true(page_set_has(child->twin, 1));
+        assert_int_equal(page_set_count(child->saves) + page_set_count(parent->saves), 1);
+        assert_false(page_set_has(parent->twin, 0) || page_set_has(child->twin, 0));
 }
+
+static uint32_t gone(void *userdata, uint64_t key, uint64_t frame) { return 0; }
 
 static void test_joins_merged_content(void **state) {
         Fixture *f = *state;
-        Block *a = add_block(f, BLOCK_BYTES), *b = add_block(f, 2 * BLOCK_BYTES);
-        ScanBatch *batch;
+        Block *a = add_block(f, 1), *b = add_block(f, 2);
         StableCounts counts;
 
         domain_begin_pass(f->domain);
-        batch = begin(f, a);
-        put(f, batch, 0, SCAN_KSM, 0x1111111111111101, 10);
-        put(f, batch, 1, SCAN_KSM, 0x1111111111111101, 10);
-        assert_int_equal(domain_see(f->domain, batch), 0);
-        batch = begin(f, b);
-        put(f, batch, 0, SCAN_HASHED, 0x1111111111111101, 11);
-        assert_int_equal(domain_see(f->domain, batch), 0);
-        end(f);
-        assert_true(page_set_has(b->twin, 0));
-        assert_int_equal(f->domain->stats.expected, 1);
+        put_page(f, a, 0, SCAN_KSM, KEY(1), 10, false);
+        put_page(f, a, 1, SCAN_KSM, KEY(1), 10, false);
+        see(f);
+        put(f, b, 0, KEY(1), 11);
+        see(f);
+        assert_true(page_set_has(b->twin, 0) && page_set_has(b->saves, 0));
         stable_counts(f->domain->stable, &counts);
         assert_int_equal(counts.pages_shared, 1);
-        assert_int_equal(counts.pages_sharing, 1);
         /* The frame is gone: pruned, and its content unknown again. */
-        domain_begin_pass(f->domain);
-        batch = begin(f, b);
-        put(f, batch, 0, SCAN_HASHED, 0x1111111111111101, 11);
-        assert_int_equal(domain_see(f->domain, batch), 0);
-        end(f);
+        domain_count_sharers(f->domain, gone, NULL);
         stable_counts(f->domain->stable, &counts);
         assert_int_equal(counts.pages_shared, 0);
         assert_int_equal(f->domain->stats.pruned, 1);
 }
 
-static void test_abort_keeps_the_last_result(void **state) {
-        Fixture *f = *state;
-        Block *a = add_block(f, BLOCK_BYTES);
-        Space *spaces[] = { &f->space };
-        ScanBatch *batch;
-
-        domain_begin_pass(f->domain);
-        batch = begin(f, a);
-        put(f, batch, 0, SCAN_HASHED, 0x1111111111111101, 10);
-        put(f, batch, 1, SCAN_HASHED, 0x1111111111111101, 11);
-        assert_int_equal(domain_see(f->domain, batch), 0);
-        end(f);
-        domain_begin_pass(f->domain);
-        batch = begin(f, a);
-        put(f, batch, 2, SCAN_HASHED, 0x1111111111111101, 12);
-        assert_int_equal(domain_see(f->domain, batch), 0);
-        domain_abort_pass(f->domain, spaces, 1);
-        assert_int_equal(page_set_count(a->twin), 2);
-        assert_int_equal(page_set_count(a->twin_next), 0);
-}
-
 static void test_domains_do_not_meet(void **state) {
-        Fixture *f = *state;
+        Fixture *f = *state, *other;
         void *other_state;
-        Fixture *other;
-        ScanBatch *batch;
         uint8_t page[PAGE_BYTES];
 
         setup(&other_state);
@@ -255,27 +258,78 @@ static void test_domains_do_not_meet(void **state) {
         assert_true(hash_page(f->domain->secret, page) != hash_page(other->domain->secret, page));
         for (unsigned i = 0; i < 2; i++) {
                 Fixture *which = i ? other : f;
-                Block *block = add_block(which, BLOCK_BYTES);
+                Block *block = add_block(which, 1);
 
                 domain_begin_pass(which->domain);
-                batch = begin(which, block);
-                put(which, batch, 0, SCAN_HASHED, 0x1111111111111101, 10 + i);
-                assert_int_equal(domain_see(which->domain, batch), 0);
-                end(which);
-                assert_int_equal(page_set_count(block->twin), 0);
+                put(which, block, 0, KEY(1), 10 + i);
+                see(which);
+                assert_int_equal(wanted(block), 0);
         }
         teardown(&other_state);
+}
+
+static uint64_t key_of(unsigned content) { return (content + 1) * UINT64_C(0x9e3779b97f4a7c15); }
+
+/* Short of memory, a part of the contents is remembered, and that part still finds its twins. */
+static void test_sample(void **state) {
+        Fixture *f = *state;
+        unsigned first_half = 0, second_half = 0;
+
+        f->domain->sample_bits = 2;
+        domain_begin_pass(f->domain);
+        for (unsigned b = 1; b <= 8; b++) {
+                Block *block = add_block(f, b);
+
+                for (unsigned i = 0; i < BLOCK_PAGES; i++)
+                        put(f, block, i, key_of((b - 1) % 4 * BLOCK_PAGES + i), b * BLOCK_PAGES + i);
+                see(f);
+        }
+        for (unsigned b = 1; b <= 4; b++) {
+                first_half += wanted(space_find(&f->space, b * BLOCK_BYTES));
+                second_half += wanted(space_find(&f->space, (b + 4) * BLOCK_BYTES));
+        }
+        assert_int_equal(first_half, second_half);
+        assert_in_range(first_half, 4 * BLOCK_PAGES / 4 - 150, 4 * BLOCK_PAGES / 4 + 150);
+        assert_int_equal(f->domain->pages_left_out, 8 * BLOCK_PAGES - first_half - second_half);
+}
+
+static void test_memory_limit(void **state) {
+        Fixture *f = *state;
+        uint64_t before, after;
+
+        domain_begin_pass(f->domain);
+        for (unsigned b = 1; b <= 12; b++) {
+                Block *block = add_block(f, b);
+
+                for (unsigned i = 0; i < BLOCK_PAGES; i++)
+                        put(f, block, i, key_of(b * BLOCK_PAGES + i), b * BLOCK_PAGES + i);
+                see(f);
+        }
+        before = domain_bytes(f->domain);
+        domain_limit_memory(f->domain, before + 1);
+        assert_int_equal(f->domain->sample_bits, 0);
+        domain_limit_memory(f->domain, before - 1);
+        assert_int_equal(f->domain->sample_bits, 1);
+        after = domain_bytes(f->domain);
+        assert_true(after <= before);
+        domain_limit_memory(f->domain, 5 * before);
+        assert_int_equal(f->domain->sample_bits, 0);
 }
 
 int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test_setup_teardown(test_twins, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_changed_page_waits, setup, teardown),
-                cmocka_unit_test_setup_teardown(test_stale_hint, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_gone_page_is_no_twin, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_fork_shared_frame_is_one, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_joins_merged_content, setup, teardown),
-                cmocka_unit_test_setup_teardown(test_abort_keeps_the_last_result, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_domains_do_not_meet, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_sample, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_memory_limit, setup, teardown),
         };
-        return cmocka_run_group_tests(tests, NULL, NULL);
+        int failed = 0;
+
+        for (n_threads = 1; n_threads <= 3; n_threads += 2)
+                failed += cmocka_run_group_tests(tests, NULL, NULL);
+        return failed;
 }

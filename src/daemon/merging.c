@@ -1,0 +1,261 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * The merging half of a pass: what is wanted in each member that something was learnt about, the plan for it, the marks,
+ * and ksmd.
+ *
+ * A plan is made from mappings that were read a moment ago, which is not free (smaps): where only a few pages are to be
+ * gained in a large process they wait some passes for more.
+ */
+#include "daemon/pass.h"
+
+#include "base/log.h"
+
+#include <string.h>
+
+/* So many pages, or any after so many passes, or any in a process whose mappings are read as fast, are worth a plan. */
+#define PLAN_WORTH_PAGES 64U
+#define PLAN_PATIENCE 6U
+#define PLAN_CHEAP_PAGES ((uint64_t)1 << 16)
+/* A burst is worth while for one page to merge in so many marked ones; fewer wait for so many passes. */
+#define BURST_WORTH 64U
+#define BURST_PATIENCE 6U
+#define BURST_BACKOFF_MAX 64U
+/* One page merged in so many that were expected is progress, and worth another burst at once. */
+#define PROGRESS_SHARE 8U
+/* One page missed in so many has everything unmerged read again. */
+#define RECHECK_SHARE 64U
+
+/* What the bitmaps say, all in all. */
+static void count_member(Member *member) {
+        MemberCounts *counts = &member->counts;
+        uint64_t known = 0, twin = 0, zero = 0, changed = 0, forked = 0, merged = 0, expected = 0;
+
+        for (size_t b = 0; b < member->space.n; b++) {
+                const Block *block = member->space.blocks[b];
+
+                for (unsigned i = 0; i < BLOCK_PAGES / 64; i++) {
+                        uint64_t stands = ~block->changed[i] & ~block->merged[i];
+                        uint64_t wanted = (block->twin[i] | block->zero[i]) & stands;
+
+                        known += (unsigned)__builtin_popcountll(block->hashed[i] | block->merged[i]);
+                        merged += (unsigned)__builtin_popcountll(block->merged[i]);
+                        changed += (unsigned)__builtin_popcountll(block->changed[i]);
+                        twin += (unsigned)__builtin_popcountll(block->twin[i] & stands);
+                        zero += (unsigned)__builtin_popcountll(block->zero[i] & stands);
+                        expected += (unsigned)__builtin_popcountll((block->saves[i] | block->zero[i]) & stands);
+                        forked += (unsigned)__builtin_popcountll(block->forked[i] & ~wanted & stands);
+                }
+        }
+        counts->present = known;
+        counts->merged = merged;
+        counts->changed = changed;
+        counts->twin = twin;
+        counts->zero = zero;
+        counts->wanted = twin + zero;
+        counts->expected = expected;
+        counts->unique = known - MIN_OF(known, twin + zero + changed + merged + forked);
+}
+
+static bool plan_is_due(const Manager *m, Member *member) {
+        const MemberCounts *counts = &member->counts;
+
+        if (counts->wanted == 0 && member->marks.ours.n == 0)
+                return false;
+        return m->once || counts->present <= PLAN_CHEAP_PAGES || counts->wanted >= PLAN_WORTH_PAGES ||
+               ++member->passes_waited >= PLAN_PATIENCE;
+}
+
+static int mark_member(Pass *pass, Member *member) {
+        Manager *m = pass->manager;
+        _cleanup_(plan_done) Plan plan = { 0 };
+        AdviseResult result = { 0 };
+        PlanRules rules = {
+                .minimum_run_pages = member->group->minimum_run_pages,
+                .huge_page_split = member->group->huge_page_split,
+                .vmas_max = m->kernel.max_map_count / 4,
+        };
+        int r;
+
+        r = manager_refresh_vmas(member);
+        if (r != 0)
+                return r < 0 ? r : 0;
+        if (target_image_replaced(member->target)) { /* the mappings of a program that was not read */
+                member->gone = true;
+                return 0;
+        }
+        rules.vmas_now = member->vmas.n;
+        r = plan_make(&member->space, &member->vmas, &rules, &plan);
+        if (r < 0)
+                return r;
+        member->passes_waited = 0;
+        member->counts.left_huge = plan.pages_left_huge;
+        member->counts.left_budget = plan.pages_left_budget;
+        member->counts.left_run = plan.pages_left_run;
+        member->counts.left_stack = plan.pages_left_stack;
+        member->counts.marked = plan.pages_marked;
+        member->counts.expected -= MIN_OF(member->counts.expected, plan.pages_left_huge + plan.pages_left_budget +
+                                                                           plan.pages_left_run + plan.pages_left_stack);
+        if (member->group->slot->dry_run || member->skip != TARGET_OK)
+                return 0;
+        r = advise_apply(m->advise, member->target, &plan, &member->marks, &result);
+        m->merge_failures[MERGE_FAILURE_CHANGED] += result.failed_ranges;
+        m->pass_changes += result.pages_marked;
+        pass->marks_changed |= result.pages_marked + result.pages_unmarked > 0;
+        member->plan_again = r > 0;
+        if (r > 0)
+                manager_note_remote_error(m, member, r);
+        return r < 0 ? r : 0;
+}
+
+int pass_mark(Pass *pass) {
+        for (size_t i = 0; i < pass->n_members; i++) {
+                Member *member = pass->members[i];
+                int r;
+
+                if (passed_over(member) || !member->vmas.n || !(member->touched || member->plan_again))
+                        continue;
+                if (manager_breathe(pass->manager, 0))
+                        return -ECANCELED;
+                if (passed_over(member))
+                        continue;
+                count_member(member);
+                if (!plan_is_due(pass->manager, member)) {
+                        member->plan_again |= member->counts.wanted > 0;
+                        continue;
+                }
+                r = mark_member(pass, member);
+                if (r < 0)
+                        log_debug("process %d: marking: %s", member->target->pid, strerror(-r));
+        }
+        return 0;
+}
+
+/* In a burst ksmd visits everything marked two or three times, so a handful of pages is let wait for company; and what
+ * the last burst could not merge (pages that are pinned, or never stand still) is tried ever more seldom, unless more
+ * has come since. */
+static bool burst_is_due(Manager *m, const Pass *pass) {
+        bool few = pass->expected * BURST_WORTH < pass->marked;
+
+        if (pass->expected == 0 || pass->marked == 0 || !m->burst)
+                return false;
+        if (m->once)
+                return true;
+        m->passes_waited++;
+        if (pass->expected > 2 * m->burst_missed && (!few || m->passes_waited >= BURST_PATIENCE))
+                return true;
+        return m->passes_waited >= m->burst_backoff && (!few || m->passes_waited >= BURST_PATIENCE);
+}
+
+static void note_burst(Manager *m, uint64_t expected, uint64_t merged) {
+        m->passes_waited = 0;
+        m->burst_missed = expected - MIN_OF(expected, merged);
+        /* Some of it may have lost its twins since it found them; or ksmd, which runs at low priority, got no CPU. */
+        if (m->burst_missed * RECHECK_SHARE > expected)
+                m->recheck_in = MAX_OF(m->burst_backoff, 1U);
+        m->go_on = m->burst_missed * RECHECK_SHARE > expected && merged * PROGRESS_SHARE >= expected;
+        if (merged * PROGRESS_SHARE >= expected)
+                m->burst_backoff = 0;
+        else if (m->burst_backoff == 0)
+                m->burst_backoff = 2;
+        else
+                m->burst_backoff = MIN_OF(2 * m->burst_backoff, BURST_BACKOFF_MAX);
+}
+
+/* How many may share a page, and whether across NUMA nodes, are KSM's own knobs, which change only while nothing is
+ * shared, to be put back too. So they are only made stricter, and only before a burst: until there is something to
+ * merge nothing is touched. */
+static void limit_sharing(Manager *m) {
+        const ConfDaemon *conf = &m->conf->daemon;
+        KsmKnobs knobs;
+        bool busy = false;
+
+        if (ksm_knobs(m->ksm, &knobs) < 0 || knobs.run != 0)
+                return; /* the administrator runs ksmd: the settings are his */
+        if (conf->max_page_sharing && conf->max_page_sharing < knobs.max_page_sharing)
+                busy = ksm_set(m->ksm, "max_page_sharing", conf->max_page_sharing) == KSM_E_BUSY;
+        if (!conf->merge_across_nodes)
+                busy |= ksm_set(m->ksm, "merge_across_nodes", 0) == KSM_E_BUSY;
+        if (busy && !m->limits_refused)
+                log_warning("MaxPageSharing= or MergeAcrossNodes= is not in force: KSM can change it only while no page "
+                            "is shared");
+        m->limits_refused = busy;
+}
+
+/* KSM would let pages of a process that left another domain, and could not be undone yet, meet those of this one. */
+static bool stranger_is_marked(const Pass *pass) {
+        const Roster *roster = &pass->manager->roster;
+
+        for (size_t i = 0; i < roster->n_leaving; i++) {
+                const Member *member = roster->leaving[i];
+                bool ours = false;
+
+                if (member->gone || (member->marks_loaded && member->marks.ours.n == 0))
+                        continue;
+                for (size_t k = 0; k < pass->n_slots && !ours; k++)
+                        ours = !pass->slots[k]->dry_run && member->space.table == &pass->slots[k]->domain->blocks;
+                if (!ours)
+                        return true;
+        }
+        return false;
+}
+
+static void add_expected(Pass *pass) {
+        for (size_t i = 0; i < pass->n_members; i++) {
+                const Member *member = pass->members[i];
+
+                if (passed_over(member) || pass_slot(member)->dry_run)
+                        continue;
+                pass->expected += member->counts.expected;
+                pass->marked += member->counts.marked;
+        }
+}
+
+/* A merge is no page fault of the process, and in blocks that are not tracked it shows nowhere else. */
+static void look_at_merged(Pass *pass) {
+        for (size_t i = 0; i < pass->n_members; i++) {
+                Member *member = pass->members[i];
+
+                if (passed_over(member) || member->marks.ours.n == 0)
+                        continue;
+                member->look_again = true;
+                for (size_t b = 0; b < member->space.n; b++) {
+                        Block *block = member->space.blocks[b];
+
+                        if (page_set_any(block->twin) || page_set_any(block->zero))
+                                select_soon(block, pass_domain(member)->pass);
+                }
+        }
+}
+
+int pass_burst(Pass *pass) {
+        Manager *m = pass->manager;
+        BurstStats before, after;
+        BurstState state;
+        int r;
+
+        add_expected(pass);
+        if (!burst_is_due(m, pass))
+                return 0;
+        m->stranger_marked = stranger_is_marked(pass);
+        if (m->stranger_marked)
+                return 0;
+        limit_sharing(m);
+        burst_stats(m->burst, &before);
+        r = burst_start(m->burst, pass->expected, pass->marked);
+        if (r < 0) {
+                log_warning("KSM cannot be run: %s", strerror(-r));
+                return 0;
+        }
+        pass->merged = true;
+        look_at_merged(pass);
+        while ((state = burst_step(m->burst)) == BURST_RUNNING)
+                if (manager_breathe_in_burst(m)) {
+                        burst_stop(m->burst);
+                        return -ECANCELED;
+                }
+        burst_stats(m->burst, &after);
+        if (state == BURST_DONE)
+                note_burst(m, pass->expected, after.pages_merged - before.pages_merged);
+        return 0;
+}
+

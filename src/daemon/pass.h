@@ -1,0 +1,43 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#pragma once
+
+#include "daemon/manager.h"
+
+/*
+ * Shared by the parts of a pass: pass.c (the order of things), reading.c (read and match), merging.c (plan, mark, let
+ * ksmd merge).
+ *
+ * A pass works on a snapshot of the members, since processes and cgroups come and go while it breathes; a member that
+ * has gone or is leaving is passed over.
+ */
+typedef struct Pass {
+        Manager *manager;
+        Member **members;               /* snapshot, in the order they are read in */
+        size_t n_members;
+        Slot **slots;
+        size_t n_slots;
+        uint64_t first_read_nsec;
+        uint64_t pages_read;
+        uint64_t expected, marked;      /* over all domains that merge */
+        bool recheck;                   /* what was wanted and did not get merged is read again */
+        bool asked_for;                 /* somebody waits for it: quiet blocks are looked at too */
+        bool fresh;                     /* a block was read for the first time */
+        bool cut;                       /* read its share, and there is more */
+        bool marks_changed;
+        bool merged;                    /* ksmd was let run */
+} Pass;
+
+static inline bool passed_over(const Member *member) { return member->gone || member->leaving; }
+
+/* Valid while the member is not leaving. */
+static inline Slot *pass_slot(const Member *member) { return member->group->slot; }
+static inline Domain *pass_domain(const Member *member) { return member->group->slot->domain; }
+
+/* All three: -ECANCELED when the main loop has something to carry out. */
+int pass_read(Pass *pass);
+/* What was read for the first time is believed only when it stands a second look. */
+int pass_confirm(Pass *pass);
+/* Plans and marks what was learnt about. */
+int pass_mark(Pass *pass);
+/* Lets ksmd run when it is worth while. */
+int pass_burst(Pass *pass);

@@ -1,0 +1,212 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * The reading half of a pass: of every member the pages that are due, in rounds. A round is what the crew reads and
+ * matches in a few milliseconds; between two of them the event loop runs, on this thread alone.
+ *
+ * What was selected and could not be read before the pass ended (it was interrupted, or had read its share) is kept and
+ * read first by the next one: it may have been reported as written, and will not be reported again.
+ */
+#include "daemon/pass.h"
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "scan/cold.h"
+
+#include <string.h>
+
+/* A block read for the first time is believed quiet when a look at it this much later finds nothing changed. */
+#define QUIET_NSEC (200 * NSEC_PER_MSEC)
+/* A pass ends after so many pages (2 GiB), so that what was found is merged, and newcomers get their turn. */
+#define SLICE_PAGES ((uint64_t)1 << 19)
+
+typedef struct Round {
+        Scanner *scanner;
+        ScanBatch *batches;
+} Round;
+
+static void scan_one(void *userdata, unsigned thread, size_t item) {
+        Round *round = userdata;
+
+        (void)scan_batch(round->scanner, thread, &round->batches[item]); /* the batch keeps the result */
+}
+
+/* Reads and matches the next pages of the member. TARGET_E_GONE; -errno: they are still to be read. */
+static int read_round(Pass *pass, Member *member) {
+        Manager *m = pass->manager;
+        Domain *domain = pass_domain(member);
+        Round round = { .scanner = domain->scanner, .batches = m->batches };
+        size_t begun = member->todo.at, n = 0;
+        int r = 0;
+
+        while (n < m->n_batches && selection_left(&member->todo))
+                selection_take(&member->todo, &member->vmas, member->target, &m->batches[n++]);
+        crew_run(m->crew, n, scan_one, &round);
+        for (size_t i = 0; i < n; i++) {
+                const ScanBatch *batch = &m->batches[i];
+
+                if (batch->result != 0)
+                        r = batch->result;
+                for (unsigned k = 0; k < batch->n && !pass->fresh; k++)
+                        pass->fresh = batch->pages[k].block->first_pass == domain->pass;
+                pass->pages_read += batch->n;
+        }
+        if (r == 0)
+                r = domain_see(domain, m->crew, m->batches, n);
+        if (r < 0)
+                member->todo.at = begun;
+        for (size_t i = 0; i < n && r == 0; i++)
+                select_learn(&m->batches[i], domain->pass);
+        return r;
+}
+
+static void select_pages(const Pass *pass, Member *member) {
+        const Manager *m = pass->manager;
+        Domain *domain = pass_domain(member);
+        SelectRules rules = {
+                .pass = domain->pass,
+                .faults = member->faults,
+                .recheck = pass_slot(member)->recheck,
+                .recheck_forked = pass_slot(member)->recheck_forked,
+                .all_due = m->once || pass->asked_for,
+        };
+        int r = selection_make(&member->todo, &member->space, member->track, &rules);
+
+        if (r == TARGET_E_GONE)
+                member->gone = true;
+        else if (r < 0) {
+                log_debug("process %d: what was written is not known: %s", member->target->pid, strerror(-r));
+                manager_end_track(member);
+        }
+        member->touched |= member->todo.settled;
+}
+
+static int read_member(Pass *pass, Member *member) {
+        if (!selection_left(&member->todo)) {
+                if (!manager_member_ready(pass->manager, member))
+                        return 0;
+                select_pages(pass, member);
+        } else if (target_image_replaced(member->target)) {
+                member->gone = true;
+                return 0;
+        }
+        while (selection_left(&member->todo)) {
+                int r = read_round(pass, member);
+
+                member->touched = true;
+                if (r == TARGET_E_GONE) {
+                        member->gone = true;
+                        return 0;
+                }
+                if (r < 0) {
+                        log_debug("process %d: reading: %s", member->target->pid, strerror(-r));
+                        return 0;
+                }
+                if (manager_breathe(pass->manager, 0))
+                        return -ECANCELED;
+                if (passed_over(member))
+                        return 0;
+                if (pass->pages_read >= SLICE_PAGES && selection_left(&member->todo)) {
+                        pass->cut = true;
+                        return 0;
+                }
+        }
+        member->last_pass = pass_domain(member)->pass;
+        return 0;
+}
+
+int pass_read(Pass *pass) {
+        pass->first_read_nsec = now_nsec();
+        for (size_t i = 0; i < pass->n_members; i++) {
+                Member *member = pass->members[i];
+                int r;
+
+                if (passed_over(member))
+                        continue;
+                if (pass->pages_read >= SLICE_PAGES) {
+                        pass->cut = true;
+                        break;
+                }
+                if (manager_breathe(pass->manager, 0))
+                        return -ECANCELED;
+                if (passed_over(member))
+                        continue;
+                r = read_member(pass, member);
+                if (r < 0)
+                        return r;
+        }
+        return 0;
+}
+
+/* Tracked pages that were written since they were read: left unprotected, they are reported again to the next pass. */
+static int confirm_tracked(Member *member, uint32_t pass) {
+        _cleanup_free_ TrackRange *written = NULL;
+        size_t n = 0, allocated = 0;
+        int r = 0;
+
+        for (size_t i = 0; i < member->track->n && r == 0; i++)
+                r = track_written(member->track, member->target, member->track->chunks[i].start,
+                                  member->track->chunks[i].end, false, &written, &n, &allocated);
+        for (size_t i = 0; i < n; i++)
+                for (uint64_t addr = written[i].start; addr < written[i].end; addr += PAGE_BYTES) {
+                        Block *block = space_find(&member->space, addr);
+
+                        if (!block || block->first_pass != pass)
+                                continue;
+                        page_set_add(block->changed, (unsigned)(addr % BLOCK_BYTES / PAGE_BYTES));
+                        block->unsettled = true;
+                }
+        return r;
+}
+
+static void confirm_member(Member *member) {
+        Domain *domain = pass_domain(member);
+        int r = 0;
+
+        if (member->track && confirm_tracked(member, domain->pass) == TARGET_E_GONE)
+                member->gone = true;
+        for (size_t b = 0; b < member->space.n && r == 0; b++) {
+                Block *block = member->space.blocks[b];
+
+                if (block->pass == domain->pass && block->first_pass == domain->pass &&
+                    (!block->tracked || block->huge))
+                        r = domain_confirm_block(domain, block, &member->vmas);
+        }
+        member->gone |= r == TARGET_E_GONE;
+}
+
+/* What the process had not used for long, and we read just now for the first time. */
+static void keep_cold(Member *member) {
+        _cleanup_(cold_list_done) ColdList list = { 0 };
+        uint32_t pass = pass_domain(member)->pass;
+        int r = 0;
+
+        for (size_t b = 0; b < member->space.n && r == 0; b++)
+                if (member->space.blocks[b]->first_pass == pass)
+                        r = cold_collect(&list, &member->vmas, member->space.blocks[b]->addr);
+        if (r == 0)
+                r = cold_restore(member->target, list.ranges, list.n);
+        if (r < 0)
+                log_debug("process %d: what was cold looks used now: %s", member->target->pid, strerror(-r));
+}
+
+int pass_confirm(Pass *pass) {
+        bool swap = host_has_swap();
+        uint64_t since = now_nsec() - pass->first_read_nsec;
+
+        if (!pass->fresh)
+                return 0;
+        if (since < QUIET_NSEC && manager_breathe(pass->manager, QUIET_NSEC - since))
+                return -ECANCELED;
+        for (size_t i = 0; i < pass->n_members; i++) {
+                Member *member = pass->members[i];
+
+                if (passed_over(member) || !member->touched)
+                        continue;
+                confirm_member(member);
+                if (swap && !member->gone)
+                        keep_cold(member);
+                if (manager_breathe(pass->manager, 0))
+                        return -ECANCELED;
+        }
+        return 0;
+}

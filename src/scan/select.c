@@ -1,0 +1,328 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Tracking is exact and costs a walk of the page tables, a nanosecond or two a page. Even that is spared where nothing
+ * happens: chunks of tracked memory in which nothing was written are visited at growing distances, unless the process
+ * had more page faults than the writes that were found account for. The first write to a protected page is one fault,
+ * so a write in a chunk that was not visited shows at once.
+ *
+ * A tracked block that is rewritten as fast as it is protected costs its process a fault a page and us a reading a page
+ * for nothing: after some passes of that it is left unprotected and sampled, until a sample stands still.
+ *
+ * What must hold: pages reported as written were protected again in that moment, so each of them stays in a selection
+ * until it was read. A page that changed is no candidate before it stood still for a pass; where writes are tracked,
+ * not being reported is proof of that and it needs no second reading.
+ */
+#include "scan/select.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define SAMPLE_STEP 32U                 /* one page in so many */
+#define SAMPLE_WORTH 64U                /* a block with fewer pages known is read whole */
+#define BUSY_SHARE (BLOCK_PAGES / 2)    /* pages changed that make a look a busy one */
+#define BUSY_LOOKS 3U                   /* in a row, and the block is not worth tracking */
+#define BUSY_DISTANCE_MAX 8U
+#define QUIET_LOOKS 2U                  /* samples in a row that stood still, and it is again */
+#define QUIET_DOUBLINGS_MAX 5U
+#define WHOLE_LOOKS 4U                  /* one look in so many reads all of the block */
+#define CHUNK_DOUBLINGS_MAX 4U
+
+/* What was written, by address. */
+typedef struct TrackRanges {
+        TrackRange *ranges;
+        size_t n, allocated;
+} TrackRanges;
+
+static void track_ranges_done(TrackRanges *ranges) { free(ranges->ranges); }
+
+static int add_written(Space *space, Track *track, uint64_t start, uint64_t end, TrackRanges *ranges) {
+        return start < end ? track_written(track, space->target, start, end, true, &ranges->ranges, &ranges->n,
+                                           &ranges->allocated)
+                           : 0;
+}
+
+void selection_done(Selection *selection) {
+        free(selection->blocks);
+        *selection = (Selection) {};
+}
+
+static bool is_sampled(const Block *block) { return !block->tracked || block->huge || block->busy >= BUSY_LOOKS; }
+
+/* The pages written in a chunk; its parts that are too busy are left as they are. */
+static int scan_chunk(Space *space, Track *track, const TrackChunk *chunk, TrackRanges *ranges) {
+        uint64_t from = chunk->start;
+
+        for (size_t b = space_first(space, chunk->start); b < space->n && space->blocks[b]->addr < chunk->end; b++) {
+                const Block *block = space->blocks[b];
+                int r;
+
+                if (block->busy < BUSY_LOOKS)
+                        continue;
+                r = add_written(space, track, from, block->addr, ranges);
+                if (r != 0)
+                        return r;
+                from = block->addr + BLOCK_BYTES;
+        }
+        return add_written(space, track, from, chunk->end, ranges);
+}
+
+static uint64_t pages_from(const TrackRanges *ranges, size_t first) {
+        uint64_t pages = 0;
+
+        for (size_t i = first; i < ranges->n; i++)
+                pages += (ranges->ranges[i].end - ranges->ranges[i].start) / PAGE_BYTES;
+        return pages;
+}
+
+static int compare_ranges(const void *a, const void *b) {
+        uint64_t x = ((const TrackRange *)a)->start, y = ((const TrackRange *)b)->start;
+        return x < y ? -1 : x > y;
+}
+
+/* What was written since the last time, by address. */
+static int find_written(Space *space, Track *track, const SelectRules *rules, TrackRanges *ranges) {
+        uint64_t found = 0;
+
+        if (rules->faults == 0)
+                return 0;
+        /* First where something is to be expected, then, if that does not account for all faults, everywhere. */
+        for (int everywhere = 0; everywhere < 2 && found < rules->faults; everywhere++)
+                for (size_t i = 0; i < track->n; i++) {
+                        TrackChunk *chunk = &track->chunks[i];
+                        size_t first = ranges->n;
+                        bool due = chunk->due <= rules->pass;
+                        uint64_t pages;
+                        int r;
+
+                        if (everywhere ? chunk->visited == rules->pass : !due)
+                                continue;
+                        chunk->visited = rules->pass;
+                        r = scan_chunk(space, track, chunk, ranges);
+                        if (r != 0)
+                                return r;
+                        pages = pages_from(ranges, first);
+                        found += pages;
+                        if (pages > 0)
+                                chunk->quiet = 0;
+                        else if (due && chunk->quiet < CHUNK_DOUBLINGS_MAX)
+                                chunk->quiet++;
+                        chunk->due = rules->pass + (1U << chunk->quiet);
+                }
+        if (ranges->n > 1)
+                qsort(ranges->ranges, ranges->n, sizeof *ranges->ranges, compare_ranges);
+        return 0;
+}
+
+/* Memory that was written where there was none before. */
+static int add_blocks(Space *space, const TrackRanges *ranges) {
+        _cleanup_free_ uint64_t *addrs = NULL;
+        size_t n = 0, allocated = 0, at = 0;
+
+        for (size_t i = 0; i < ranges->n; i++)
+                for (uint64_t addr = ranges->ranges[i].start & ~(BLOCK_BYTES - 1); addr < ranges->ranges[i].end;
+                     addr += BLOCK_BYTES) {
+                        while (at < space->n && space->blocks[at]->addr < addr)
+                                at++;
+                        if ((at < space->n && space->blocks[at]->addr == addr) || (n > 0 && addrs[n - 1] == addr))
+                                continue;
+                        if (GROW(addrs, n, allocated) < 0)
+                                return -ENOMEM;
+                        addrs[n++] = addr;
+                }
+        if (n == 0)
+                return 0;
+        at = space_add(space, addrs, n) < 0;
+        for (size_t i = 0; i < n; i++) {
+                Block *block = space_find(space, addrs[i]);
+
+                if (block)
+                        block->tracked = true;
+        }
+        return at ? -ENOMEM : 0;
+}
+
+/* The part of the ranges from *at on that lies in the block. */
+static void take_ranges(const TrackRanges *ranges, size_t *at, const Block *block, PageSet pages) {
+        uint64_t end = block->addr + BLOCK_BYTES;
+
+        while (*at < ranges->n && ranges->ranges[*at].end <= block->addr)
+                ++*at;
+        for (size_t i = *at; i < ranges->n && ranges->ranges[i].start < end; i++) {
+                uint64_t to = MIN_OF(ranges->ranges[i].end, end);
+
+                for (uint64_t addr = MAX_OF(ranges->ranges[i].start, block->addr); addr < to; addr += PAGE_BYTES)
+                        page_set_add(pages, (unsigned)((addr - block->addr) / PAGE_BYTES));
+        }
+}
+
+static void add_sample(const Block *block, uint32_t pass, PageSet pages) {
+        unsigned first = (pass * 7 + block->id) % SAMPLE_STEP;
+
+        for (unsigned i = first; i < BLOCK_PAGES; i += SAMPLE_STEP)
+                if (!page_set_has(block->merged, i))
+                        page_set_add(pages, i);
+}
+
+/* It cannot be told from outside what of the block changed. */
+static void select_sampled(Block *block, const SelectRules *rules, PageSet pages) {
+        if (block->due > rules->pass && !rules->all_due)
+                return;
+        if (block->pass == 0 || block->whole || rules->all_due || page_set_count(block->hashed) < SAMPLE_WORTH) {
+                memset(pages, 0xff, sizeof(PageSet));
+                return;
+        }
+        add_sample(block, rules->pass, pages);
+        for (unsigned i = 0; i < ELEMENTSOF(block->changed); i++)
+                pages[i] |= block->changed[i];
+}
+
+/* Tracked: what is reported changed, and nothing else did. */
+static void settle(Selection *selection, Block *block, const PageSet written) {
+        if (block->unsettled) {
+                for (unsigned i = 0; i < ELEMENTSOF(block->changed); i++)
+                        block->changed[i] &= written[i];
+                block->unsettled = page_set_any(block->changed);
+                selection->settled = true;
+        }
+        if (block->pass > 0 && page_set_count(written) > BUSY_SHARE)
+                block->busy++;
+        else
+                block->busy = 0;
+}
+
+static void forget_unmerged(Block *block, PageSet pages) {
+        for (unsigned i = 0; i < ELEMENTSOF(block->twin); i++) {
+                uint64_t wanted = (block->twin[i] | block->zero[i]) & ~block->merged[i];
+
+                pages[i] |= wanted;
+                block->twin[i] &= ~wanted;
+                block->saves[i] &= ~wanted;
+        }
+}
+
+static int select_block(Selection *selection, Block *block, const SelectRules *rules, const PageSet written) {
+        PageSet pages;
+
+        memcpy(pages, written, sizeof pages);
+        if (is_sampled(block))
+                select_sampled(block, rules, pages);
+        else
+                settle(selection, block, written);
+        if (rules->recheck)
+                forget_unmerged(block, pages);
+        if (rules->recheck_forked)
+                for (unsigned i = 0; i < ELEMENTSOF(pages); i++)
+                        pages[i] |= block->forked[i] & block->hashed[i] & ~block->merged[i] & ~block->twin[i];
+        if (!page_set_any(pages))
+                return 0;
+        if (GROW(selection->blocks, selection->n, selection->allocated) < 0)
+                return -ENOMEM;
+        selection->blocks[selection->n].block = block;
+        memcpy(selection->blocks[selection->n++].pages, pages, sizeof pages);
+        return 0;
+}
+
+int selection_make(Selection *selection, Space *space, Track *track, const SelectRules *rules) {
+        _cleanup_(track_ranges_done) TrackRanges ranges = {};
+        size_t at = 0;
+        int found = 0, r;
+
+        selection->n = selection->at = 0;
+        selection->settled = false;
+        if (track)
+                found = find_written(space, track, rules, &ranges);
+        if (found == TARGET_E_GONE)
+                return found;
+        r = add_blocks(space, &ranges);
+        for (size_t b = 0; b < space->n; b++) {
+                PageSet written = {};
+                int s;
+
+                take_ranges(&ranges, &at, space->blocks[b], written);
+                s = select_block(selection, space->blocks[b], rules, written);
+                if (s < 0)
+                        r = s;
+        }
+        return r < 0 ? r : found;
+}
+
+void select_cover(Space *space, const Track *track, const VmaList *vmas) {
+        size_t v = 0;
+
+        for (size_t b = 0; b < space->n; b++) {
+                Block *block = space->blocks[b];
+                bool tracked = track != NULL;
+
+                while (v < vmas->n && vmas->vmas[v].end <= block->addr)
+                        v++;
+                for (size_t i = v; tracked && i < vmas->n && vmas->vmas[i].start < block->addr + BLOCK_BYTES; i++)
+                        if (vmas->vmas[i].skip == VMA_OK && vmas->vmas[i].anonymous_bytes > 0)
+                                tracked = track_covers(track, MAX_OF(vmas->vmas[i].start, block->addr));
+                block->tracked = tracked;
+        }
+}
+
+void selection_take(Selection *selection, const VmaList *vmas, Target *target, ScanBatch *batch) {
+        batch->target = target;
+        batch->vmas = vmas;
+        batch->n = 0;
+        for (; selection_left(selection); selection->at++) {
+                const SelectedBlock *selected = &selection->blocks[selection->at];
+
+                if (batch->n + page_set_count(selected->pages) > SCAN_BATCH_PAGES)
+                        return;
+                for (unsigned word = 0; word < ELEMENTSOF(selected->pages); word++)
+                        for (uint64_t bits = selected->pages[word]; bits; bits &= bits - 1) {
+                                ScanPage *p = &batch->pages[batch->n++];
+
+                                p->block = selected->block;
+                                p->page = (uint16_t)(word * 64 + (unsigned)__builtin_ctzll(bits));
+                        }
+        }
+}
+
+static void learn(Block *block, uint32_t pass, unsigned read, unsigned changed) {
+        if (!is_sampled(block))
+                return;
+        if (changed == 0) {
+                if (block->quiet < UINT8_MAX)
+                        block->quiet++;
+                if (block->quiet >= QUIET_LOOKS)
+                        block->busy = 0;
+                block->whole = block->quiet % WHOLE_LOOKS == WHOLE_LOOKS - 1;
+                block->unsettled = false;
+                block->due = pass + (1U << MIN_OF((unsigned)block->quiet, QUIET_DOUBLINGS_MAX));
+                return;
+        }
+        block->quiet = 0;
+        /* All of it was read, and most of it is different each time. */
+        if (read > BUSY_SHARE && changed > BUSY_SHARE && block->first_pass != pass) {
+                if (block->busy < UINT8_MAX)
+                        block->busy++;
+                block->due = pass + MIN_OF((unsigned)block->busy, BUSY_DISTANCE_MAX);
+                block->whole = false;
+                return;
+        }
+        block->whole = read < BUSY_SHARE && page_set_count(block->hashed) > read;
+        block->due = pass + 1;
+}
+
+void select_learn(const ScanBatch *batch, uint32_t pass) {
+        for (unsigned i = 0; i < batch->n;) {
+                Block *block = batch->pages[i].block;
+                unsigned read = 0, changed = 0;
+
+                for (; i < batch->n && batch->pages[i].block == block; i++) {
+                        const ScanPage *p = &batch->pages[i];
+
+                        read += p->kind != SCAN_NOTHING;
+                        changed += p->changed || (p->first && block->first_pass != pass);
+                }
+                learn(block, pass, read, changed);
+        }
+}
+
+void select_soon(Block *block, uint32_t pass) {
+        block->whole = true;
+        block->due = pass + 1;
+}

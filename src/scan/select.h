@@ -1,0 +1,50 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#pragma once
+
+#include "scan/scan.h"
+#include "scan/track.h"
+
+/*
+ * Which pages of a process a pass has to read. Where writes are tracked: those written since the last time. Elsewhere
+ * (huge pages, mappings that cannot be tracked, blocks that are rewritten all the time) a block is looked at now and
+ * then: a sample of its pages, the more seldom the longer nothing changed, and all of them where the sample did.
+ */
+typedef struct SelectedBlock {
+        Block *block;
+        PageSet pages;
+} SelectedBlock;
+
+typedef struct Selection {
+        SelectedBlock *blocks;  /* by address */
+        size_t n, allocated;
+        size_t at;              /* how far they have been read */
+        bool settled;           /* pages that had changed stood still since: there may be new candidates */
+} Selection;
+
+void selection_done(Selection *selection);
+static inline bool selection_left(const Selection *selection) { return selection->at < selection->n; }
+
+typedef struct SelectRules {
+        uint32_t pass;
+        uint64_t faults;        /* of the process since the last time: each first write to a tracked page is one. UINT64_MAX:
+                                 * look everywhere */
+        bool recheck;           /* forget that pages are wanted that are not merged, and read them again */
+        bool recheck_forked;    /* read again what is on shared frames: one of them was found to have a twin */
+        bool all_due;           /* look at every block, however quiet */
+} SelectRules;
+
+/* Makes the selection anew; the old one must have been read to its end. Blocks that are not known yet are made. track
+ * NULL: nothing is tracked. TARGET_E_GONE; -errno: what was written may be forgotten, the track must be freed. */
+int selection_make(Selection *selection, Space *space, Track *track, const SelectRules *rules);
+
+/* Which blocks are tracked: to be worked out again whenever the mappings or the blocks were refreshed. */
+void select_cover(Space *space, const Track *track, const VmaList *vmas);
+
+/* Takes the next pages that fit one batch. batch->n = 0: none are left. */
+void selection_take(Selection *selection, const VmaList *vmas, Target *target, ScanBatch *batch);
+
+/* What was read of each block of the batch decides when it is looked at next. */
+void select_learn(const ScanBatch *batch, uint32_t pass);
+
+/* The block is to be looked at, all of it, by the next pass. */
+void select_soon(Block *block, uint32_t pass);
