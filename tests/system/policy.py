@@ -89,7 +89,7 @@ def first_match_wins():
         host.converge(loads[deep])
         for path in (hidden, spared, broken):
             check(loads[path].merged() == 0 and loads[path].marked() == 0, f"{path} was touched")
-        line = text.splitlines().index("HugePageSplit=lots") + 3  # [Daemon] and Socket= come before
+        line = config.read_text().splitlines().index("HugePageSplit=lots") + 1
         warnings = host.call("GetStatus")["warnings"]
         check(any(f"{config}:{line}:" in w for w in warnings), f"line {line} is not named: {warnings}")
         check("malformed" in host.ctl("why", loads[broken].pids[0]), "why of a malformed section")
