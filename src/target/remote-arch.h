@@ -64,6 +64,9 @@ ssize_t remote_arch_find_sigreturn(const uint8_t *text, size_t size);
 #define REMOTE_REGION_CALLS_OFFSET REMOTE_REGION_HEAD_BYTES
 #define REMOTE_REGION_RESULTS_OFFSET (REMOTE_REGION_CALLS_OFFSET + 65536)
 #define REMOTE_REGION_BYTES (REMOTE_REGION_RESULTS_OFFSET + 3 * 4096)
+/* Behind the results: fstat(2) of what is held, right behind the call that made it and right before it is closed. */
+#define REMOTE_REGION_MADE_OFFSET (REMOTE_REGION_RESULTS_OFFSET + 2 * 4096 + 1024)
+#define REMOTE_REGION_FOUND_OFFSET (REMOTE_REGION_MADE_OFFSET + 1024)
 
 #define REMOTE_REGION_BASE ((uint64_t)0x6b736d640000) /* "ksmd" */
 #define REMOTE_REGION_STRIDE ((uint64_t)0x20000)

@@ -134,8 +134,8 @@ int remote_run(RemoteThread *thread, RemoteCall *calls, size_t n, uint64_t deadl
 int remote_leave(RemoteThread *thread);
 
 #define REMOTE_UFFD_LINK "anon_inode:[userfaultfd]"
-/* The stub holds the userfaultfd fd for us: takes a copy, and has the stub close it, unless it is another one by now. *ret:
- * owned, or -errno: it could not be had. 0; REMOTE_E_LOST: the stub did not wait so long (and has closed it). */
+/* The stub holds the userfaultfd fd for us: takes a copy, and has the stub close it. *ret: owned, or -errno: it could not be
+ * had. 0; REMOTE_E_LOST: the stub did not wait so long (and has closed it). */
 int remote_take(RemoteThread *thread, uint64_t fd, int *ret);
 /* Whether the stub, stopped with these registers, holds one that is still to be closed: *ret. */
 bool remote_still_held(const RemoteThread *thread, const RemoteRegs *regs, uint64_t *ret);
@@ -202,6 +202,7 @@ enum {
         REMOTE_GUARD_MASK = 1 << 6,     /* signals blocked meanwhile */
         REMOTE_GUARD_DONTFORK = 1 << 7,
         REMOTE_GUARD_CLOSE = 1 << 8,    /* of a descriptor that was taken */
+        REMOTE_GUARD_SAME = 1 << 9,     /* only if it is still that one */
 };
 
 #ifdef REMOTE_TEST

@@ -15,10 +15,11 @@
  * A userfaultfd that a call made in the target: brought over to us while the stub holds it, closed there in the same stop.
  * It belongs to the address space it was made in, so it cannot be made anywhere else.
  *
- * What always holds: nothing but what that call made is closed. Between the call and the close other threads of the target run
- * on; should one of them close our number and open something of its own under it, that is noticed by the inode (each
- * userfaultfd has one of its own since Linux 5.12), looked at once more just before the close; then it is left alone.
- * What looks there is /proc/PID/task/TID/fd, whose numbers cannot be anybody else's while the thread is our tracee.
+ * What always holds: nothing but what that call made is closed. Other threads of the target run on meanwhile; should one of
+ * them close our number and open something of its own under it, the stub notices by the inode (each userfaultfd has
+ * one of its own since Linux 5.12): it looks right behind the call and right before the close, which leaves a gap of one
+ * system call. What is looked at from outside is /proc/PID/task/TID/fd, whose numbers cannot be anybody else's while the
+ * thread is our tracee.
  */
 static bool is_userfaultfd(const char *path) {
         char link[32];
@@ -26,37 +27,47 @@ static bool is_userfaultfd(const char *path) {
         return n > 0 && (size_t)n == strlen(REMOTE_UFFD_LINK) && memcmp(link, REMOTE_UFFD_LINK, (size_t)n) == 0;
 }
 
-static bool look_at(pid_t pid, pid_t tid, uint64_t fd, struct stat *ret) {
+static bool is_userfaultfd_of(pid_t pid, pid_t tid, uint64_t fd) {
         char path[96];
         snprintf(path, sizeof path, "/proc/%d/task/%d/fd/%lu", pid, tid, fd);
-        return is_userfaultfd(path) && stat(path, ret) == 0;
+        return is_userfaultfd(path);
 }
-
-static bool is_same(const struct stat *a, const struct stat *b) { return a->st_dev == b->st_dev && a->st_ino == b->st_ino; }
 
 bool remote_held_is_fresh(pid_t pid, uint64_t fd) {
         char path[96];
         _cleanup_free_ char *text = NULL;
-        struct stat st;
-        if (!look_at(pid, pid, fd, &st))
+        if (!is_userfaultfd_of(pid, pid, fd))
                 return false;
         snprintf(path, sizeof path, "/proc/%d/fdinfo/%lu", pid, fd);
         /* API:	version:features in use:features known. Whoever uses one has said which features it wants. */
         return read_file(AT_FDCWD, path, &text, NULL) == 0 && strstr(text, "\nAPI:\taa:0:");
 }
 
-static int copy(pid_t pid, uint64_t fd, const struct stat *held) {
-        struct stat st;
-        _cleanup_close_ int pidfd = (int)syscall(SYS_pidfd_open, pid, 0), ours = -EBADF;
+/* What the stub saw right behind the call, if that is what we got: a number may be another file's by now, and the table
+ * that pidfd_getfd(2) looks into is the first thread's, while this thread may have its own. */
+static int copy(const RemoteThread *thread, uint64_t fd) {
+        struct stat made, st;
+        char path[32];
+        _cleanup_close_ int pidfd = (int)syscall(SYS_pidfd_open, thread->pid, 0), ours = -EBADF;
         if (pidfd < 0)
                 return -errno;
         ours = (int)syscall(SYS_pidfd_getfd, pidfd, (int)fd, 0);
         if (ours < 0)
                 return -errno;
-        /* The first thread's table is what pidfd_getfd(2) looks into. A thread may have another one. */
-        if (fstat(ours, &st) < 0 || !is_same(&st, held))
+        if (pread(thread->memfd, &made, sizeof made, (off_t)(thread->region + REMOTE_REGION_MADE_OFFSET)) != sizeof made ||
+            fstat(ours, &st) < 0 || st.st_dev != made.st_dev || st.st_ino != made.st_ino)
                 return -EBADF;
-        return TAKE_FD(ours);
+        snprintf(path, sizeof path, "/proc/self/fd/%d", ours);
+        return is_userfaultfd(path) ? TAKE_FD(ours) : -EBADF;
+}
+
+/* Tests only: as if what is there now had been there from the start. */
+static void forge(const RemoteThread *thread, uint64_t fd) {
+        char path[96];
+        struct stat st;
+        snprintf(path, sizeof path, "/proc/%d/task/%d/fd/%lu", thread->pid, thread->tid, fd);
+        if (stat(path, &st) == 0)
+                (void)pwrite(thread->memfd, &st, sizeof st, (off_t)(thread->region + REMOTE_REGION_MADE_OFFSET));
 }
 
 static int await_release(RemoteThread *thread) {
@@ -73,19 +84,13 @@ static int await_release(RemoteThread *thread) {
 }
 
 int remote_take(RemoteThread *thread, uint64_t fd, int *ret) {
-        const uint64_t yes = 1, none = 0;
-        struct stat held, still;
-        _cleanup_close_ int ours = -EBADF;
-        if (look_at(thread->pid, thread->tid, fd, &held))
-                ours = copy(thread->pid, fd, &held);
-        else
-                held = (struct stat){};
+        const uint64_t yes = 1;
+        _cleanup_close_ int ours = copy(thread, fd);
         remote_step(REMOTE_STEP_TAKEN);
+        if (!remote_guards(REMOTE_GUARD_SAME))
+                forge(thread, fd);
         if (remote_guards(REMOTE_GUARD_CLOSE)) {
-                bool there = look_at(thread->pid, thread->tid, fd, &still) && is_same(&held, &still);
-                uint64_t at = there ? thread->region + offsetof(RemoteHead, release)
-                                    : thread->region + REMOTE_REGION_RESULTS_OFFSET + offsetof(RemoteResults, held);
-                if (pwrite(thread->memfd, there ? &yes : &none, sizeof yes, (off_t)at) != sizeof yes)
+                if (pwrite(thread->memfd, &yes, sizeof yes, (off_t)(thread->region + offsetof(RemoteHead, release))) != sizeof yes)
                         return REMOTE_E_LOST;
                 remote_step(REMOTE_STEP_RELEASED);
                 int r = await_release(thread);
@@ -99,7 +104,6 @@ int remote_take(RemoteThread *thread, uint64_t fd, int *ret) {
 bool remote_still_held(const RemoteThread *thread, const RemoteRegs *regs, uint64_t *ret) {
         uint64_t at = thread->region + REMOTE_REGION_RESULTS_OFFSET + offsetof(RemoteResults, held), held;
         RemoteDescriptor descriptor;
-        struct stat st;
         if (remote_arch_stub_made(regs, thread->region, &at)) {
                 /* It stands right behind a call and has not taken down what came of it: a freezer stops threads there. */
                 if (pread(thread->memfd, &descriptor, sizeof descriptor, (off_t)at) != sizeof descriptor || !descriptor.hold)
@@ -107,7 +111,7 @@ bool remote_still_held(const RemoteThread *thread, const RemoteRegs *regs, uint6
                 held = (uint64_t)remote_arch_result(regs) + 1;
         } else if (pread(thread->memfd, &held, sizeof held, (off_t)at) != sizeof held)
                 return false;
-        if (held == 0 || held > INT_MAX || !look_at(thread->pid, thread->tid, held - 1, &st))
+        if (held == 0 || held > INT_MAX || !is_userfaultfd_of(thread->pid, thread->tid, held - 1))
                 return false;
         *ret = held - 1;
         return true;

@@ -8,6 +8,7 @@
 #include <signal.h>
 #include <string.h>
 #include <sys/ptrace.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 
@@ -270,7 +271,7 @@ ssize_t remote_arch_find_sigreturn(const uint8_t *text, size_t size) {
  * The stub. In: r12 the region, r13 descriptors to make, rbx the frame, r15 the cookie that says these registers are
  * ours. It uses registers only: no stack, no calls, no vector registers. Afterwards it waits in user mode, not in a
  * call: without its tracer a seccomp filter may not like that call. A descriptor that one of the calls made it holds
- * meanwhile, and closes it when told to. Nobody coming, it goes home by the frame, and closes the descriptor and takes
+ * meanwhile, and closes it when told to, if it is still the same file. Nobody coming, it goes home by the frame, and closes the descriptor and takes
  * the region away on the way when there is no filter to object: by the borrowed `syscall; ret`, which lands in
  * sigreturn.
  */
@@ -294,6 +295,12 @@ _Static_assert(sizeof(RemoteDescriptor) == 64 && sizeof(RemoteResults) == 64 &&
                offsetof(RemoteDescriptor, ignore_error) == 56 && offsetof(RemoteDescriptor, hold) == 60 &&
                offsetof(RemoteResults, home) == 16 && offsetof(RemoteResults, held) == 24, "");
 #define RESULTS_HELD "24+" STR(RESULTS_OFFSET) "(%r12)"
+#define MADE_OFFSET 78848
+#define FOUND_OFFSET 79872
+_Static_assert(MADE_OFFSET == REMOTE_REGION_MADE_OFFSET && FOUND_OFFSET == REMOTE_REGION_FOUND_OFFSET &&
+               FOUND_OFFSET + sizeof(struct stat) <= REGION_BYTES && offsetof(struct stat, st_dev) == 0 &&
+               offsetof(struct stat, st_ino) == 8 &&
+               RESULTS_OFFSET + sizeof(RemoteResults) + REMOTE_BATCH_MAX * sizeof(int64_t) <= MADE_OFFSET, "");
 
 asm(".pushsection .rodata\n"
     ".globl remote_stub_start, remote_stub_made, remote_stub_end\n"
@@ -336,8 +343,12 @@ asm(".pushsection .rodata\n"
     "       jae     10f\n"
     "       cmpl    $0, 60-64(%r14)\n"
     "       je      1b\n"
+    "       mov     %rax, %rdi\n"
     "       inc     %rax\n"
     "       mov     %rax, " RESULTS_HELD "\n"
+    "       mov     $5, %eax\n" /* fstat(held, made) */
+    "       lea     " STR(MADE_OFFSET) "(%r12), %rsi\n"
+    "       syscall\n"
     "       jmp     1b\n"
     "10:    cmpl    $0, 56-64(%r14)\n"
     "       jne     1b\n"
@@ -355,11 +366,20 @@ asm(".pushsection .rodata\n"
     "       je      8f\n"
     "       cmpq    $0, " RESULTS_HELD "\n"
     "       je      7f\n"
-    "6:     mov     $3, %eax\n" /* close(held) */
+    "6:     mov     $5, %eax\n" /* fstat(held, found) */
     "       mov     " RESULTS_HELD ", %rdi\n"
     "       dec     %rdi\n"
+    "       lea     " STR(FOUND_OFFSET) "(%r12), %rsi\n"
     "       syscall\n"
-    "       movq    $0, " RESULTS_HELD "\n"
+    "       mov     " STR(MADE_OFFSET) "(%r12), %rax\n"
+    "       cmp     " STR(FOUND_OFFSET) "(%r12), %rax\n"
+    "       jne     11f\n"
+    "       mov     8+" STR(MADE_OFFSET) "(%r12), %rax\n"
+    "       cmp     8+" STR(FOUND_OFFSET) "(%r12), %rax\n"
+    "       jne     11f\n"
+    "       mov     $3, %eax\n" /* close(held) */
+    "       syscall\n"
+    "11:    movq    $0, " RESULTS_HELD "\n"
     "       cmpq    $0, " STR(HEAD_RELEASE) "(%r12)\n"
     "       jne     3b\n" /* we are there, and will come and stop it */
     "7:     mov     %rbx, %rsp\n"

@@ -35,10 +35,13 @@ typedef struct Hammer {
 unsigned remote_test_leave_out;
 static int end_at_step = -1;
 static unsigned long end_after;
+static useconds_t dawdle_usec; /* while a descriptor is held */
 
 void remote_test_step(RemoteStep step) {
         if ((int)step == end_at_step && end_after-- == 0)
                 raise(SIGKILL);
+        if (step == REMOTE_STEP_TAKEN && dawdle_usec)
+                usleep(dawdle_usec);
 }
 
 static void start_victim(Hammer *hammer) {
@@ -250,6 +253,7 @@ int main(int argc, char **argv) {
                 {"pause-usec", required_argument, NULL, 'p'}, {"leave-out", required_argument, NULL, 'l'},
                 {"kill", no_argument, NULL, 'k'},            {"kill-steps", no_argument, NULL, 'K'},
                 {"expect", required_argument, NULL, 'e'},    {"lenient", no_argument, NULL, 'L'},
+                {"dawdle-usec", required_argument, NULL, 'd'},
                 {},
         };
         for (int o; (o = getopt_long(argc, argv, "", options, NULL)) >= 0;)
@@ -261,6 +265,7 @@ int main(int argc, char **argv) {
                 case 'k': hammer.kill_at_random = true; break;
                 case 'K': hammer.kill_at_steps = true; break;
                 case 'L': hammer.lenient = true; break;
+                case 'd': dawdle_usec = (useconds_t)atoi(optarg); break;
                 case 'e':
                         for (int e = 1; e < 8; e++)
                                 if (strcmp(remote_error_name(e), optarg) == 0)

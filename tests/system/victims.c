@@ -22,6 +22,8 @@ static const Victim victims[] = {
         {"stopcont", victim_stopcont, "job control works as ever"},
         {"frozen", victim_frozen, "its cgroup is frozen and thawed"},
         {"churn", victim_churn, "munmap, mremap, MADV_DONTNEED"},
+        {"files", victim_files, "descriptors have the numbers they must have"},
+        {"closer", victim_closer, "a thread closes what it does not know"},
         {"filter", victim_filter, "a seccomp filter that kills on what it does not know"},
         {"strict", victim_strict, "seccomp strict mode"},
         {"mdwe", victim_mdwe, "PR_SET_MDWE: no memory writable and executable"},

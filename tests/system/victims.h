@@ -49,6 +49,8 @@ void victim_exit(void);
 void victim_stopcont(void);
 void victim_frozen(void);
 void victim_churn(void);
+void victim_files(void);
+void victim_closer(void);
 void victim_filter(void);
 void victim_strict(void);
 void victim_mdwe(void);
