@@ -8,167 +8,18 @@
  */
 #include "test.h"
 
-#include "host/ksm.h"
+#include "pairs.h"
 #include "scan/estimate.h"
-#include "scan/pagemap.h"
 #include "scan/scan.h"
-
-#include <signal.h>
-#include <sys/mman.h>
-#include <sys/prctl.h>
-#include <sys/wait.h>
-
-#define PAGES 1024U             /* of each area */
-#define ZEROS 100U              /* of the forked area: all zero */
-#define ALONE 200U              /* of the merged area: written by one side after merging */
-#define AREA ((uint8_t *)0x200000000000)
-#define AREA_BYTES (PAGES * PAGE_BYTES)
-
-typedef enum Stage { STARTING, FILLED, WRITE, WRITTEN } Stage;
-
-typedef struct Pair {
-        pid_t pids[2];
-        volatile int stages[2];
-        uint64_t frames[2][PAGES];
-} Pair;
 
 static Ksm *ksm;
 static Pair *forked, *merged;
 
 static void clean_up(void) {
-        for (int i = 0; i < 2; i++) {
-                if (forked && forked->pids[i] > 0)
-                        kill(forked->pids[i], SIGKILL);
-                if (merged && merged->pids[i] > 0)
-                        kill(merged->pids[i], SIGKILL);
-        }
+        pairs_end();
         if (ksm)
                 (void)ksm_restore(ksm);
         ksm = ksm_free(ksm);
-}
-
-static void wait_stage(const Pair *pair, int i, Stage stage) {
-        for (int n = 0; pair->stages[i] != (int)stage; n++) {
-                CHECK(n < 10000, "victim %d has come to stage %d only", i, pair->stages[i]);
-                usleep(1000);
-        }
-}
-
-static void fill(unsigned seed, unsigned zeros) {
-        CHECK(mmap(AREA, AREA_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == AREA);
-        CHECK(madvise(AREA, AREA_BYTES, MADV_NOHUGEPAGE) == 0);
-        for (unsigned i = 0; i < PAGES; i++) {
-                uint32_t *words = (uint32_t *)(void *)(AREA + i * PAGE_BYTES);
-                words[0] = 1;
-                for (unsigned k = 0; k < PAGE_BYTES / 4; k++)
-                        words[k] = i < zeros ? 0 : seed + i * 4099 + k;
-        }
-}
-
-static void live(Pair *pair, int i, Stage stage) {
-        prctl(PR_SET_PDEATHSIG, SIGKILL);
-        pair->pids[i] = getpid();
-        pair->stages[i] = stage;
-        for (;;) {
-                if (pair->stages[i] == WRITE) {
-                        for (unsigned k = 0; k < ALONE; k++)
-                                AREA[k * PAGE_BYTES]++;
-                        pair->stages[i] = WRITTEN;
-                }
-                usleep(1000);
-        }
-}
-
-static Pair *new_pair(void) {
-        Pair *pair = mmap(NULL, sizeof *pair, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-        CHECK(pair != MAP_FAILED);
-        return pair;
-}
-
-static void read_entries(pid_t pid, uint64_t *entries) {
-        char path[64];
-        _cleanup_close_ int fd = -EBADF;
-
-        snprintf(path, sizeof path, "/proc/%d/pagemap", pid);
-        fd = open(path, O_RDONLY | O_CLOEXEC);
-        CHECK(fd >= 0, "%s", path);
-        CHECK(pread(fd, entries, PAGES * sizeof *entries, (off_t)((uintptr_t)AREA / PAGE_BYTES * 8)) == PAGES * 8);
-}
-
-static void read_frames(const Pair *pair, int i, uint64_t *frames) {
-        read_entries(pair->pids[i], frames);
-        for (unsigned k = 0; k < PAGES; k++)
-                frames[k] &= PAGEMAP_PFN;
-}
-
-static unsigned n_shared(const Pair *pair) {
-        uint64_t frames[2][PAGES];
-        unsigned n = 0;
-
-        for (int i = 0; i < 2; i++)
-                read_frames(pair, i, frames[i]);
-        for (unsigned k = 0; k < PAGES; k++)
-                n += frames[0][k] && frames[0][k] == frames[1][k];
-        return n;
-}
-
-static void remember(Pair *pair) {
-        for (int i = 0; i < 2; i++)
-                read_frames(pair, i, pair->frames[i]);
-}
-
-static unsigned n_moved(const Pair *pair) {
-        uint64_t frames[PAGES];
-        unsigned n = 0;
-
-        for (int i = 0; i < 2; i++) {
-                read_frames(pair, i, frames);
-                for (unsigned k = 0; k < PAGES; k++)
-                        n += frames[k] != pair->frames[i][k];
-        }
-        return n;
-}
-
-static void start_forked(void) {
-        forked = new_pair();
-        if (fork() == 0) {
-                fill(1, ZEROS);
-                if (fork() == 0)
-                        live(forked, 1, FILLED);
-                live(forked, 0, FILLED);
-        }
-        for (int i = 0; i < 2; i++)
-                wait_stage(forked, i, FILLED);
-        CHECK(n_shared(forked) == PAGES, "%u of %u after fork", n_shared(forked), PAGES);
-}
-
-static void start_merged(void) {
-        unsigned shared = 0;
-        uint64_t entries[PAGES];
-
-        merged = new_pair();
-        for (int i = 0; i < 2; i++) {
-                if (fork() == 0) {
-                        fill(77, 0);
-                        CHECK(madvise(AREA, AREA_BYTES, MADV_MERGEABLE) == 0);
-                        live(merged, i, FILLED);
-                }
-                wait_stage(merged, i, FILLED);
-        }
-        CHECK(ksm_set(ksm, "pages_to_scan", 20000) == 0);
-        CHECK(ksm_set(ksm, "sleep_millisecs", 1) == 0);
-        CHECK(ksm_set(ksm, "run", 1) == 0);
-        for (int n = 0; n < 300 && shared < PAGES; n++) {
-                usleep(100000);
-                shared = n_shared(merged);
-        }
-        CHECK(shared == PAGES, "ksmd merged %u of %u", shared, PAGES);
-        CHECK(ksm_set(ksm, "run", 0) == 0);
-        merged->stages[1] = WRITE;
-        wait_stage(merged, 1, WRITTEN);
-        read_entries(merged->pids[0], entries);
-        for (unsigned k = 0; k < ALONE; k++)
-                CHECK(entries[k] & PAGEMAP_EXCLUSIVE, "page %u has a KSM frame of its own", k);
 }
 
 /* Scans the area of one victim; counts[kind]. */
@@ -190,7 +41,7 @@ static void scan_area(Scanner *scanner, pid_t pid, unsigned *counts) {
 
                 scan_batch_whole(&batch, block);
                 CHECK(scan_batch(scanner, 0, &batch) == 0);
-                if (block->addr < (uintptr_t)AREA || block->addr >= (uintptr_t)AREA + AREA_BYTES)
+                if (block->addr < (uintptr_t)pair_area() || block->addr >= (uintptr_t)pair_area() + PAIR_BYTES)
                         continue;
                 for (unsigned i = 0; i < BLOCK_PAGES; i++) {
                         const ScanPage *p = &batch.pages[i];
@@ -205,9 +56,10 @@ static void scan_area(Scanner *scanner, pid_t pid, unsigned *counts) {
 }
 
 static void check_unmoved(const char *what) {
-        unsigned of_fork = n_moved(forked), of_ksm = n_moved(merged);
+        unsigned of_fork = pair_count_moved(forked), of_ksm = pair_count_moved(merged);
 
-        printf("%s: frames changed: %u of %u forked, %u of %u merged\n", what, of_fork, 2 * PAGES, of_ksm, 2 * PAGES);
+        printf("%s: frames changed: %u of %u forked, %u of %u merged\n", what, of_fork, 2 * PAIR_PAGES, of_ksm,
+               2 * PAIR_PAGES);
 #ifdef NAIVE_READER
         CHECK(of_fork > 0, "a pinning reader un-shared nothing that was forked");
         CHECK(of_ksm > 0, "a pinning reader un-shared nothing that was merged");
@@ -226,8 +78,8 @@ static void test_scan(void) {
         for (uint32_t pass = 1; pass <= 2; pass++) {
                 memset(forked_counts, 0, sizeof forked_counts);
                 memset(merged_counts, 0, sizeof merged_counts);
-                remember(forked);
-                remember(merged);
+                pair_remember(forked);
+                pair_remember(merged);
                 scanner_begin_pass(scanner, pass);
                 for (int i = 0; i < 2; i++) {
                         scan_area(scanner, forked->pids[i], forked_counts[i]);
@@ -236,12 +88,13 @@ static void test_scan(void) {
 #ifdef NAIVE_READER
                 break;
 #endif
-                CHECK(forked_counts[0][SCAN_HASHED] == PAGES - ZEROS);
-                CHECK(forked_counts[1][SCAN_SHARED] == PAGES - ZEROS);
-                CHECK(forked_counts[0][SCAN_ZERO] == ZEROS && forked_counts[1][SCAN_ZERO] == ZEROS);
-                CHECK(merged_counts[0][SCAN_KSM] == PAGES, "KSM frames mapped once included: %u", merged_counts[0][SCAN_KSM]);
-                CHECK(merged_counts[1][SCAN_KSM] == PAGES - ALONE);
-                CHECK(merged_counts[1][SCAN_HASHED] == ALONE);
+                CHECK(forked_counts[0][SCAN_HASHED] == PAIR_PAGES - PAIR_ZEROS);
+                CHECK(forked_counts[1][SCAN_SHARED] == PAIR_PAGES - PAIR_ZEROS);
+                CHECK(forked_counts[0][SCAN_ZERO] == PAIR_ZEROS && forked_counts[1][SCAN_ZERO] == PAIR_ZEROS);
+                CHECK(merged_counts[0][SCAN_KSM] == PAIR_PAGES, "KSM frames mapped once included: %u",
+                      merged_counts[0][SCAN_KSM]);
+                CHECK(merged_counts[1][SCAN_KSM] == PAIR_PAGES - PAIR_ALONE);
+                CHECK(merged_counts[1][SCAN_HASHED] == PAIR_ALONE);
         }
         check_unmoved("scan");
 }
@@ -260,12 +113,13 @@ static void test_census(void) {
 
                 CHECK(target_new((i < 2 ? merged : forked)->pids[i % 2], &target) == 0);
                 CHECK(target_open_memory(target) == 0);
-                CHECK(census_add(frames, target, (uintptr_t)AREA, (uintptr_t)AREA + AREA_BYTES, &census) == 0);
+                CHECK(census_add(frames, target, (uintptr_t)pair_area(), (uintptr_t)pair_area() + PAIR_BYTES,
+                                 &census) == 0);
         }
-        CHECK(census.pages == 4 * PAGES);
+        CHECK(census.pages == 4 * PAIR_PAGES);
         CHECK(census.zeropage == 0);
-        CHECK(census.ksm_mappings == 2 * (PAGES - ALONE), "%lu", census.ksm_mappings);
-        CHECK(census.ksm_frames == PAGES - ALONE, "%lu", census.ksm_frames);
+        CHECK(census.ksm_mappings == 2 * (PAIR_PAGES - PAIR_ALONE), "%lu", census.ksm_mappings);
+        CHECK(census.ksm_frames == PAIR_PAGES - PAIR_ALONE, "%lu", census.ksm_frames);
 }
 
 static void test_estimate(void) {
@@ -273,8 +127,8 @@ static void test_estimate(void) {
         EstimateCounts counts;
         unsigned process;
 
-        remember(forked);
-        remember(merged);
+        pair_remember(forked);
+        pair_remember(merged);
         CHECK(estimate_new(&estimate) == 0);
         for (int i = 0; i < 4; i++) {
                 _cleanup_(target_freep) Target *target = NULL;
@@ -298,8 +152,7 @@ int main(void) {
                 TEST_SKIP("a kernel without KSM");
         CHECK(r == 0);
         atexit(clean_up);
-        start_forked();
-        start_merged();
+        pairs_start(ksm, &forked, &merged);
         test_census();
         test_scan();
 #ifdef NAIVE_READER

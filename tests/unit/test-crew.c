@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* Every item once, by threads that really work side by side; and what the threads must not do: take signals, run while
- * there is nothing to do. Run with -Db_sanitize=thread, the plain counters here prove what crew_run() says of memory. */
+ * there is nothing to do. With -Db_sanitize=thread the plain counters here prove what crew_run() says of memory. */
 #include "base/crew.h"
 
 #include <dirent.h>
@@ -75,7 +75,8 @@ static void meet(void *userdata, unsigned thread, size_t item) {
         sigset_t mask;
 
         pthread_sigmask(SIG_SETMASK, NULL, &mask);
-        if (thread != 0 && (!sigismember(&mask, SIGTERM) || !sigismember(&mask, SIGCHLD) || !sigismember(&mask, SIGHUP)))
+        if (thread != 0 &&
+            (!sigismember(&mask, SIGTERM) || !sigismember(&mask, SIGCHLD) || !sigismember(&mask, SIGHUP)))
                 job->signals_taken = true;
         job->ids[thread] = pthread_self();
         job->by[thread]++;

@@ -1,5 +1,9 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* The map of frames, alone and shared by threads. */
 #include "scan/frames.h"
+
+#include "base/crew.h"
+#include "scan/stripes.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -58,10 +62,93 @@ static void test_clear_forgets(void **state) {
         assert_int_equal(map.allocated, 0);
 }
 
+#define THREADS 4U
+#define SHARED_FRAMES 20000U
+
+typedef struct Race {
+        FrameStripes *stripes;
+        unsigned claimed[THREADS]; /* frames that each thread was the first to claim */
+        unsigned broken[THREADS];  /* answers that cannot be */
+} Race;
+
+/* Each frame comes up once for each thread that might take it. */
+static void race_for_frame(void *userdata, unsigned thread, size_t item) {
+        Race *race = userdata;
+        uint64_t pfn = 1 + item / THREADS * 7, claim = item + 1;
+        Frame frame;
+
+        if (frame_stripes_claim(race->stripes, pfn, claim, &frame) < 0)
+                race->broken[thread]++;
+        else if (frame.tag == 0 && frame.value == 0) {
+                race->claimed[thread]++;
+                if (frame_stripes_set(race->stripes, pfn, 3, pfn * pfn) < 0)
+                        race->broken[thread]++;
+        } else if (frame.tag == 0) /* claimed by another item for this frame, and not yet set */
+                race->broken[thread] += frame.value == claim || (frame.value - 1) / THREADS != item / THREADS;
+        else
+                race->broken[thread] += frame.tag != 3 || frame.value != pfn * pfn;
+        if (!frame_stripes_get(race->stripes, pfn, &frame) || (frame.tag == 3 && frame.value != pfn * pfn))
+                race->broken[thread]++;
+}
+
+static void test_shared_by_threads(void **state) {
+        _cleanup_(crew_freep) Crew *crew = NULL;
+        _cleanup_(frame_stripes_freep) FrameStripes *stripes = NULL;
+        Frame frame;
+
+        assert_int_equal(crew_new(THREADS, &crew), 0);
+        assert_int_equal(frame_stripes_new(&stripes), 0);
+        for (unsigned round = 0; round < 5; round++) {
+                Race race = { .stripes = stripes };
+                unsigned claimed = 0;
+
+                crew_run(crew, (size_t)SHARED_FRAMES * THREADS, race_for_frame, &race);
+                for (unsigned i = 0; i < THREADS; i++) {
+                        assert_int_equal(race.broken[i], 0);
+                        claimed += race.claimed[i];
+                }
+                assert_int_equal(claimed, SHARED_FRAMES); /* one each, whoever it was */
+                for (unsigned i = 0; i < SHARED_FRAMES; i++) {
+                        uint64_t pfn = 1 + (uint64_t)i * 7;
+
+                        assert_true(frame_stripes_get(stripes, pfn, &frame));
+                        assert_int_equal(frame.pfn, pfn);
+                        assert_int_equal(frame.tag, 3);
+                        assert_int_equal(frame.value, pfn * pfn);
+                        assert_false(frame_stripes_get(stripes, pfn + 1, &frame));
+                }
+                frame_stripes_clear(stripes);
+                assert_false(frame_stripes_get(stripes, 1, &frame));
+        }
+}
+
+/* While nobody knows what a frame holds, the last to claim it is noted; then it is as it was set. */
+static void test_claim(void **state) {
+        _cleanup_(frame_stripes_freep) FrameStripes *stripes = NULL;
+        Frame frame;
+
+        assert_int_equal(frame_stripes_new(&stripes), 0);
+        assert_int_equal(frame_stripes_claim(stripes, 9, 100, &frame), 0);
+        assert_int_equal(frame.tag, 0);
+        assert_int_equal(frame.value, 0);
+        assert_int_equal(frame_stripes_claim(stripes, 9, 101, &frame), 0);
+        assert_int_equal(frame.value, 100);
+        assert_int_equal(frame_stripes_claim(stripes, 9, 102, &frame), 0);
+        assert_int_equal(frame.value, 101);
+        assert_int_equal(frame_stripes_set(stripes, 9, 1, 77), 0);
+        assert_int_equal(frame_stripes_claim(stripes, 9, 103, &frame), 0);
+        assert_int_equal(frame.tag, 1);
+        assert_int_equal(frame.value, 77);
+        assert_true(frame_stripes_get(stripes, 9, &frame));
+        assert_int_equal(frame.value, 77);
+}
+
 int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(test_against_an_array),
                 cmocka_unit_test(test_clear_forgets),
+                cmocka_unit_test(test_claim),
+                cmocka_unit_test(test_shared_by_threads),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);
 }
