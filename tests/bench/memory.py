@@ -45,7 +45,6 @@ def memory(bench, mib):
         slab, _ = kernel(writer)
         writer.order("mark")
         ksmd.scan(2)
-        ksmd.check_alone(writer.pages)
         ksm = (kernel(writer)[0] - slab) / writer.pages
         bench.record(ksm_slab_bytes_per_page=ksm)
     bench.require("bytes a page, daemon and kernel", row["bytes_per_page"], at_most=16)
