@@ -16,9 +16,14 @@ static size_t round_up(size_t n, size_t to) {
         return DIV_ROUND_UP(n, to) * to;
 }
 
+void array_init(Array *array, Arrays *all) {
+        *array = (Array){ .all = all, .next = all->first };
+        all->first = array;
+}
+
 int array_extend(Array *array, size_t bytes) {
         if (bytes > array->reserved) {
-                size_t want = round_up(bytes + bytes / 2, RESERVED_MIN);
+                size_t want = round_up(2 * bytes, RESERVED_MIN);
                 void *p = array->data ? mremap(array->data, array->reserved, want, MREMAP_MAYMOVE)
                                       : mmap(NULL, want, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
                 if (p == MAP_FAILED)
@@ -29,24 +34,31 @@ int array_extend(Array *array, size_t bytes) {
                 array->data = p;
                 array->reserved = want;
         }
+        array->all->held -= array->held;
         array->held = round_up(bytes, PAGE_BYTES);
+        array->all->held += array->held;
         return 0;
 }
 
-void array_trim(Array *array, size_t bytes) {
-        size_t keep = round_up(bytes + ARRAY_SLACK_BYTES / 2 + array->held / 32, PAGE_BYTES);
+static void array_trim(Array *array) {
+        size_t keep = round_up(array->used + array->held / 64, PAGE_BYTES);
 
-        if (madvise(array->data + keep, array->held - keep, MADV_DONTNEED) < 0)
+        if (keep >= array->held || madvise(array->data + keep, array->held - keep, MADV_DONTNEED) < 0)
                 return;
+        array->all->held -= array->held - keep;
         array->held = keep;
 
-        size_t reserve = round_up(keep + keep / 2, RESERVED_MIN);
+        size_t reserve = MAX_OF(round_up(2 * keep, RESERVED_MIN), RESERVED_MIN);
         if (reserve <= array->reserved / 2 && munmap(array->data + reserve, array->reserved - reserve) >= 0)
                 array->reserved = reserve;
+}
+
+void arrays_trim(Arrays *all) {
+        for (Array *array = all->first; array; array = array->next)
+                array_trim(array);
 }
 
 void array_done(Array *array) {
         if (array->data)
                 munmap(array->data, array->reserved);
-        *array = (Array){};
 }

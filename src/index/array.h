@@ -14,25 +14,55 @@
  * Growing never copies: address space is asked for with room to spare, and when that is used up mremap(2) moves the
  * page tables (60 us for 128 MiB). So pointers into an array die when that array grows, but not when it shrinks.
  */
-typedef struct Array {
+typedef struct Array Array;
+
+/* All the arrays of a tree: what one does not use at the moment may be as much as is fair for all of them, so that
+ * sizes that swing against each other, as those of a growing hash table do, cost no system calls. */
+typedef struct Arrays {
+        Array *first;
+        size_t used, held;      /* bytes, sums over the arrays */
+} Arrays;
+
+struct Array {
         uint8_t *data;
+        size_t used;            /* bytes */
         size_t held;            /* bytes from the start that may have physical memory behind them */
         size_t reserved;        /* bytes of address space */
-} Array;
+        Arrays *all;
+        Array *next;
+};
 
-#define ARRAY_SLACK_BYTES (2 * PAGE_BYTES)
+/* What is not used goes back when it is more than a sixteenth of all and this, which covers a part of a page for every
+ * array that a tree of hashes uses. */
+#define ARRAYS_SLACK_BYTES (10 * PAGE_BYTES)
+
+void array_init(Array *array, Arrays *all);
+void array_done(Array *array); /* together with all the others */
 
 int array_extend(Array *array, size_t bytes);
-void array_trim(Array *array, size_t bytes);
-void array_done(Array *array);
+void arrays_trim(Arrays *all);
 
-/* Makes room for so many bytes in all; what is new is zero or what was there before. -ENOMEM: as before. */
-static inline int array_grow(Array *array, size_t bytes) {
+/* Makes room for the array to grow to so many bytes: until something shrinks, that cannot fail. -ENOMEM: as before. */
+static inline int array_reserve(Array *array, size_t bytes) {
         return __builtin_expect(bytes <= array->held, true) ? 0 : array_extend(array, bytes);
 }
 
-/* Only so many bytes are needed any longer. Some slack stays, lest a size that swings costs system calls. */
-static inline void array_shrink(Array *array, size_t bytes) {
-        if (__builtin_expect(array->held - bytes > ARRAY_SLACK_BYTES + array->held / 8, false))
-                array_trim(array, bytes);
+/* Makes the array longer; what is new is zero or what was there before. -ENOMEM: as before. */
+static inline int array_grow(Array *array, size_t used) {
+        int r = array_reserve(array, used);
+
+        if (r < 0)
+                return r;
+        array->all->used += used - array->used;
+        array->used = used;
+        return 0;
+}
+
+static inline void array_shrink(Array *array, size_t used) {
+        Arrays *all = array->all;
+
+        all->used -= array->used - used;
+        array->used = used;
+        if (__builtin_expect(all->held - all->used > ARRAYS_SLACK_BYTES + all->held / 16, false))
+                arrays_trim(all);
 }

@@ -19,10 +19,12 @@ uint32_t *stable_find_frame(const Stable *tree, uint64_t frame) {
 }
 
 uint32_t dup_new(Stable *tree) {
+        (void)array_grow(&tree->dups, ((size_t)tree->n_dups + 1) * sizeof(Dup));
         return tree->n_dups++;
 }
 
 uint32_t chain_record_new(Stable *tree) {
+        (void)array_grow(&tree->chains, ((size_t)tree->n_chains + 1) * sizeof(Chain));
         return tree->n_chains++;
 }
 
@@ -155,9 +157,9 @@ int stable_prepare(Stable *tree) {
         int r = tree->n_dups == DUPS_MAX ? -ENOMEM : 0;
 
         if (r >= 0)
-                r = array_grow(&tree->dups, ((size_t)tree->n_dups + 1) * sizeof(Dup));
+                r = array_reserve(&tree->dups, ((size_t)tree->n_dups + 1) * sizeof(Dup));
         if (r >= 0)
-                r = array_grow(&tree->chains, ((size_t)tree->n_chains + 1) * sizeof(Chain));
+                r = array_reserve(&tree->chains, ((size_t)tree->n_chains + 1) * sizeof(Chain));
         if (r >= 0 && tree->keys.n == 0)
                 r = buckets_add(&tree->keys, NIL);
         if (r >= 0 && tree->frames.n == 0)

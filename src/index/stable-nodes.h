@@ -42,6 +42,7 @@ typedef struct Chain {
 } Chain;
 
 struct Stable {
+        Arrays arrays;
         Buckets keys;           /* words: first item */
         Buckets frames;         /* words: first dup */
         Array dups;

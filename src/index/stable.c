@@ -22,6 +22,10 @@ int stable_new(uint32_t max_sharing, Stable **ret) {
                 return -ENOMEM;
 
         tree->max_sharing = max_sharing;
+        array_init(&tree->keys.words, &tree->arrays);
+        array_init(&tree->frames.words, &tree->arrays);
+        array_init(&tree->dups, &tree->arrays);
+        array_init(&tree->chains, &tree->arrays);
         *ret = tree;
         return 0;
 }
@@ -267,7 +271,6 @@ void stable_counts(const Stable *tree, StableCounts *ret) {
                 .stable_node_chains = tree->n_chains,
                 .stable_node_dups = tree->n_chained,
                 .nodes = tree->n_nodes,
-                .bytes = sizeof *tree + tree->keys.words.held + tree->frames.words.held + tree->dups.held +
-                         tree->chains.held,
+                .bytes = sizeof *tree + tree->arrays.held,
         };
 }

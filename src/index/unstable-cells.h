@@ -39,6 +39,7 @@ typedef struct CellClass {
 } CellClass;
 
 struct Unstable {
+        Arrays arrays;
         Buckets buckets;        /* words: id of the first cell, 0 when the bucket is empty */
         CellClass classes[CELL_SIZES + 1]; /* by size; 0 is not used */
         size_t n;

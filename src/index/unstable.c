@@ -35,6 +35,9 @@ int unstable_new(Unstable **ret) {
         if (!tree)
                 return -ENOMEM;
 
+        array_init(&tree->buckets.words, &tree->arrays);
+        for (uint32_t size = 1; size <= CELL_SIZES; size++)
+                array_init(&tree->classes[size].cells, &tree->arrays);
         *ret = tree;
         return 0;
 }
@@ -420,9 +423,5 @@ size_t unstable_count(const Unstable *tree) {
 }
 
 size_t unstable_bytes(const Unstable *tree) {
-        size_t bytes = sizeof *tree + tree->buckets.words.held;
-
-        for (uint32_t size = 1; size <= CELL_SIZES; size++)
-                bytes += tree->classes[size].cells.held;
-        return bytes;
+        return sizeof *tree + tree->arrays.held;
 }

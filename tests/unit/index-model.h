@@ -82,9 +82,23 @@ static inline size_t resident_bytes(const Array *array) {
         return n * PAGE_BYTES;
 }
 
-/* The array needs so many bytes: it holds them and little more, and the kernel has lent no more than it says. */
-static inline void array_check(const Array *array, size_t bytes) {
-        assert_in_range(array->held, bytes, MAX_OF(bytes + PAGE_BYTES, (bytes + ARRAY_SLACK_BYTES) * 8 / 7));
-        assert_in_range(array->reserved, array->held, SIZE_MAX);
+/* The array is so long, and the kernel has lent no more than it says. */
+static inline void array_check(const Array *array, size_t used) {
+        assert_int_equal(array->used, used);
+        assert_in_range(array->held, used, array->reserved);
         assert_in_range(resident_bytes(array), 0, array->held);
+}
+
+/* Together they hold little more than they need. */
+static inline void arrays_check(const Arrays *all) {
+        size_t used = 0, held = 0;
+
+        for (const Array *array = all->first; array; array = array->next) {
+                used += array->used;
+                held += array->held;
+        }
+        assert_int_equal(all->used, used);
+        assert_int_equal(all->held, held);
+        /* what was shrunk away is bounded by array_shrink(); growing adds less than a page to each */
+        assert_in_range(held - used, 0, 2 * ARRAYS_SLACK_BYTES + used / 15);
 }

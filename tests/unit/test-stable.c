@@ -82,6 +82,7 @@ static void tree_check(const Stable *tree) {
         assert_int_equal(n_chained, tree->n_chained);
         assert_int_equal(n_sharers, tree->n_sharers);
         assert_true(tree->checked <= tree->n_dups);
+        arrays_check(&tree->arrays);
         array_check(&tree->dups, tree->n_dups * sizeof(Dup));
         array_check(&tree->chains, tree->n_chains * sizeof(Chain));
         array_check(&tree->keys.words, tree->keys.n * sizeof(uint32_t));

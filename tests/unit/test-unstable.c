@@ -75,6 +75,7 @@ static void tree_check(const Unstable *tree, bool after_failures) {
         assert_int_equal(n, tree->n);
 
         /* dense: as many cells as the buckets name, and memory for little more */
+        arrays_check(&tree->arrays);
         array_check(&tree->buckets.words, tree->buckets.n * sizeof(uint32_t));
         for (uint32_t size = 1; size <= CELL_SIZES; size++) {
                 assert_int_equal(tree->classes[size].n, n_cells[size]);
