@@ -76,7 +76,7 @@ struct Ksm {
         KnobRecord records[N_KNOBS];
         bool left_changed;
         int state_error;                /* of an unusable state file, to be told once */
-        pid_t ksmd;                     /* 0: not looked for yet */
+        Ksmd ksmd;
 };
 
 static int knob_by_name(const char *name) {
@@ -217,6 +217,7 @@ int ksm_new(const char *sysfs, const char *state_path, Ksm **ret) {
         for (size_t i = 0; i < ELEMENTSOF(counters); i++)
                 ksm->counter_fds[i] = -EBADF;
         ksm->run = -EBADF;
+        ksm->ksmd = KSMD_NULL;
         ksm->directory = open(sysfs ?: "/sys/kernel/mm/ksm", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
         if (ksm->directory < 0)
                 return -errno;
@@ -254,6 +255,7 @@ Ksm *ksm_free(Ksm *ksm) {
                 safe_close(ksm->counter_fds[i]);
         safe_close(ksm->run);
         safe_close(ksm->directory);
+        ksmd_done(&ksm->ksmd);
         free(ksm->state_path);
         free(ksm);
         return NULL;

@@ -62,23 +62,40 @@ static int ksmd_find(pid_t *ret, uint64_t *ret_ticks) {
         return r;
 }
 
-int ksmd_cpu(pid_t *pid, uint64_t *ret) {
-        _cleanup_free_ char *text = NULL;
+void ksmd_done(Ksmd *ksmd) { ksmd->schedstat = safe_close(ksmd->schedstat); }
+
+/* In nanoseconds; needs CONFIG_SCHED_INFO. */
+static int schedstat_cpu(int fd, uint64_t *ret) {
+        char text[64];
+        ssize_t n = pread(fd, text, sizeof text - 1, 0);
+
+        if (n < 0)
+                return -errno;
+        text[n] = 0;
+        return sscanf(text, "%" SCNu64, ret) == 1 && *ret > 0 ? 0 : -ENODATA;
+}
+
+int ksmd_cpu(Ksmd *ksmd, uint64_t *ret) {
         uint64_t ticks, nsec;
         char path[40];
 
-        if (*pid <= 0 || ksmd_stat(*pid, &ticks) < 0) {
-                int r = ksmd_find(pid, &ticks);
+        if (ksmd->schedstat >= 0 && schedstat_cpu(ksmd->schedstat, &nsec) == 0) {
+                *ret = nsec;
+                return 0;
+        }
+        if (ksmd->pid <= 0 || ksmd_stat(ksmd->pid, &ticks) < 0) {
+                int r = ksmd_find(&ksmd->pid, &ticks);
                 if (r < 0) {
-                        *pid = 0;
+                        ksmd->pid = 0;
                         return r;
                 }
         }
-        /* schedstat needs CONFIG_SCHED_INFO; the ticks of stat are 10 ms. */
-        snprintf(path, sizeof path, "/proc/%d/schedstat", (int)*pid);
-        if (read_file(AT_FDCWD, path, &text, NULL) == 0 && sscanf(text, "%" SCNu64, &nsec) == 1 && nsec > 0)
+        safe_close(ksmd->schedstat);
+        snprintf(path, sizeof path, "/proc/%d/schedstat", (int)ksmd->pid);
+        ksmd->schedstat = open(path, O_RDONLY | O_CLOEXEC);
+        if (ksmd->schedstat >= 0 && schedstat_cpu(ksmd->schedstat, &nsec) == 0)
                 *ret = nsec;
         else
-                *ret = ticks * (NSEC_PER_SEC / (uint64_t)sysconf(_SC_CLK_TCK));
+                *ret = ticks * (NSEC_PER_SEC / (uint64_t)sysconf(_SC_CLK_TCK)); /* of 10 ms */
         return 0;
 }

@@ -5,6 +5,14 @@
 
 #include <sys/types.h>
 
-/* CPU time of the kernel thread ksmd, in nanoseconds. *pid remembers which it is; 0 at first. -ENOENT: none is visible
- * (no KSM, or we are in a pid namespace of our own). */
-int ksmd_cpu(pid_t *pid, uint64_t *ret);
+/* Which thread ksmd is: it lives as long as the kernel does. */
+typedef struct Ksmd {
+        pid_t pid;              /* 0: not found yet */
+        int schedstat;          /* of it, kept open: ksmd is looked at every few milliseconds; -EBADF */
+} Ksmd;
+
+#define KSMD_NULL ((Ksmd){ .schedstat = -EBADF })
+void ksmd_done(Ksmd *ksmd);
+
+/* Its CPU time, in nanoseconds. -ENOENT: none is visible (no KSM, or we are in a pid namespace of our own). */
+int ksmd_cpu(Ksmd *ksmd, uint64_t *ret);
