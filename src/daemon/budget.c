@@ -18,16 +18,22 @@
 #include <string.h>
 
 #define QUOTA_ONE 10000U
-/* The portions: what the quota gives in this time. Short enough to be smooth, long enough that stopping and starting
- * (ksmd, too) costs next to nothing. */
-#define PORTION_NSEC (200 * NSEC_PER_MSEC)
+/* The portions: what the quota gives in this time, short enough to be smooth. */
+#define PORTION_TIME_NSEC (200 * NSEC_PER_MSEC)
+/* But no smaller, while they do not come more seldom than that: each has its price (ksmd is stopped, and started). */
+#define PORTION_MIN_NSEC (20 * NSEC_PER_MSEC)
+#define PORTION_TIME_MAX_NSEC NSEC_PER_SEC
 
 __extension__ typedef unsigned __int128 Wide;
 
 static uint64_t scale(uint64_t value, uint64_t by, uint64_t of) { return (uint64_t)((Wide)value * by / of); }
 
 static int64_t portion_nsec(const Budget *budget) {
-        return (int64_t)MAX_OF(scale(budget->allowance_nsec, PORTION_NSEC, BUDGET_WINDOW_NSEC), (uint64_t)1);
+        uint64_t usual = scale(budget->allowance_nsec, PORTION_TIME_NSEC, BUDGET_WINDOW_NSEC);
+        uint64_t most = scale(budget->allowance_nsec, PORTION_TIME_MAX_NSEC, BUDGET_WINDOW_NSEC);
+        uint64_t portion = usual >= PORTION_MIN_NSEC ? usual : MIN_OF(most, PORTION_MIN_NSEC);
+
+        return (int64_t)MAX_OF(portion, (uint64_t)1);
 }
 
 static int64_t beyond_half_nsec(const Budget *budget) {
