@@ -1,0 +1,194 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""CPUQuota= from outside: what the daemon and ksmd use together, by the kernel's own count. How exactly the quota is kept
+over whole minutes is measured by tests/bench/budget.py; here everything holds however busy the machine is."""
+import contextlib
+import os
+import pathlib
+import resource
+import signal
+import statistics
+import threading
+import time
+
+from harness import KSM, Host, check, knobs, ksmd_ticks, run_tests, wait_for
+
+
+def cpu_nsec(pid):
+    """CPU time of all threads of a process, in nanoseconds."""
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in pathlib.Path(f"/proc/{pid}/task").iterdir())
+
+
+def opted_in(group, quota, more="", merge="yes"):
+    return f"MinimumAge=0\nScanInterval=100ms\nCPUQuota={quota:g}%\n{more}\n[Cgroup {group}]\nMerge={merge}\n"
+
+
+@contextlib.contextmanager
+def churn(host, group, mib=32, seconds=1, alive=4):
+    """More work than a small quota allows, for the daemon and for ksmd: memory that is new all the time."""
+    ended = threading.Event()
+
+    def run():
+        loads = []
+        for seed in range(1, 1 << 30):
+            if ended.is_set():
+                break
+            loads.append(host.workload(group, processes=4, mib=mib, duplicate=60, zero=5, seed=seed))
+            if len(loads) > alive:
+                host.end(loads.pop(0))
+            ended.wait(seconds)
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+class Meter:
+    """Seconds of CPU time that a daemon and ksmd used since the daemon was started."""
+
+    def __init__(self, host, *arguments, **options):
+        self.ksmd = ksmd_ticks()
+        self.daemon = host.daemon(*arguments, **options)
+
+    def parts(self):
+        return cpu_nsec(self.daemon.pid) / 1e9, (ksmd_ticks() - self.ksmd) / 1e9
+
+    def used(self):
+        return sum(self.parts())
+
+
+def share_while_busy(host, quota, seconds):
+    """The share of a CPU used over so many seconds, once half of a minute's allowance is used; in percent."""
+    group = host.cgroup(f"quota-{quota}")
+    with churn(host, group):
+        meter = Meter(host, host.configure(opted_in(group, quota)))
+        wait_for("half of the allowance used", lambda: meter.used() > min(quota, 5) / 100 * 30, 60)
+        begun, before = time.monotonic(), meter.parts()
+        time.sleep(seconds)
+        took, after = time.monotonic() - begun, meter.parts()
+        status = host.call("GetStatus")
+        shares = [100 * (b - a) / took for a, b in zip(before, after)]
+        print(f"    quota {quota} %: daemon {shares[0]:.1f}, ksmd {shares[1]:.1f} %, {status['full_scans']} passes, "
+              f"throttled {status['throttled']}, used {100 * status['cpu_used']:.2f} %")
+        check(abs(status["cpu_quota"] * 100 - quota) < 1e-6, f"{status}")
+        check(host.stop(meter.daemon) == 0, "end")
+    return sum(shares), status
+
+
+def quota_is_kept():
+    """saturated, the daemon and ksmd together keep to the quota; without one they use far more"""
+    with Host("quota") as host:
+        share, status = share_while_busy(host, 5, 15)
+        check(share <= 7.5, f"{share:.1f} % used of a quota of 5 %")
+        check(status["throttled"] and status["cpu_used"] <= 0.05, f"{status}")
+        share, status = share_while_busy(host, 100000, 6)
+        check(share >= 15, f"{share:.1f} % without a quota: nothing was saturated, so this proves nothing")
+        check(not status["throttled"], f"{status}")
+
+
+def new_memory_is_not_held_back():
+    """with the default quota a daemon that starts merges what is there without waiting once"""
+    with Host("start") as host:
+        group = host.cgroup("a")
+        load = host.workload(group, processes=4, mib=100, duplicate=30)
+        begun = time.monotonic()
+        meter = Meter(host, host.configure(opted_in(group, 10, "ScanInterval=10s")))
+        wait_for("merged", lambda: load.merged() >= 0.95 * load.mergeable, 60, 0.01)
+        took, used, stats = time.monotonic() - begun, meter.used(), host.stats()
+        print(f"    95 % of {load.mergeable} pages merged within {took:.2f} s, {used:.2f} s of CPU time")
+        check(used < 2.9 and stats["throttled_nsec"] == 0, f"held back after {used} s of CPU time: {stats}")
+        check(host.stop(meter.daemon) == 0 and load.intact(), "end")
+
+
+def control_is_answered():
+    """while work waits for the quota, control is answered at once, and what interrupts a pass does so"""
+    with Host("control") as host:
+        group = host.cgroup("a")
+        load = host.workload(group, processes=4, mib=128, duplicate=0)
+        daemon = host.daemon(host.configure(opted_in(group, 1)))
+        wait_for("throttled", lambda: host.call("GetStatus")["throttled"], 30)
+        times, throttled = [], 0
+        for _ in range(100):
+            begun = time.monotonic()
+            throttled += host.call("GetStatus")["throttled"]
+            times.append(time.monotonic() - begun)
+            time.sleep(0.013)
+        print(f"    throttled in {throttled} of 100 calls: median {statistics.median(times) * 1e3:.1f} ms, "
+              f"greatest {max(times) * 1e3:.1f} ms")
+        check(throttled >= 50, "work did not wait, so this proves nothing")
+        check(statistics.median(times) < 0.05, f"{sorted(times)}")
+        # The pass under way would take many seconds yet.
+        waited, passes = host.stats()["throttled_nsec"], host.stats()["full_scans"]
+        host.ctl("pause")
+        wait_for("paused", lambda: host.call("GetStatus")["state"] == "paused", 5)
+        time.sleep(1.5)
+        check(not host.call("GetStatus")["throttled"], "throttled while paused")
+        host.ctl("resume")
+        # A new quota is in force at once.
+        host.configure(opted_in(group, 100000))
+        host.ctl("reload")
+        host.passes(2)
+        check(host.stats()["full_scans"] >= passes + 2 and waited > 0, f"{host.stats()}")
+        wait_for("a second without waiting", lambda: not host.call("GetStatus")["throttled"], 5)
+        check(host.stop(daemon) == 0 and load.intact(), "end")
+
+
+def paused_burst(host, group):
+    """A daemon whose burst stands because the quota is used up; the workload, the daemon."""
+    load = host.workload(group, processes=2, mib=192, duplicate=95, run=64)
+    meter = Meter(host, host.configure(opted_in(group, 1)))
+    end = time.monotonic() + 60
+    while int((KSM / "sleep_millisecs").read_text()) < 60000 or (KSM / "run").read_text() != "1\n":
+        check(meter.daemon.poll() is None and time.monotonic() < end, "no burst was paused")
+        time.sleep(0.001)
+    return load, meter
+
+
+def burst_is_paused():
+    """a burst that needs more than the quota is paused, ksmd rests meanwhile, and the knobs are put back all the same"""
+    with Host("pause") as host:
+        group = host.cgroup("a")
+        load, meter = paused_burst(host, group)
+        half, begun = 0.01 * 30, time.monotonic()
+        before = meter.used()
+        time.sleep(5)
+        share = 100 * (meter.used() - before) / (time.monotonic() - begun)
+        print(f"    {before:.2f} s used when it was first paused, then {share:.1f} % of a CPU, {load.merged()} pages merged")
+        check(before < half + 0.2, f"{before:.2f} s used before the first pause, half a minute's allowance is {half} s")
+        check(share <= 2.5, f"{share:.1f} % used of a quota of 1 %")
+        check(host.stop(meter.daemon) == 0 and knobs() == host.knobs, f"SIGTERM left {knobs()}")
+        check(load.intact(), "contents")
+        host.end(load)
+
+        load, meter = paused_burst(host, group)
+        host.stop(meter.daemon, signal.SIGKILL)
+        left, ticks = knobs(), ksmd_ticks()
+        time.sleep(2)
+        if int(left["sleep_millisecs"]) >= 60000:  # else it was going on when it was killed
+            check(ksmd_ticks() - ticks < 100e6, f"ksmd used {(ksmd_ticks() - ticks) / 1e6} ms after the daemon's death")
+        daemon = host.daemon(host.configure(opted_in(group, 100000)))
+        host.converge(load)
+        check(host.stop(daemon) == 0 and knobs() == host.knobs and load.intact(), f"{knobs()}")
+
+
+def once_keeps_it():
+    """--once, too, takes the time that the quota makes it take"""
+    with Host("once") as host:
+        group, quota = host.cgroup("a"), 0.003
+        load = host.workload(group, processes=2, mib=256, duplicate=90)
+        config, half = host.configure(opted_in(group, quota * 100, merge="dry-run")), quota * 30
+        before, begun = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+        stats = host.once(config)["daemon"]
+        took, after = time.monotonic() - begun, resource.getrusage(resource.RUSAGE_CHILDREN)
+        used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        print(f"    {used:.2f} s of CPU time in {took:.1f} s, {stats['throttled_nsec'] / 1e9:.1f} s of them waiting")
+        check(used > half + 0.02, "too little to do, so this proves nothing")
+        check(took >= 0.5 * (used - half) / quota and stats["throttled_nsec"] > 0, "it did not wait")
+        check(load.intact(), "contents")
+
+
+if __name__ == "__main__":
+    run_tests(quota_is_kept, new_memory_is_not_held_back, control_is_answered, burst_is_paused, once_keeps_it)
