@@ -127,7 +127,9 @@ uint64_t budget_wait_nsec(Budget *budget, uint64_t now, uint64_t cpu_nsec) {
         else if (budget->refilling)
                 /* Rounded up: what is waited for is there then. */
                 wait = MIN_OF(scale((uint64_t)missing, BUDGET_SLOT_NSEC, budget->rate_nsec) + 1, BUDGET_WAIT_MAX_NSEC);
-        budget->wait_until_nsec = wait > 0 ? budget->seen_nsec + wait : MIN_OF(budget->wait_until_nsec, budget->seen_nsec);
+        budget->wait_until_nsec = MIN_OF(budget->wait_until_nsec, budget->seen_nsec);
+        if (wait > 0)
+                budget->wait_until_nsec = budget->seen_nsec + wait;
         return wait;
 }
 

@@ -45,6 +45,7 @@ def meminfo_bytes(field):
 
 class Bench(Host):
     """A with-block of a benchmark NAME: a Host whose KSM holds nothing before and after."""
+    unlike_default = ""
 
     def __init__(self, name):
         super().__init__(f"bench-{name}")

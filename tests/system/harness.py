@@ -239,6 +239,9 @@ class Host:
     """A with-block: the KSM lock, a scratch directory, cgroups, processes and daemons that are gone afterwards, and a
     check that KSM's knobs are as they were."""
 
+    # Most tests are about other things than being held back, and should not take a minute for it.
+    unlike_default = "CPUQuota=1000%\n"
+
     def __init__(self, name):
         self.name = name
 
@@ -340,12 +343,11 @@ class Host:
                 (KSM / name).write_text(before[name])
 
     def configure(self, text, name="test.conf"):
-        """Writes a configuration whose control socket is ours and that holds nothing back; text is what follows in the
-        [Daemon] section."""
+        """Writes a configuration whose control socket is ours; text is what follows in the [Daemon] section."""
         path = self.dir / name
         if isinstance(text, str):
             text = text.encode()
-        path.write_bytes(f"[Daemon]\nSocket={self.socket}\nCPUQuota=1000%\n".encode() + text)
+        path.write_bytes(f"[Daemon]\nSocket={self.socket}\n{self.unlike_default}".encode() + text)
         return path
 
     @property
