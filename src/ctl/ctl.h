@@ -15,6 +15,7 @@ typedef struct Ctl {
         const char *socket;
         const char *config;     /* for the commands that need no daemon; NULL: the default files */
         bool json;              /* print what was received instead of a text for people */
+        bool once;              /* top: one frame */
 } Ctl;
 
 typedef int (*CtlCommand)(const Ctl *ctl, int argc, char **argv);
@@ -32,6 +33,8 @@ int ctl_print_json(const json_t *value);
 int command_status(const Ctl *ctl, int argc, char **argv);
 int command_stats(const Ctl *ctl, int argc, char **argv);
 int command_targets(const Ctl *ctl, int argc, char **argv);
+int command_top(const Ctl *ctl, int argc, char **argv);
+int command_metrics(const Ctl *ctl, int argc, char **argv);
 int command_why(const Ctl *ctl, int argc, char **argv);
 int command_scan(const Ctl *ctl, int argc, char **argv);
 int command_pause(const Ctl *ctl, int argc, char **argv);

@@ -80,19 +80,19 @@ void table_cell(Table *table, const char *format, ...) {
                 table->cells[table->n++] = format_printable(cell);
 }
 
-static void print_cell(const char *text, size_t width, bool right, bool last) {
+static void write_cell(FILE *f, const char *text, size_t width, bool right, bool last) {
         int padding = (int)(width - text_width(text));
 
         if (right)
-                printf("%*s%s", padding, "", text);
+                fprintf(f, "%*s%s", padding, "", text);
         else if (last) /* nothing to align behind it */
-                fputs(text, stdout);
+                fputs(text, f);
         else
-                printf("%s%*s", text, padding, "");
-        fputs(last ? "\n" : "  ", stdout);
+                fprintf(f, "%s%*s", text, padding, "");
+        fputs(last ? "\n" : "  ", f);
 }
 
-void table_print(const Table *table) {
+void table_write(const Table *table, FILE *f) {
         size_t widths[32] = {};
 
         for (size_t c = 0; c < table->n_columns && c < ELEMENTSOF(widths); c++) {
@@ -103,14 +103,16 @@ void table_print(const Table *table) {
         for (size_t c = 0; c < table->n_columns; c++) {
                 bool right = *table->heads[c] == '>';
 
-                print_cell(table->heads[c] + right, widths[c], right, c + 1 == table->n_columns);
+                write_cell(f, table->heads[c] + right, widths[c], right, c + 1 == table->n_columns);
         }
         for (size_t i = 0; i < table->n; i++) {
                 size_t c = i % table->n_columns;
 
-                print_cell(table->cells[i], widths[c], *table->heads[c] == '>', c + 1 == table->n_columns);
+                write_cell(f, table->cells[i], widths[c], *table->heads[c] == '>', c + 1 == table->n_columns);
         }
 }
+
+void table_print(const Table *table) { table_write(table, stdout); }
 
 void table_done(Table *table) {
         for (size_t i = 0; i < table->n; i++)

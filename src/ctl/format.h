@@ -3,6 +3,8 @@
 
 #include "base/util.h"
 
+#include <stdio.h>
+
 /* Text for people: sizes, times, and tables with aligned columns. */
 
 typedef struct FormatText {
@@ -31,5 +33,6 @@ typedef struct Table {
         })
 
 void table_cell(Table *table, const char *format, ...) _printf_(2, 3);
-void table_print(const Table *table);
+void table_write(const Table *table, FILE *f);
+void table_print(const Table *table); /* to standard output */
 void table_done(Table *table);

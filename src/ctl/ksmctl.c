@@ -20,6 +20,8 @@ static const struct {
         {"status", "", "what the daemon is doing and what it saves", 0, 0, command_status},
         {"stats", "", "all counters: the daemon, each domain, each cgroup", 0, 0, command_stats},
         {"targets", "", "the processes of the cgroups that are opted in", 0, 0, command_targets},
+        {"top", "[SECONDS]", "the same, shown anew every 2 seconds until q", 0, 1, command_top},
+        {"metrics", "", "all counters as OpenMetrics text", 0, 0, command_metrics},
         {"estimate", "[PID|CGROUP...]", "what merging would save (needs no daemon)", 0, INT_MAX, command_estimate},
         {"why", "PID", "why the pages of a process are merged or not", 1, 1, command_why},
         {"scan", "", "begin a pass now and wait for its end", 0, 0, command_scan},
@@ -38,6 +40,7 @@ static void print_help(FILE *f) {
                    "  --socket PATH   the daemon's socket (default: " DEFAULT_SOCKET ")\n"
                    "  --config FILE   the configuration that doctor and estimate go by (default: the daemon's)\n"
                    "  --json          print JSON\n"
+                   "  --once          top: show it once\n"
                    "  --help, --version\n\n"
                    "Exit status: 0 done, 1 failed, 2 wrong usage, 3 no daemon.\n");
 }
@@ -67,6 +70,7 @@ int main(int argc, char **argv) {
                 {"socket", required_argument, NULL, 's'},
                 {"config", required_argument, NULL, 'c'},
                 {"json", no_argument, NULL, 'j'},
+                {"once", no_argument, NULL, 'o'},
                 {"help", no_argument, NULL, 'h'},
                 {"version", no_argument, NULL, 'v'},
                 {},
@@ -84,6 +88,9 @@ int main(int argc, char **argv) {
                         break;
                 case 'j':
                         ctl.json = true;
+                        break;
+                case 'o':
+                        ctl.once = true;
                         break;
                 case 'h':
                         print_help(stdout);

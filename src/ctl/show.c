@@ -1,37 +1,16 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 
-/* The commands that show what the daemon knows. A field that is missing (another version of the daemon) shows as 0 or
- * '-'. */
+/* The commands that show what the daemon knows. */
 
 #include "ctl/ctl.h"
 #include "ctl/format.h"
+#include "ctl/reply.h"
 
 #include <inttypes.h>
 #include <limits.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
-
-static int64_t number(const json_t *object, const char *name) {
-        return json_integer_value(json_object_get(object, name));
-}
-
-static double share(const json_t *object, const char *name) {
-        return json_number_value(json_object_get(object, name));
-}
-
-static const char *text(const json_t *object, const char *name) {
-        const char *value = json_string_value(json_object_get(object, name));
-
-        return value && *value ? value : "-";
-}
-
-/* The root cgroup has no name of its own. */
-static const char *cgroup(const json_t *object, const char *name) {
-        const char *value = json_string_value(json_object_get(object, name));
-
-        return !value ? "-" : *value ? value : "/";
-}
 
 /* "1 process", "2 processes": the plural only adds to the singular. */
 static FormatText counted(int64_t n, const char *singular, const char *ending) {

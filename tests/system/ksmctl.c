@@ -11,7 +11,10 @@
 
 #include "test.h"
 
+#include <poll.h>
+#include <pty.h>
 #include <signal.h>
+#include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -20,8 +23,8 @@ static const char *ksmctl;
 static char directory[] = "/tmp/ksmctl-test.XXXXXX", path[64];
 
 static json_t *get_status(void *userdata) {
-        return json_pack("{ss si ss sI si si si si so sI sI sI sf sf sb s[s]}", "version", "9.9", "pid", 77, "state", "idle",
-                         "uptime_nsec", (json_int_t)(3700 * NSEC_PER_SEC), "domains", 1, "cgroups", 2, "processes", 4,
+        return json_pack("{ss si ss sI si si si si so sI sI sI sf sf sb s[s]}", "version", "9.9", "pid", 77, "state",
+                         "idle", "uptime_nsec", (json_int_t)(3700 * NSEC_PER_SEC), "domains", 1, "cgroups", 2, "processes", 4,
                          "full_scans", 12, "last_pass_nsec", json_null(), "next_pass_nsec",
                          (json_int_t)(7300 * NSEC_PER_MSEC), "bytes_saved", (json_int_t)(171 << 20) + (205 << 10),
                          "metadata_bytes", (json_int_t)4096, "cpu_quota", 0.1, "cpu_used", 0.0994,
@@ -32,8 +35,8 @@ static json_t *get_stats(void *userdata) {
         DaemonStats daemon = {.pages = {.pages_sharing = 512, .merge_failures = {[MERGE_FAILURE_HUGE] = 7}}, .stops = 3};
         json_t *cgroup = page_stats_json(&daemon.pages), *domain = page_stats_json(&daemon.pages);
 
-        json_object_update_new(cgroup, json_pack("{ss ss ss si}", "path", "a.slice/a-rather-long-name.scope", "domain",
-                                                 "tenant", "route", "advise", "processes", 2));
+        json_object_update_new(cgroup, json_pack("{ss ss ss si}", "path", "a.slice/a-\"rather\\long\nname.scope",
+                                                 "domain", "tenant", "route", "advise", "processes", 2));
         json_object_set_new(domain, "domain", json_string("tenant"));
         return json_pack("{so s[o] s[o]}", "daemon", daemon_stats_json(&daemon), "domains", domain, "cgroups", cgroup);
 }
@@ -200,6 +203,137 @@ static void test_output(void) {
         CHECK(run("status > /dev/full") == 1, "%s", output);
 }
 
+/* Every line is one of the format's, samples follow the head of their family, and what is named is escaped. */
+static void test_metrics(void) {
+        static const char *const wanted[] = {
+                "# TYPE ksmd_user_saved_bytes gauge\n# UNIT ksmd_user_saved_bytes bytes\n",
+                "\nksmd_user_pages_sharing 512\n",
+                "\nksmd_user_version{version=\"9.9\"} 1\n",
+                "\nksmd_user_cpu_quota_ratio 0.1\n",
+                "\nksmd_user_uptime_seconds 3700\n",
+                "\nksmd_user_stops_total 3\n",
+                "\nksmd_user_warnings 1\n",
+                "\nksmd_user_not_merged{reason=\"huge\"} 7\n",
+                "\nksmd_user_domain_not_merged{domain=\"tenant\",reason=\"huge\"} 7\n",
+                "\nksmd_user_cgroup_pages_sharing{cgroup=\"a.slice/a-\\\"rather\\\\long\\nname.scope\",domain=\"tenant\"}"
+                " 512\n",
+                "\nksmd_user_cgroup_processes{cgroup=",
+        };
+        char family[128] = "", *rest = output;
+
+        CHECK(run("metrics") == 0, "%s", output);
+        for (size_t i = 0; i < ELEMENTSOF(wanted); i++)
+                CHECK(strstr(output, wanted[i]), "no \"%s\" in:\n%s", wanted[i], output);
+        CHECK(strlen(output) > 6 && strcmp(output + strlen(output) - 6, "# EOF\n") == 0, "no end:\n%s", output);
+        for (char *text; (text = strsep(&rest, "\n")) && *text;) {
+                size_t size = strlen(family);
+
+                if (sscanf(text, "# TYPE %127s", family) == 1 || strcmp(text, "# EOF") == 0)
+                        continue;
+                if (strncmp(text, "# ", 2) == 0)
+                        text = strchr(text + 2, ' ') + 1;
+                CHECK(size > 0 && strncmp(text, family, size) == 0 && strchr(" _{", text[size]), "%s is not of %s",
+                      text, family);
+        }
+}
+
+/* What a terminal shows of ksmctl top: everything it writes until it has been quiet for a while. */
+static void read_screen(int terminal) {
+        size_t n = 0;
+        struct pollfd pollfd = { .fd = terminal, .events = POLLIN };
+
+        while (n < sizeof output - 1 && poll(&pollfd, 1, n > 0 ? 300 : 10000) > 0) {
+                ssize_t got = read(terminal, output + n, sizeof output - 1 - n);
+                if (got <= 0)
+                        break;
+                n += (size_t)got;
+        }
+        output[n] = 0;
+}
+
+/* How many lines the last frame has, without the terminal's own words; how wide the longest is in *ret_width. */
+static unsigned frame_lines(size_t *ret_width) {
+        unsigned lines = 1;
+        size_t width = 0;
+        const char *frame = NULL;
+
+        for (const char *p = output; (p = strstr(p, "\033[H")); p++)
+                frame = p;
+        CHECK(frame, "no frame in:\n%s", output);
+        *ret_width = 0;
+        for (const char *p = frame; *p && strncmp(p, "\033[J", 3) != 0; p++)
+                if (*p == '\033')
+                        p += strcspn(p, "HJKm");
+                else if (*p == '\n') {
+                        lines++;
+                        width = 0;
+                } else if (*p != '\r' && ++width > *ret_width)
+                        *ret_width = width;
+        return lines;
+}
+
+static pid_t start_top(unsigned short columns, unsigned short rows, int *ret_terminal) {
+        struct winsize size = { .ws_col = columns, .ws_row = rows };
+        pid_t pid = forkpty(ret_terminal, NULL, NULL, &size);
+
+        CHECK(pid >= 0, "forkpty");
+        if (pid == 0) {
+                execl(ksmctl, "ksmctl", "--socket", path, "top", "86400", NULL);
+                _exit(127);
+        }
+        read_screen(*ret_terminal);
+        return pid;
+}
+
+static void end_top(pid_t pid, int terminal, const char *how) {
+        int status;
+
+        read_screen(terminal);
+        CHECK(waitpid(pid, &status, 0) == pid && WIFEXITED(status) && WEXITSTATUS(status) == 0, "%s: %x", how, status);
+        CHECK(strstr(output, "\033[?25h\033[?1049l"), "%s leaves the screen as it is:\n%s", how, output);
+        close(terminal);
+}
+
+static void test_top(void) {
+        struct winsize size = { .ws_col = 100, .ws_row = 30 };
+        struct termios before, during;
+        int terminal;
+        size_t width;
+        pid_t pid;
+
+        expect("top --once", 0, "idle, next pass in 7.3 s");
+        expect("top --once", 0, "9.9 % over 60 s, quota 10 %, throttled\n");
+        expect("top", 0, "evil ?[2J name"); /* no terminal: one frame */
+        CHECK(!strchr(output, '\033'), "%s", output);
+        expect_aligned("top", "ROUTE\n", "advise\n");
+        expect("top 0", 2, "not a number of seconds");
+        expect("top x", 2, "not a number of seconds");
+
+        pid = start_top(40, 8, &terminal);
+        CHECK(frame_lines(&width) == 8 && width == 40, "%u lines, %zu columns:\n%s", frame_lines(&width), width,
+              output);
+        CHECK(ioctl(terminal, TIOCSWINSZ, &size) == 0, "TIOCSWINSZ");
+        read_screen(terminal);
+        CHECK(frame_lines(&width) == 10 && width > 40 && width <= 100, "%u lines, %zu columns:\n%s",
+              frame_lines(&width), width, output);
+        CHECK(write(terminal, " ", 1) == 1, "write"); /* any key: the next frame at once */
+        read_screen(terminal);
+        CHECK(strstr(output, "daemon 0.0 %"), "no rates:\n%s", output);
+        CHECK(tcgetattr(terminal, &during) == 0 && !(during.c_lflag & ECHO), "keys are echoed");
+        CHECK(write(terminal, "q", 1) == 1, "write");
+        end_top(pid, terminal, "q");
+
+        pid = start_top(80, 24, &terminal);
+        CHECK(write(terminal, "\003", 1) == 1, "write"); /* ctrl-c */
+        end_top(pid, terminal, "ctrl-c");
+        pid = start_top(80, 24, &terminal);
+        CHECK(tcgetattr(terminal, &during) == 0 && kill(pid, SIGTERM) == 0, "SIGTERM");
+        for (unsigned i = 0; i < 1000 && tcgetattr(terminal, &before) == 0 && !(before.c_lflag & ECHO); i++)
+                usleep(10000);
+        CHECK(before.c_lflag & ECHO, "the terminal is left as it was changed");
+        end_top(pid, terminal, "SIGTERM");
+}
+
 static void test_refusals(void) {
         char command[256];
 
@@ -240,6 +374,8 @@ int main(int argc, char **argv) {
         }
         test_usage();
         test_output();
+        test_metrics();
+        test_top();
         test_refusals();
         kill(pid, SIGKILL);
         waitpid(pid, NULL, 0);

@@ -1,0 +1,29 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#pragma once
+
+#include "base/util.h"
+
+#include <jansson.h>
+
+/* Fields of what the daemon answered. One that is missing (another version of the daemon) is 0 or "-". */
+
+static inline int64_t number(const json_t *object, const char *name) {
+        return json_integer_value(json_object_get(object, name));
+}
+
+static inline double share(const json_t *object, const char *name) {
+        return json_number_value(json_object_get(object, name));
+}
+
+static inline const char *text(const json_t *object, const char *name) {
+        const char *value = json_string_value(json_object_get(object, name));
+
+        return value && *value ? value : "-";
+}
+
+/* The root cgroup has no name of its own. */
+static inline const char *cgroup(const json_t *object, const char *name) {
+        const char *value = json_string_value(json_object_get(object, name));
+
+        return !value ? "-" : *value ? value : "/";
+}
