@@ -45,7 +45,7 @@
 /* What follows when it works, and when it does not. */
 typedef enum FeatureId {
         F_PAGE_SIZE, F_PAGEMAP, F_KPAGEFLAGS, F_KPAGECOUNT, F_READV, F_MEM, F_PIDFD, F_PIDFD_GETFD, F_PTRACE,
-        F_SUSPEND_SECCOMP, F_RSEQ, F_DISPATCH, F_MADVISE, F_IO_URING, F_PAGEMAP_SCAN, F_WP_ASYNC, F_MOVE, F_KSM,
+        F_SUSPEND_SECCOMP, F_RSEQ, F_DISPATCH, F_MADVISE, F_IO_URING, F_PAGEMAP_SCAN, F_UFFD, F_WP_ASYNC, F_MOVE, F_KSM,
         F_KSM_WRITABLE, F_KSM_OURS, F_KSM_ALONE, F_KSM_ZERO, F_KSM_SMART, F_KSM_ADVISOR, F_NODES, F_CGROUP,
         F_CGROUP_ONLY, F_SWAP, F_MAP_COUNT, N_FEATURES,
 } FeatureId;
@@ -90,7 +90,11 @@ static const struct {
                 "The daemon cannot start: see the sysctl kernel.io_uring_disabled, or the service's seccomp filter." },
         [F_PAGEMAP_SCAN] = { "PAGEMAP_SCAN", false, "Page kinds are looked up by range.",
                 "Written pages cannot be tracked, so every pass reads everything again (Linux 6.7)." },
-        [F_WP_ASYNC] = { "userfaultfd asynchronous write protection", false, "Written pages can be tracked.",
+        [F_UFFD] = { "userfaultfd of a process's own faults", false,
+                "Targets can make one for us, whatever their privileges.",
+                "Written pages cannot be tracked: a filter or security module refuses it, or Linux before 5.11." },
+        [F_WP_ASYNC] = { "tracking by PAGEMAP_SCAN and userfaultfd WP_ASYNC", false,
+                "Only pages that were written are read again.",
                 "Written pages cannot be tracked, so every pass reads everything again (Linux 6.7)." },
         [F_MOVE] = { "UFFDIO_MOVE", false, "Routes zero and remap have the guard they need.",
                 "Routes zero and remap cannot be used (Linux 6.8)." },
@@ -202,16 +206,53 @@ static void probe_pagemap_scan(Probe *p) {
         p->host->pagemap_scan = set(p->host, F_PAGEMAP_SCAN, state_of(worked));
 }
 
+/* As a target makes it: of faults in user mode only, which needs no privilege. */
 static int try_userfaultfd(uint64_t features) {
-        _cleanup_close_ int device = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC), fd = -EBADF;
+        _cleanup_close_ int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | UFFD_USER_MODE_ONLY);
         struct uffdio_api api = { .api = UFFD_API, .features = features };
 
-        if (device < 0)
-                return state_of(false);
-        fd = ioctl(device, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK);
         if (fd < 0)
                 return state_of(false);
         return state_of(ioctl(fd, UFFDIO_API, &api) == 0);
+}
+
+/* Protects a page, writes to it, has the kernel write to it, and asks each time whether it was written. */
+static int try_tracking(Probe *p) {
+        _cleanup_close_ int uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | UFFD_USER_MODE_ONLY);
+        _cleanup_close_ int pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+        _cleanup_close_ int random = open("/dev/urandom", O_RDONLY | O_CLOEXEC);
+        struct uffdio_api api = { .api = UFFD_API, .features = UAPI_UFFD_WP_ASYNC };
+        struct uffdio_register reg = { { (uintptr_t)p->page, PAGE_BYTES }, UFFDIO_REGISTER_MODE_WP, 0 };
+        PagemapRegion region;
+        PagemapScan scan = {
+                .size = sizeof scan,
+                .flags = PAGEMAP_SCAN_PROTECT,
+                .start = (uintptr_t)p->page,
+                .end = (uintptr_t)p->page + PAGE_BYTES,
+                .vec = (uintptr_t)&region,
+                .vec_len = 1,
+                .category_mask = PAGEMAP_SCAN_WPALLOWED | PAGEMAP_SCAN_WRITTEN | PAGEMAP_SCAN_PRESENT,
+                .return_mask = PAGEMAP_SCAN_PRESENT,
+        };
+        static const int expected[] = { 1, 0, 1, 1 };
+
+        if (uffd < 0 || pagemap < 0 || random < 0 || ioctl(uffd, UFFDIO_API, &api) < 0 ||
+            ioctl(uffd, UFFDIO_REGISTER, &reg) < 0)
+                return state_of(false);
+        for (size_t i = 0; i < ELEMENTSOF(expected); i++) {
+                int n;
+
+                if (i == 2)
+                        *(volatile uint64_t *)p->page = PROBE_WORD;
+                if (i == 3 && read(random, p->page + 1, sizeof *p->page) != sizeof *p->page)
+                        return state_of(false);
+                n = ioctl(pagemap, PAGEMAP_SCAN_IOCTL, &scan);
+                if (n < 0)
+                        return state_of(false);
+                if (n != expected[i])
+                        return 0;
+        }
+        return 1;
 }
 
 static int try_io_uring(void) {
@@ -409,7 +450,7 @@ void host_kernel_probe(HostKernel *ret) {
         probe_host(ret);
         probe_ksm(ret);
         ret->io_uring = set(ret, F_IO_URING, try_io_uring());
-        ret->uffd_wp_async = set(ret, F_WP_ASYNC, try_userfaultfd(UAPI_UFFD_WP_ASYNC));
+        (void)set(ret, F_UFFD, try_userfaultfd(0));
         (void)set(ret, F_MOVE, try_userfaultfd(UAPI_UFFD_MOVE));
 
         page = mmap(NULL, PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -419,6 +460,7 @@ void host_kernel_probe(HostKernel *ret) {
                 probe.null_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
                 probe_frames(&probe);
                 probe_pagemap_scan(&probe);
+                ret->uffd_wp_async = set(ret, F_WP_ASYNC, try_tracking(&probe));
                 probe_child(&probe);
                 safe_close(probe.null_fd);
                 (void)munmap(page, PAGE_BYTES);

@@ -9,13 +9,9 @@
  * Of the kernel's interface to user space, what is younger than Debian 12's headers and used in several places.
  */
 
-/* include/uapi/linux/userfaultfd.h: 5.11; 6.4; 6.7; 6.8. */
-#ifndef USERFAULTFD_IOC_NEW
-#define USERFAULTFD_IOC_NEW _IO(0xAA, 0x00)
-#endif
-#define UAPI_UFFD_WP_UNPOPULATED ((uint64_t)1 << 13)
-#define UAPI_UFFD_WP_ASYNC ((uint64_t)1 << 15)
-#define UAPI_UFFD_MOVE ((uint64_t)1 << 16)
+/* include/uapi/linux/userfaultfd.h */
+#define UAPI_UFFD_WP_ASYNC ((uint64_t)1 << 15)  /* UFFD_FEATURE_WP_ASYNC, 6.7 */
+#define UAPI_UFFD_MOVE ((uint64_t)1 << 16)      /* UFFD_FEATURE_MOVE, 6.8 */
 
 /* include/uapi/linux/fs.h of 6.7, Documentation/admin-guide/mm/pagemap.rst. */
 typedef struct PagemapRegion { /* struct page_region */

@@ -134,6 +134,21 @@ static int add_page(Estimate *estimate, uint32_t process, const ScanPage *page, 
         return add_key(estimate, page->key, addr);
 }
 
+/* What a running daemon tracks counts as it would without. Who has no userfaultfd of his own is taken to be tracked by one:
+ * here pages are only read. */
+static void claim_tracked(const Target *target, VmaList *vmas) {
+        bool asked = false;
+
+        for (size_t i = 0; i < vmas->n; i++) {
+                if (!vmas->vmas[i].tracked)
+                        continue;
+                if (!asked && target_has_userfaultfd(target))
+                        return;
+                asked = true;
+                vma_claim(&vmas->vmas[i]);
+        }
+}
+
 static int add_memory(Estimate *estimate, Target *target, bool include_dontdump, uint32_t process) {
         EstimateCounts *counts = &estimate->processes[process].counts;
         _cleanup_(block_table_done) BlockTable table = {};
@@ -145,6 +160,7 @@ static int add_memory(Estimate *estimate, Target *target, bool include_dontdump,
         r = target_read_vmas(target, include_dontdump, &vmas);
         if (r != 0)
                 return r;
+        claim_tracked(target, &vmas);
         for (size_t i = 0; i < vmas.n; i++)
                 if (vmas.vmas[i].skip != VMA_OK)
                         counts->unread += vmas.vmas[i].anonymous_bytes / PAGE_BYTES;

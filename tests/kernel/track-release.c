@@ -6,7 +6,7 @@
  */
 #include "track-child.h"
 
-#include "base/io.h"
+#include "scan/estimate.h"
 
 #include <linux/userfaultfd.h>
 #include <pthread.h>
@@ -157,6 +157,37 @@ static void test_death(void) {
         close(fds[1]);
 }
 
+static EstimateCounts estimate_of(const Child *child) {
+        _cleanup_(estimate_freep) Estimate *estimate = NULL;
+        _cleanup_(target_freep) Target *target = NULL;
+        EstimateCounts counts;
+        unsigned process;
+
+        CHECK(target_new(child->pid, &target) == 0);
+        CHECK(estimate_new(&estimate) == 0 && estimate_add(estimate, target, false, 0, &process) == 0 &&
+              estimate_finish(estimate) == 0);
+        estimate_total(estimate, &counts);
+        return counts;
+}
+
+/* `ksmctl estimate` beside a daemon that tracks: the same pages are there to be counted. */
+static void test_estimate(void) {
+        Child child = child_start();
+        EstimateCounts before, after;
+
+        child_order(&child, order_map, (long)(16 * MIB));
+        child_order(&child, touch_each, 1);
+        before = estimate_of(&child);
+        CHECK(before.pages + before.already_shared >= shared->pages);
+        child_adopt(&child);
+        after = estimate_of(&child);
+        CHECK(after.pages == before.pages && after.unread == before.unread, "%lu, were %lu", after.pages, before.pages);
+        CHECK(child_count_written(&child, shared->start, area_end()) == shared->pages);
+        CHECK(estimate_of(&child).pages == before.pages);
+        CHECK(child_count_written(&child, shared->start, area_end()) == 0); /* reading writes nothing */
+        child_stop(&child);
+}
+
 static void *watch_latency(void *unused) {
         while (!__atomic_load_n(&shared->stop, __ATOMIC_ACQUIRE)) {
                 uint64_t began = now_nsec(), took;
@@ -218,6 +249,7 @@ int main(void) {
         test_huge(true);
         test_free();
         test_death();
+        test_estimate();
         show_latency();
         track_test_end();
         return 0;

@@ -12,6 +12,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
@@ -365,6 +366,25 @@ static void test_own_userfaultfd(void) {
         child_stop(&qemu);
 }
 
+static long leave_no_descriptor(long unused) {
+        int lowest = dup(0);
+        struct rlimit limit = { (rlim_t)lowest, (rlim_t)lowest };
+        close(lowest);
+        return setrlimit(RLIMIT_NOFILE, &limit);
+}
+
+/* Nothing can be opened there: it is adopted, and not tracked. */
+static void test_no_descriptor(void) {
+        Child child = child_start();
+        TargetSkip skip = TARGET_SKIP_DENIED;
+        int uffd = 0;
+
+        CHECK(child_order(&child, leave_no_descriptor, 0) == 0);
+        CHECK(remote_adopt(remote, child.target, &uffd, &skip) == 0);
+        CHECK(skip == TARGET_OK && uffd == -EBADF);
+        child_stop(&child);
+}
+
 static long equal_contents(long unused) {
         for (uint64_t i = 0; i < shared->pages; i++)
                 memset(page((long)i), 'k', PAGE_BYTES);
@@ -431,6 +451,7 @@ int main(void) {
         test_fork();
         test_end();
         test_own_userfaultfd();
+        test_no_descriptor();
         test_ksm();
         track_test_end();
         return 0;
