@@ -199,7 +199,8 @@ static int await_done(RemoteThread *thread, size_t n, uint64_t deadline_nsec, Re
                 if (now - started > 5 * REMOTE_STEP_NSEC)
                         return REMOTE_E_LOST;
                 remote_nap(MAX_OF(pause, 5 * NSEC_PER_USEC));
-                pause = MIN_OF(pause / 2 + 5 * NSEC_PER_USEC, 100 * NSEC_PER_USEC);
+                /* Ever longer: it may be our CPU that the stub needs, and we come first there. */
+                pause = MIN_OF((now - started) / 8, 100 * NSEC_PER_USEC);
         }
 }
 

@@ -72,14 +72,14 @@ static void forge(const RemoteThread *thread, uint64_t fd) {
 
 static int await_release(RemoteThread *thread) {
         uint64_t results = thread->region + REMOTE_REGION_RESULTS_OFFSET, until = now_nsec() + REMOTE_STEP_NSEC, held;
-        for (;;) {
+        for (uint64_t pause = 4 * NSEC_PER_USEC;; pause = MIN_OF(2 * pause, 100 * NSEC_PER_USEC)) {
+                remote_nap(pause); /* ever longer: it may be our CPU that it needs */
                 if (pread(thread->memfd, &held, sizeof held, (off_t)(results + offsetof(RemoteResults, held))) != sizeof held)
                         return REMOTE_E_LOST;
                 if (!held)
                         return 0;
                 if (now_nsec() >= until)
                         return REMOTE_E_LOST;
-                remote_nap(2 * NSEC_PER_USEC);
         }
 }
 
