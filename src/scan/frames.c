@@ -5,6 +5,7 @@
 #include <string.h>
 
 #define SLOTS_MIN 256U
+#define MOVED_PER_ADDITION 4U
 
 static_assert(sizeof(Frame) == 16, "an entry is 16 bytes");
 
@@ -17,13 +18,32 @@ static Frame *slot_of(Frame *slots, size_t allocated, uint64_t pfn) {
         return &slots[i];
 }
 
+/* Where the frame is; NULL: nowhere. Slots of the old table that were moved keep their frames, so that what lies behind
+ * them is still found; they themselves are found in the new one first. */
 Frame *frame_map_find(const FrameMap *map, uint64_t pfn) {
         Frame *slot;
 
         if (!map->n)
                 return NULL;
         slot = slot_of(map->slots, map->allocated, pfn);
+        if (!slot->pfn && map->old)
+                slot = slot_of(map->old, map->allocated / 2, pfn);
         return slot->pfn ? slot : NULL;
+}
+
+/* Takes some slots over from the old table. Two for each addition would do: it is empty long before the new one is full. */
+static void move_some(FrameMap *map) {
+        size_t end = MIN_OF(map->old_moved + MOVED_PER_ADDITION, map->allocated / 2);
+
+        for (; map->old_moved < end; map->old_moved++) {
+                const Frame *frame = &map->old[map->old_moved];
+                if (frame->pfn)
+                        *slot_of(map->slots, map->allocated, frame->pfn) = *frame;
+        }
+        if (end == map->allocated / 2) {
+                free(map->old);
+                map->old = NULL;
+        }
 }
 
 static int grow(FrameMap *map) {
@@ -32,10 +52,8 @@ static int grow(FrameMap *map) {
 
         if (!slots)
                 return -ENOMEM;
-        for (size_t i = 0; i < map->allocated; i++)
-                if (map->slots[i].pfn)
-                        *slot_of(slots, want, map->slots[i].pfn) = map->slots[i];
-        free(map->slots);
+        map->old = map->slots;
+        map->old_moved = 0;
         map->slots = slots;
         map->allocated = want;
         return 0;
@@ -44,16 +62,21 @@ static int grow(FrameMap *map) {
 int frame_map_add(FrameMap *map, uint64_t pfn, Frame **ret) {
         Frame *slot;
 
+        if (map->old)
+                move_some(map);
+        slot = frame_map_find(map, pfn);
+        if (slot) {
+                *ret = slot;
+                return 0;
+        }
         if (map->n >= map->allocated / 4 * 3) {
                 int r = grow(map);
                 if (r < 0)
                         return r;
         }
         slot = slot_of(map->slots, map->allocated, pfn);
-        if (!slot->pfn) {
-                slot->pfn = pfn;
-                map->n++;
-        }
+        slot->pfn = pfn;
+        map->n++;
         *ret = slot;
         return 0;
 }
@@ -63,10 +86,13 @@ void frame_map_clear(FrameMap *map) {
                 frame_map_done(map);
         else if (map->n)
                 memset(map->slots, 0, map->allocated * sizeof *map->slots);
+        free(map->old);
+        map->old = NULL;
         map->n = 0;
 }
 
 void frame_map_done(FrameMap *map) {
         free(map->slots);
+        free(map->old);
         *map = (FrameMap) {};
 }

@@ -6,6 +6,9 @@
 /*
  * A map from page frame numbers to what is known of the frame: open addressing, 16 bytes an entry, at most 3/4 full.
  * Only frames that are mapped more than once go in, so it stays small beside the memory it describes.
+ *
+ * When it is full a table of twice the size takes over, and every addition brings a few slots of the old one along:
+ * with millions of shared frames, moving them all at once would stop everything for a tenth of a second.
  */
 typedef struct Frame {
         uint64_t value;         /* the user's */
@@ -16,6 +19,8 @@ typedef struct Frame {
 typedef struct FrameMap {
         Frame *slots;
         size_t n, allocated;    /* allocated: a power of two, or 0 */
+        Frame *old;             /* the table before, or NULL: half as large, what is left of it counts too */
+        size_t old_moved;       /* its slots before this one have been moved */
 } FrameMap;
 
 Frame *frame_map_find(const FrameMap *map, uint64_t pfn); /* NULL: not there */

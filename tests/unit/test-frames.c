@@ -17,7 +17,8 @@
 static void test_against_an_array(void **state) {
         _cleanup_(frame_map_done) FrameMap map = {};
         uint32_t *known = calloc(PFN_MAX, sizeof *known);
-        size_t n = 0;
+        static uint64_t added[FRAMES + 1];
+        size_t n = 0, moving = 0;
 
         assert_non_null(known);
         for (unsigned i = 1; i <= FRAMES; i++) {
@@ -34,7 +35,20 @@ static void test_against_an_array(void **state) {
                 frame->value = i;
                 frame->tag = i & 0xff;
                 assert_int_equal(map.n, n);
+
+                /* All the others are there too, and what is written to them stays, wherever they are just now. */
+                moving += map.old != NULL;
+                added[i] = pfn;
+                for (unsigned k = 0; k < 3; k++) {
+                        uint64_t earlier = added[1 + (size_t)random() % i];
+                        frame = frame_map_find(&map, earlier);
+                        assert_non_null(frame);
+                        assert_int_equal(frame->value, known[earlier]);
+                        frame->value = known[earlier] = (uint32_t)random();
+                        frame->tag = frame->value & 0xff;
+                }
         }
+        assert_in_range(moving, FRAMES / 20, FRAMES / 2);
         for (uint64_t pfn = 1; pfn < PFN_MAX; pfn++) {
                 const Frame *frame = known[pfn] || pfn % 64 == 0 ? frame_map_find(&map, pfn) : NULL;
                 assert_int_equal(frame ? frame->value : 0, known[pfn]);
