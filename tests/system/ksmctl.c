@@ -24,8 +24,8 @@ static char directory[] = "/tmp/ksmctl-test.XXXXXX", path[64];
 
 static json_t *get_status(void *userdata) {
         return json_pack("{ss si ss sI si si si si so sI sI sI sf sf sb s[s]}", "version", "9.9", "pid", 77, "state",
-                         "idle", "uptime_nsec", (json_int_t)(3700 * NSEC_PER_SEC), "domains", 1, "cgroups", 2, "processes", 4,
-                         "full_scans", 12, "last_pass_nsec", json_null(), "next_pass_nsec",
+                         "idle", "uptime_nsec", (json_int_t)(3700 * NSEC_PER_SEC), "domains", 1, "cgroups", 2,
+                         "processes", 4, "full_scans", 12, "last_pass_nsec", json_null(), "next_pass_nsec",
                          (json_int_t)(7300 * NSEC_PER_MSEC), "bytes_saved", (json_int_t)(171 << 20) + (205 << 10),
                          "metadata_bytes", (json_int_t)4096, "cpu_quota", 0.1, "cpu_used", 0.0994,
                          "throttled", 1, "warnings", "evil \x1b[2J name");
@@ -215,8 +215,7 @@ static void test_metrics(void) {
                 "\nksmd_user_warnings 1\n",
                 "\nksmd_user_not_merged{reason=\"huge\"} 7\n",
                 "\nksmd_user_domain_not_merged{domain=\"tenant\",reason=\"huge\"} 7\n",
-                "\nksmd_user_cgroup_pages_sharing{cgroup=\"a.slice/a-\\\"rather\\\\long\\nname.scope\",domain=\"tenant\"}"
-                " 512\n",
+                "\nksmd_user_cgroup_pages_zero{cgroup=\"a.slice/a-\\\"rather\\\\long\\nname.scope\",domain=\"tenant\"} 0\n",
                 "\nksmd_user_cgroup_processes{cgroup=",
         };
         char family[128] = "", *rest = output;
