@@ -36,6 +36,26 @@ enum {
         FRAME_ZEROPAGE,
 };
 
+/* Some of a batch's pages, in its order. */
+typedef struct ScanList {
+        unsigned n;
+        uint16_t places[SCAN_BATCH_PAGES]; /* in the batch */
+        uint64_t addrs[SCAN_BATCH_PAGES];
+} ScanList;
+
+/* What a batch needs while it is scanned. It lies on its thread's stack, of which it takes some 570 KiB: so there is one
+ * a thread, however many domains have a scanner. */
+typedef struct ScanDesk {
+        ScanThread *thread;
+        ScanList quick;         /* to be read by READER_PINS */
+        ScanList shared;        /* on a frame that others may map too, or in a mergeable mapping: */
+        ScanList leaders;       /* the first to map their frame, */
+        ScanList followers;     /* and the others */
+        ScanList careful;       /* of leaders: to be read by READER_KEEPS_SHARING */
+        uint64_t entries[SCAN_BATCH_PAGES]; /* of pagemap, then the leaders' page flags */
+        uint8_t buffer[READER_PAGES * PAGE_BYTES] __attribute__((aligned(PAGE_BYTES)));
+} ScanDesk;
+
 static uint64_t addr_of(const ScanPage *p) { return p->block->addr + p->page * PAGE_BYTES; }
 
 static void list_add(ScanList *list, unsigned place, uint64_t addr) {
@@ -102,9 +122,9 @@ static void sort_pages(ScanDesk *desk, ScanBatch *batch, unsigned i, unsigned n,
                         vma = next_vma(batch->vmas, cursor, addr);
                 if (!vma || !pagemap_is_anonymous(entry))
                         continue;
-                desk->stats.pages_scanned++;
+                desk->thread->stats.pages_scanned++;
                 if (vma->skip != VMA_OK) {
-                        desk->stats.pages_skipped++;
+                        desk->thread->stats.pages_skipped++;
                         continue;
                 }
                 p->kind = SCAN_FAILED; /* until it is known */
@@ -145,11 +165,11 @@ static int find_leaders(Scanner *scanner, ScanDesk *desk, const ScanPage *pages)
 
                 if (!p->writable_alone) {
                         Frame before;
-                        int r = frame_stripes_claim(scanner->frames, p->pfn, desk->serial, &before);
+                        int r = frame_stripes_claim(scanner->frames, p->pfn, desk->thread->serial, &before);
 
                         if (r < 0)
                                 return r;
-                        met = before.tag != FRAME_UNREAD || before.value == desk->serial;
+                        met = before.tag != FRAME_UNREAD || before.value == desk->thread->serial;
                 }
                 list_add(met ? &desk->followers : &desk->leaders, shared->places[i], shared->addrs[i]);
         }
@@ -207,10 +227,10 @@ static int read_pages(const Scanner *scanner, ScanDesk *desk, const Target *targ
                         return r;
                 for (unsigned i = 0; i < n; i++)
                         if (read[i])
-                                scanner_take_content(scanner, desk, &pages[list->places[done + i]],
+                                scanner_take_content(scanner, desk->thread, &pages[list->places[done + i]],
                                                      desk->buffer + i * PAGE_BYTES);
                         else
-                                desk->stats.read_failures++;
+                                desk->thread->stats.read_failures++;
         }
         return 0;
 }
@@ -329,15 +349,16 @@ static int scan_pages(Scanner *scanner, ScanDesk *desk, ScanBatch *batch) {
 }
 
 int scan_batch(Scanner *scanner, unsigned thread, ScanBatch *batch) {
-        ScanDesk *desk = scanner->desks[thread];
+        ScanDesk desk;
 
         batch->result = 0;
         if (batch->n == 0)
                 return 0;
-        desk->serial += scanner->n_desks;
+        desk.thread = &scanner->threads[thread];
+        desk.thread->serial += scanner->n_threads;
         for (unsigned i = 0; i < batch->n; i++)
                 batch->pages[i] = (ScanPage) { .block = batch->pages[i].block, .page = batch->pages[i].page };
-        batch->result = scan_pages(scanner, desk, batch);
+        batch->result = scan_pages(scanner, &desk, batch);
         if (batch->result == 0)
                 for (unsigned i = 0; i < batch->n;)
                         i += commit_word(scanner, batch->pages + i, batch->n - i);

@@ -7,9 +7,7 @@
 #include "scan/reader.h"
 
 #include <fcntl.h>
-#include <string.h>
-
-#define DESK_ALIGNMENT 128U /* no cache line, nor the one fetched along with it, is two threads' */
+#include <stdalign.h>
 
 /* Without CAP_SYS_ADMIN the frame numbers read as 0. */
 static int check_frame_numbers(void) {
@@ -26,26 +24,9 @@ static int check_frame_numbers(void) {
         return n == sizeof entry && entry & PAGEMAP_PFN ? 0 : -EPERM;
 }
 
-static ScanDesk *desk_free(ScanDesk *desk) {
-        if (desk)
-                free(desk->buffer);
-        free(desk);
-        return NULL;
-}
-
-static ScanDesk *desk_new(unsigned thread) {
-        ScanDesk *desk = aligned_alloc(DESK_ALIGNMENT, DIV_ROUND_UP(sizeof *desk, DESK_ALIGNMENT) * DESK_ALIGNMENT);
-
-        if (!desk)
-                return NULL;
-        memset(desk, 0, sizeof *desk);
-        desk->serial = thread + 1;
-        desk->buffer = aligned_alloc(PAGE_BYTES, READER_PAGES * PAGE_BYTES);
-        return desk->buffer ? desk : desk_free(desk);
-}
-
 int scanner_new(const HashSecret *secret, unsigned n_threads, Scanner **ret) {
-        _cleanup_(scanner_freep) Scanner *scanner = calloc(1, sizeof *scanner + n_threads * sizeof(ScanDesk *));
+        static const uint8_t zero[PAGE_BYTES];
+        _cleanup_(scanner_freep) Scanner *scanner = calloc(1, sizeof *scanner);
         int r;
 
         if (!scanner)
@@ -60,13 +41,12 @@ int scanner_new(const HashSecret *secret, unsigned n_threads, Scanner **ret) {
         r = frame_stripes_new(&scanner->frames);
         if (r < 0)
                 return r;
-        for (; scanner->n_desks < n_threads; scanner->n_desks++) {
-                scanner->desks[scanner->n_desks] = desk_new(scanner->n_desks);
-                if (!scanner->desks[scanner->n_desks])
-                        return -ENOMEM;
-        }
-        memset(scanner->desks[0]->buffer, 0, PAGE_BYTES);
-        scanner->zero_key = hash_page(secret, scanner->desks[0]->buffer);
+        scanner->threads = aligned_alloc(alignof(ScanThread), n_threads * sizeof *scanner->threads);
+        if (!scanner->threads)
+                return -ENOMEM;
+        for (scanner->n_threads = 0; scanner->n_threads < n_threads; scanner->n_threads++)
+                scanner->threads[scanner->n_threads] = (ScanThread) { .serial = scanner->n_threads + 1 };
+        scanner->zero_key = hash_page(secret, zero);
         *ret = TAKE_PTR(scanner);
         return 0;
 }
@@ -74,8 +54,7 @@ int scanner_new(const HashSecret *secret, unsigned n_threads, Scanner **ret) {
 Scanner *scanner_free(Scanner *scanner) {
         if (!scanner)
                 return NULL;
-        for (unsigned i = 0; i < scanner->n_desks; i++)
-                desk_free(scanner->desks[i]);
+        free(scanner->threads);
         frame_stripes_free(scanner->frames);
         safe_close(scanner->kpageflagsfd);
         free(scanner);
@@ -94,8 +73,8 @@ void scanner_set_known_frames(Scanner *scanner, ScanKnownFrame known, void *user
 
 void scanner_stats(const Scanner *scanner, ScanStats *ret) {
         *ret = (ScanStats) {};
-        for (unsigned i = 0; i < scanner->n_desks; i++) {
-                const ScanStats *stats = &scanner->desks[i]->stats;
+        for (unsigned i = 0; i < scanner->n_threads; i++) {
+                const ScanStats *stats = &scanner->threads[i].stats;
 
                 ret->pages_scanned += stats->pages_scanned;
                 ret->pages_hashed += stats->pages_hashed;
@@ -115,14 +94,14 @@ int scanner_page_flags(const Scanner *scanner, uint64_t pfn, unsigned n, uint64_
         return (size_t)got == size ? 0 : -ENODATA;
 }
 
-void scanner_take_content(const Scanner *scanner, ScanDesk *desk, ScanPage *p, const void *content) {
+void scanner_take_content(const Scanner *scanner, ScanThread *thread, ScanPage *p, const void *content) {
         bool zero = page_is_zero(content);
 
         p->key = zero ? scanner->zero_key : hash_page(scanner->secret, content);
         p->key_known = true;
         if (p->kind != SCAN_KSM)
                 p->kind = zero ? SCAN_ZERO : SCAN_HASHED;
-        desk->stats.pages_hashed++;
+        thread->stats.pages_hashed++;
 }
 
 static int read_entry(const Target *target, uint64_t addr, uint64_t *ret) {
@@ -144,9 +123,10 @@ int scan_page_frame(const Block *block, unsigned page, uint64_t *ret_pfn) {
 }
 
 ScanKind scan_page_again(Scanner *scanner, Target *target, const VmaList *vmas, uint64_t addr, uint64_t *ret_key) {
-        ScanDesk *desk = scanner->desks[0];
+        ScanThread *thread = &scanner->threads[0];
         const Vma *vma = vma_list_find(vmas, addr);
         uint64_t entry, flags = 0;
+        uint8_t content[PAGE_BYTES];
         bool read = false;
         ScanPage page = { .kind = SCAN_FAILED };
 
@@ -163,11 +143,11 @@ ScanKind scan_page_again(Scanner *scanner, Target *target, const VmaList *vmas, 
                 return SCAN_ZEROPAGE;
         if (flags & KPAGEFLAGS_KSM)
                 page.kind = SCAN_KSM;
-        if (reader_read(target, READER_KEEPS_SHARING, &addr, 1, desk->buffer, &read) != 0 || !read) {
-                desk->stats.read_failures++;
+        if (reader_read(target, READER_KEEPS_SHARING, &addr, 1, content, &read) != 0 || !read) {
+                thread->stats.read_failures++;
                 return SCAN_FAILED;
         }
-        scanner_take_content(scanner, desk, &page, desk->buffer);
+        scanner_take_content(scanner, thread, &page, content);
         *ret_key = page.key;
         return (ScanKind)page.kind;
 }

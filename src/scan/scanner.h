@@ -7,25 +7,11 @@
 
 /* What scanner.c and scan.c share: the inside of a Scanner. */
 
-/* Some of a batch's pages, in its order. */
-typedef struct ScanList {
-        unsigned n;
-        uint16_t places[SCAN_BATCH_PAGES]; /* in the batch */
-        uint64_t addrs[SCAN_BATCH_PAGES];
-} ScanList;
-
-/* What one thread works with. Nothing here is another thread's business. */
-typedef struct ScanDesk {
-        uint8_t *buffer;        /* READER_PAGES pages */
-        uint64_t serial;        /* of the batch being scanned; thread + 1 modulo the number of threads: nobody else's */
+/* What a thread keeps from batch to batch. */
+typedef struct ScanThread {
+        uint64_t serial;        /* of its current batch; thread + 1 modulo the number of threads: nobody else's */
         ScanStats stats;
-        ScanList quick;         /* to be read by READER_PINS */
-        ScanList shared;        /* on a frame that others may map too, or in a mergeable mapping: */
-        ScanList leaders;       /* the first to map their frame, */
-        ScanList followers;     /* and the others */
-        ScanList careful;       /* of leaders: to be read by READER_KEEPS_SHARING */
-        uint64_t entries[SCAN_BATCH_PAGES]; /* of pagemap, then the leaders' page flags */
-} ScanDesk;
+} __attribute__((aligned(128))) ScanThread; /* no cache line, nor the one fetched along with it, is two threads' */
 
 struct Scanner {
         const HashSecret *secret;
@@ -35,9 +21,9 @@ struct Scanner {
         uint64_t zero_key;
         int kpageflagsfd;
         uint32_t pass;
-        unsigned n_desks;
-        ScanDesk *desks[];      /* by thread */
+        unsigned n_threads;
+        ScanThread *threads;
 };
 
 /* Names what was read of a page: its key, and its kind unless it is SCAN_KSM. */
-void scanner_take_content(const Scanner *scanner, ScanDesk *desk, ScanPage *p, const void *content);
+void scanner_take_content(const Scanner *scanner, ScanThread *thread, ScanPage *p, const void *content);

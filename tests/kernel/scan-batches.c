@@ -19,6 +19,7 @@
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/wait.h>
 
 #define LONE_BLOCKS 300U
 #define LONE_BYTES (LONE_BLOCKS * BLOCK_BYTES)
@@ -377,6 +378,29 @@ static void check_lone(void) {
         }
 }
 
+/* Where each page lies, asked one by one; and what is said once the process is no more. */
+static void check_frames(void) {
+        const Block *block = NULL;
+        uint64_t pfn;
+
+        open_spaces();
+        for (unsigned v = 0; v < VICTIMS; v++)
+                for (unsigned b = 0; b < victims[v].n_blocks; b++) {
+                        if (!find_block(&victims[v], b))
+                                continue;
+                        block = find_block(&victims[v], b);
+                        for (unsigned i = 0; i < BLOCK_PAGES; i++) {
+                                CHECK(scan_page_frame(block, i, &pfn) == 0);
+                                CHECK(pfn == victims[v].expected[b * BLOCK_PAGES + i].pfn);
+                        }
+                }
+        CHECK(block && block->space == &victims[LONE].space);
+        CHECK(kill(lone, SIGKILL) == 0 && waitpid(lone, NULL, 0) == lone);
+        lone = 0;
+        CHECK(scan_page_frame(block, 0, &pfn) == TARGET_E_GONE);
+        close_spaces();
+}
+
 int main(void) {
         unsigned of_fork, of_ksm;
         int r;
@@ -400,6 +424,8 @@ int main(void) {
         for (Choice choice = WHOLE; choice < CHOICES; choice++)
                 for (unsigned threads = 1; threads <= THREADS_MAX; threads *= 2)
                         run(choice, threads);
+        if (!NAIVE)
+                check_frames();
         of_fork = pair_count_moved(forked);
         of_ksm = pair_count_moved(merged);
         printf("frames changed: %u forked, %u merged\n", of_fork, of_ksm);
