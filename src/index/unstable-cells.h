@@ -111,11 +111,12 @@ static inline int cell_find(const Cell *cell, uint32_t size, uint32_t tag) {
         CellWords base = {}, found = {}; /* found: the place + 1 in one lane */
 
         for (uint32_t line = 0; line * 16 < n_words; line++) {
-                for (uint32_t i = 0; i < 4; i++) {
-                        CellWords here;
-                        memcpy(&here, words + line * 16 + i * 4, sizeof here);
-                        found |= (CellWords)(here == want) & (places[i] + base);
-                }
+                CellWords here[4];
+                memcpy(here, words + line * 16, sizeof here);
+                found |= ((CellWords)(here[0] == want) & (places[0] + base)) |
+                         ((CellWords)(here[1] == want) & (places[1] + base)) |
+                         ((CellWords)(here[2] == want) & (places[2] + base)) |
+                         ((CellWords)(here[3] == want) & (places[3] + base));
                 base += 16;
         }
 
@@ -148,6 +149,31 @@ void cells_free(Unstable *tree, uint32_t id);
 
 /* How many entries a chain holds. */
 size_t cells_count(const Unstable *tree, uint32_t id);
+
+/* Moves the entries of a chain to two others, by a bit of their hash; there must be room. */
+void cells_distribute(Unstable *tree, uint32_t from, uint32_t bit, const uint32_t to[2]);
+
+/* Adds a bucket, with its share of its parent's entries; or drops the last one, whose entries go to its parent. Cells
+ * move. -ENOMEM: as before. */
+int unstable_split(Unstable *tree);
+int unstable_join(Unstable *tree);
+
+/* Forced into the caller: gcc 12 takes a function that does nothing but prefetch for one without effect, and drops the
+ * calls. */
+#define _fetch_ __attribute__((always_inline)) static inline
+
+#define FETCH_LINES 5U
+
+/* The lines that a look-up and an insertion touch: header and tags, and where the next reference goes. */
+_fetch_ void unstable_fetch_bucket(const Unstable *tree, uint32_t bucket) {
+        uint32_t id = *buckets_at(&tree->buckets, bucket);
+        if (id == 0)
+                return;
+
+        const uint8_t *cell = (const uint8_t *)cell_at(tree, id);
+        for (uint32_t line = 0; line < FETCH_LINES; line++)
+                __builtin_prefetch(cell + MIN_OF(line, cell_size(id) - 1) * CELL_LINE, 1);
+}
 
 /* The bits of a key beyond its tag that the tree keeps: its highest ones, by the bucket that an entry is in. */
 #define UNSTABLE_HIGH_BITS 8U
