@@ -127,8 +127,9 @@ static void show_stats(const json_t *reply) {
              number(daemon, "pages_scanned"), number(daemon, "pages_hashed"));
         line("chains", "%" PRId64 " of %" PRId64 " dups", number(daemon, "stable_node_chains"),
              number(daemon, "stable_node_dups"));
-        line("CPU", "%s, ksmd %s", format_nsec((uint64_t)number(daemon, "cpu_nsec")).text,
-             format_nsec((uint64_t)number(daemon, "ksmd_cpu_nsec")).text);
+        line("CPU", "%s, ksmd %s, waited %s for the quota", format_nsec((uint64_t)number(daemon, "cpu_nsec")).text,
+             format_nsec((uint64_t)number(daemon, "ksmd_cpu_nsec")).text,
+             format_nsec((uint64_t)number(daemon, "throttled_nsec")).text);
         line("stops", "%" PRId64 ", p50 %s, p99 %s, longest %s", number(daemon, "stops"),
              format_nsec((uint64_t)number(daemon, "stop_nsec_p50")).text,
              format_nsec((uint64_t)number(daemon, "stop_nsec_p99")).text,

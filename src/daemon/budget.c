@@ -20,7 +20,8 @@
 #define QUOTA_ONE 10000U
 /* The portions: what the quota gives in this time, short enough to be smooth. */
 #define PORTION_TIME_NSEC (200 * NSEC_PER_MSEC)
-/* But no smaller, while they do not come more seldom than that: each has its price (ksmd is stopped, and started). */
+/* But no smaller than this, since each has its price (ksmd is stopped and started), unless they would come more seldom
+ * than so. */
 #define PORTION_MIN_NSEC (20 * NSEC_PER_MSEC)
 #define PORTION_TIME_MAX_NSEC NSEC_PER_SEC
 
@@ -79,7 +80,8 @@ static void save_up(Budget *budget, uint64_t elapsed) {
                 budget->saved_nsec += (int64_t)MIN_OF(saved, (uint64_t)missing);
 }
 
-/* A clock that stepped back, or a total that shrank, is taken for one that stood. */
+/* Counted as used when it is told: whoever works asks every few milliseconds. A clock that stepped back, or a total that
+ * shrank, is taken for one that stood. */
 static void account(Budget *budget, uint64_t now, uint64_t cpu_nsec) {
         uint64_t used = cpu_nsec > budget->seen_cpu_nsec ? cpu_nsec - budget->seen_cpu_nsec : 0;
 
