@@ -3,7 +3,7 @@
 /*
  * No huge pages: a fault that takes one clears 2 MiB, may compact memory for it first, or waits for a hypervisor to
  * back it (measured: 4.4 ms), and what was given back in its middle would not come back to the kernel. They would save
- * a tenth of a look-up's wait at most, since the translations are fetched ahead like the data.
+ * a tenth of a look-up (28 ns to 25 at 10 million entries), since translations are fetched ahead like the data.
  */
 
 #include "index/array.h"

@@ -9,7 +9,7 @@
 /*
  * How the unstable tree keeps a bucket's entries: in one cell, a piece of memory of 1 to 15 cache lines that is
  * exchanged for the next size when it is full. A cell of s lines begins with its header, then come the tags of its
- * entries side by side (so that a look-up compares four at a time), then their page references of five bytes:
+ * entries side by side (so that a look-up compares many at a time), then their page references of five bytes:
  *
  *         | bucket 4 | n 2 | - 2 | tag 4 … | reference 5 … |                    9 bytes an entry
  *
@@ -134,17 +134,17 @@ static inline int cell_find(const Cell *cell, uint32_t size, uint32_t tag) {
         return -1;
 }
 
-/* A new, empty cell. Moves nothing. -ENOMEM: as before. */
+/* A new, empty cell. Pointers to cells of this size die, ids do not. -ENOMEM: as before. */
 int cell_new(Unstable *tree, uint32_t size, uint32_t bucket, uint32_t *ret_id);
 /* The bucket must not name the cell any more. Other cells may move: pointers and ids of cells are void after it. */
 void cell_free(Unstable *tree, uint32_t id);
 /* Exchanges the only cell of a bucket for one of another size that holds its entries too. -ENOMEM: as before. */
 int cell_resize(Unstable *tree, uint32_t id, uint32_t size);
 
-/* Makes cells with room for n entries, chained where one is not enough; 0 for none. Moves nothing. The bucket is not
- * told. -ENOMEM: as before. */
+/* Makes cells with room for n entries, chained where one is not enough; 0 for none. Pointers to cells die, ids do not.
+ * The bucket is not told. -ENOMEM: as before. */
 int cells_new(Unstable *tree, uint32_t bucket, size_t n, uint32_t *ret_id);
-/* Frees a chain that no bucket names (any more). Moves cells. */
+/* Frees a chain that no bucket names (any more). Cells move, as above. */
 void cells_free(Unstable *tree, uint32_t id);
 
 /* How many entries a chain holds. */

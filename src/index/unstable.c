@@ -4,9 +4,9 @@
  * A hash table without empty places and without a moment of rehashing. Of a key, the low 32 bits are stored (the tag)
  * and the high 8 are known from the bucket that the entry is in. Buckets are split and joined one at a time as the
  * tree grows and shrinks (index/buckets.h), so one holds between half of ENTRIES_MEAN and twice that, give or take, and
- * lives in a cell just large enough (index/unstable-cells.h). A red-black tree over the
- * same entries would pay 24 bytes for its pointers alone, an open-addressed table that doubles pays for its empty
- * places and stops everything while it does.
+ * lives in a cell just large enough (index/unstable-cells.h). A red-black tree over the same entries would pay 24 bytes
+ * for its pointers alone, an open-addressed table that doubles pays for its empty places and stops everything while it
+ * does.
  *
  * What must always hold:
  *   - an entry is in the bucket that buckets_find(unstable_hash(key)) names, in a cell of that bucket's chain;
@@ -25,7 +25,8 @@
 #define ENTRIES_LOW 14U
 /* A cell is exchanged for a smaller one when this many places would still be free in that. */
 #define SHRINK_SLACK 2U
-/* How far ahead a batch fetches the bucket's word, and then its cell: about what a core can have under way. */
+/* How far ahead a batch fetches the bucket's word, and then its cell (tried: 8 to 64; nearer, they come too late on a
+ * busy machine, farther gains nothing). */
 #define FETCH_WORD 64U
 #define FETCH_CELL 24U
 
