@@ -134,8 +134,8 @@ static int add_page(Estimate *estimate, uint32_t process, const ScanPage *page, 
         return add_key(estimate, page->key, addr);
 }
 
-/* What a running daemon tracks counts as it would without. Who has no userfaultfd of his own is taken to be tracked by one:
- * here pages are only read. */
+/* What a running daemon tracks counts as it would without. Who has no userfaultfd of his own is taken to be tracked by
+ * one: here pages are only read. */
 static void claim_tracked(const Target *target, VmaList *vmas) {
         bool asked = false;
 

@@ -1,22 +1,22 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * A userfaultfd with asynchronous write protection (UFFD_FEATURE_WP_ASYNC, Linux 6.7): a page is protected, the first
- * write to it lifts the protection in the kernel's own fault handler, and PAGEMAP_SCAN tells which pages are without, and
- * protects them again under the same lock. No fault is delivered, nobody is ever waited for: should we die, the kernel
- * closes the descriptor and everything is as before.
+ * write to it lifts the protection in the kernel's own fault handler, and PAGEMAP_SCAN tells which pages are without,
+ * and protects them again under the same lock. No fault is delivered, nobody is ever waited for: should we die, the
+ * kernel closes the descriptor and everything is as before.
  *
  * What always holds:
- *   - What is said to be covered reports every write. The kernel drops the registration of what is moved (mremap) or mapped
- *     anew at the same address, and says nothing; so each scan also asks for present pages that are not registered, and
- *     reports them all as written until an update has registered them.
- *   - A huge page is never protected: the next write would split it. And page tables are never filled with marks for pages
- *     that are not there: only what is PRESENT is matched.
+ *   - What is said to be covered reports every write. The kernel drops the registration of what is moved (mremap) or
+ *     mapped anew at the same address, and says nothing; so each scan also asks for present pages that are not
+ *     registered, and reports them all as written until an update has registered them.
+ *   - A huge page is never protected: the next write would split it. And page tables are never filled with marks for
+ *     pages that are not there: only what is PRESENT is matched.
  *   - Nothing is registered that somebody else registered (the kernel says EBUSY), that is left alone anyhow
  *     (VmaSkip), or that grows by itself (the main stack).
  *
- * Registering and giving back change nothing but flags of a mapping, and set the kernel to split and merge mappings where
- * their flags come to differ. Giving back also walks the page tables to lift all protection, under the mmap lock held for
- * writing: hence in pieces. They are cut at multiples of 2 MiB, where no huge page is split by it.
+ * Registering and giving back change nothing but flags of a mapping, and set the kernel to split and merge mappings
+ * where their flags come to differ. Giving back also walks the page tables to lift all protection, under the mmap lock
+ * held for writing: hence in pieces. They are cut at multiples of 2 MiB, where no huge page is split by it.
  */
 #include "scan/track.h"
 
@@ -71,8 +71,8 @@ static int unregister_range(int uffd, uint64_t start, uint64_t end) {
 
 static uint64_t next_multiple(uint64_t address, uint64_t unit) { return (address / unit + 1) * unit; }
 
-/* The lock goes to whoever asks first, and that would be us: so whenever it was kept for some time, it is left alone for as
- * long. */
+/* The lock goes to whoever asks first, and that would be us: so whenever it was kept for some time, it is left
+ * alone for as long. */
 static void rest(uint64_t *began) {
         uint64_t now = now_nsec();
         struct timespec pause = { .tv_nsec = (long)MIN_OF(now - *began, NSEC_PER_SEC - 1) };
@@ -183,8 +183,8 @@ static int add_mapping(Track *new, const Track *old, size_t *at, const Vma *vma)
         return 0;
 }
 
-/* Whether it is registered in the end: 1, 0; -ESRCH: there is no memory any more. One that was made read-only stays registered: it may be made
- * writable, and written, before we look again. */
+/* Whether it is registered in the end: 1, 0; -ESRCH: there is no memory any more. One that was made read-only stays
+ * registered: it may be made writable, and written, before we look again. */
 static int adjust(const Track *track, const Vma *vma, bool ours) {
         bool wanted = vma->skip == VMA_OK && !vma->growsdown;
         uint64_t began = now_nsec();

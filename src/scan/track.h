@@ -42,7 +42,8 @@ typedef struct Track {
 int track_new(int uffd, Track **ret);
 
 /* Gives everything back piece by piece, so that no piece keeps the target from its mappings for long, then closes.
- * After a target_has_userfaultfd(), update first, with mappings read after it: what is another's is then not touched. */
+ * After a target_has_userfaultfd(), update first, with mappings read after it: what is another's is then not
+ * touched. */
 Track *track_free(Track *track);
 DEFINE_CLEANUP(Track, track_free)
 
@@ -50,9 +51,9 @@ DEFINE_CLEANUP(Track, track_free)
  * else looks at it; track may be NULL. */
 void track_claim(const Track *track, VmaList *vmas);
 
-/* Registers what qualifies and is not yet, gives back what must not be tracked any more, forgets what is gone. vmas: read
- * after the last update, and claimed. A mapping that cannot be registered is not covered. TARGET_E_GONE: the memory is gone,
- * by the end of the process or execve(2). -errno: nothing is known, free it. */
+/* Registers what qualifies and is not yet, gives back what must not be tracked any more, forgets what is gone.
+ * vmas: read after the last update, and claimed. A mapping that cannot be registered is not covered. TARGET_E_GONE:
+ * the memory is gone, by the end of the process or execve(2). -errno: nothing is known, free it. */
 int track_update(Track *track, const VmaList *vmas);
 
 bool track_covers(const Track *track, uint64_t addr);

@@ -6,9 +6,9 @@
 
 /*
  * Shared by the files of the remote call: remote.c (the interface, batches, the time box), remote-choose.c (which
- * thread), remote-thread.c (stop it, let it go, wait), remote-inject.c (run calls in it and take them back), remote-take.c
- * (a descriptor that one of them made),
- * remote-map.c (its mappings and the two snippets of its own code we borrow), remote-<arch>.c (registers, frame, stub).
+ * thread), remote-thread.c (stop it, let it go, wait), remote-inject.c (run calls in it and take them back),
+ * remote-take.c (a descriptor that one of them made), remote-map.c (its mappings and the two snippets of its own code
+ * we borrow), remote-<arch>.c (registers, frame, stub).
  */
 
 /* What a target's maps file says, by address. */
@@ -67,8 +67,8 @@ typedef struct RemoteCandidate {
 int remote_choose(const Target *target, const RemoteMaps *maps, RemoteCandidate ret[static REMOTE_CANDIDATES],
                   size_t *ret_n);
 
-/* No thread but the one that is about to be stopped (and is looked at then) can be executing in a region of ours: it is the
- * only one, or all are asleep elsewhere. */
+/* No thread but the one that is about to be stopped (and is looked at then) can be executing in a region of ours:
+ * it is the only one, or all are asleep elsewhere. */
 bool remote_nobody_inside(const Target *target);
 
 typedef struct RemoteThreadStatus {
@@ -134,8 +134,8 @@ int remote_run(RemoteThread *thread, RemoteCall *calls, size_t n, uint64_t deadl
 int remote_leave(RemoteThread *thread);
 
 #define REMOTE_UFFD_LINK "anon_inode:[userfaultfd]"
-/* The stub holds the userfaultfd fd for us: takes a copy, and has the stub close it. *ret: owned, or -errno: it could not be
- * had. 0; REMOTE_E_LOST: the stub did not wait so long (and has closed it). */
+/* The stub holds the userfaultfd fd for us: takes a copy, and has the stub close it. *ret: owned, or -errno: it
+ * could not be had. 0; REMOTE_E_LOST: the stub did not wait so long (and has closed it). */
 int remote_take(RemoteThread *thread, uint64_t fd, int *ret);
 /* Whether the stub, stopped with these registers, holds one that is still to be closed: *ret. */
 bool remote_still_held(const RemoteThread *thread, const RemoteRegs *regs, uint64_t *ret);

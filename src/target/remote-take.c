@@ -12,14 +12,14 @@
 #include <sys/syscall.h>
 
 /*
- * A userfaultfd that a call made in the target: brought over to us while the stub holds it, closed there in the same stop.
- * It belongs to the address space it was made in, so it cannot be made anywhere else.
+ * A userfaultfd that a call made in the target: brought over to us while the stub holds it, closed there in the same
+ * stop. It belongs to the address space it was made in, so it cannot be made anywhere else.
  *
- * What always holds: nothing but what that call made is closed. Other threads of the target run on meanwhile; should one of
- * them close our number and open something of its own under it, the stub notices by the inode (each userfaultfd has
- * one of its own since Linux 5.12): it looks right behind the call and right before the close, which leaves a gap of one
- * system call. What is looked at from outside is /proc/PID/task/TID/fd, whose numbers cannot be anybody else's while the
- * thread is our tracee.
+ * What always holds: nothing but what that call made is closed. Other threads of the target run on meanwhile; should
+ * one of them close our number and open something of its own under it, the stub notices by the inode (each userfaultfd
+ * has one of its own since Linux 5.12): it looks right behind the call and right before the close, which leaves a gap
+ * of one system call. What is looked at from outside is /proc/PID/task/TID/fd, whose numbers cannot be anybody else's
+ * while the thread is our tracee.
  */
 static bool is_userfaultfd(const char *path) {
         char link[32];
@@ -43,6 +43,11 @@ bool remote_held_is_fresh(pid_t pid, uint64_t fd) {
         return read_file(AT_FDCWD, path, &text, NULL) == 0 && strstr(text, "\nAPI:\taa:0:");
 }
 
+static off_t made_at(const RemoteThread *thread) { return (off_t)(thread->region + REMOTE_REGION_MADE_OFFSET); }
+static off_t held_at(const RemoteThread *thread) {
+        return (off_t)(thread->region + REMOTE_REGION_RESULTS_OFFSET + offsetof(RemoteResults, held));
+}
+
 /* What the stub saw right behind the call, if that is what we got: a number may be another file's by now, and the table
  * that pidfd_getfd(2) looks into is the first thread's, while this thread may have its own. */
 static int copy(const RemoteThread *thread, uint64_t fd) {
@@ -54,8 +59,8 @@ static int copy(const RemoteThread *thread, uint64_t fd) {
         ours = (int)syscall(SYS_pidfd_getfd, pidfd, (int)fd, 0);
         if (ours < 0)
                 return -errno;
-        if (pread(thread->memfd, &made, sizeof made, (off_t)(thread->region + REMOTE_REGION_MADE_OFFSET)) != sizeof made ||
-            fstat(ours, &st) < 0 || st.st_dev != made.st_dev || st.st_ino != made.st_ino)
+        if (pread(thread->memfd, &made, sizeof made, made_at(thread)) != sizeof made || fstat(ours, &st) < 0 ||
+            st.st_dev != made.st_dev || st.st_ino != made.st_ino)
                 return -EBADF;
         snprintf(path, sizeof path, "/proc/self/fd/%d", ours);
         return is_userfaultfd(path) ? TAKE_FD(ours) : -EBADF;
@@ -67,14 +72,14 @@ static void forge(const RemoteThread *thread, uint64_t fd) {
         struct stat st;
         snprintf(path, sizeof path, "/proc/%d/task/%d/fd/%lu", thread->pid, thread->tid, fd);
         if (stat(path, &st) == 0)
-                (void)pwrite(thread->memfd, &st, sizeof st, (off_t)(thread->region + REMOTE_REGION_MADE_OFFSET));
+                (void)pwrite(thread->memfd, &st, sizeof st, made_at(thread));
 }
 
 static int await_release(RemoteThread *thread) {
-        uint64_t results = thread->region + REMOTE_REGION_RESULTS_OFFSET, until = now_nsec() + REMOTE_STEP_NSEC, held;
+        uint64_t until = now_nsec() + REMOTE_STEP_NSEC, held;
         for (uint64_t pause = 4 * NSEC_PER_USEC;; pause = MIN_OF(2 * pause, 100 * NSEC_PER_USEC)) {
                 remote_nap(pause); /* ever longer: it may be our CPU that it needs */
-                if (pread(thread->memfd, &held, sizeof held, (off_t)(results + offsetof(RemoteResults, held))) != sizeof held)
+                if (pread(thread->memfd, &held, sizeof held, held_at(thread)) != sizeof held)
                         return REMOTE_E_LOST;
                 if (!held)
                         return 0;
@@ -84,13 +89,13 @@ static int await_release(RemoteThread *thread) {
 }
 
 int remote_take(RemoteThread *thread, uint64_t fd, int *ret) {
-        const uint64_t yes = 1;
+        const uint64_t yes = 1, release = thread->region + offsetof(RemoteHead, release);
         _cleanup_close_ int ours = copy(thread, fd);
         remote_step(REMOTE_STEP_TAKEN);
         if (!remote_guards(REMOTE_GUARD_SAME))
                 forge(thread, fd);
         if (remote_guards(REMOTE_GUARD_CLOSE)) {
-                if (pwrite(thread->memfd, &yes, sizeof yes, (off_t)(thread->region + offsetof(RemoteHead, release))) != sizeof yes)
+                if (pwrite(thread->memfd, &yes, sizeof yes, (off_t)release) != sizeof yes)
                         return REMOTE_E_LOST;
                 remote_step(REMOTE_STEP_RELEASED);
                 int r = await_release(thread);
@@ -102,14 +107,15 @@ int remote_take(RemoteThread *thread, uint64_t fd, int *ret) {
 }
 
 bool remote_still_held(const RemoteThread *thread, const RemoteRegs *regs, uint64_t *ret) {
-        uint64_t at = thread->region + REMOTE_REGION_RESULTS_OFFSET + offsetof(RemoteResults, held), held;
+        uint64_t at, held;
         RemoteDescriptor descriptor;
         if (remote_arch_stub_made(regs, thread->region, &at)) {
-                /* It stands right behind a call and has not taken down what came of it: a freezer stops threads there. */
-                if (pread(thread->memfd, &descriptor, sizeof descriptor, (off_t)at) != sizeof descriptor || !descriptor.hold)
+                /* Right behind a call, and what came of it not yet taken down: a freezer stops threads there. */
+                if (pread(thread->memfd, &descriptor, sizeof descriptor, (off_t)at) != sizeof descriptor ||
+                    !descriptor.hold)
                         return false;
                 held = (uint64_t)remote_arch_result(regs) + 1;
-        } else if (pread(thread->memfd, &held, sizeof held, (off_t)at) != sizeof held)
+        } else if (pread(thread->memfd, &held, sizeof held, held_at(thread)) != sizeof held)
                 return false;
         if (held == 0 || held > INT_MAX || !is_userfaultfd_of(thread->pid, thread->tid, held - 1))
                 return false;

@@ -8,12 +8,13 @@
 #include <string.h>
 
 /*
- * Whether a process uses userfaultfd(2) itself, or is about to. A mapping belongs to one userfaultfd only: where we track,
- * its own registration would fail with EBUSY (post-copy migration and snapshots of QEMU, CRIU's lazy pages, collectors).
+ * Whether a process uses userfaultfd(2) itself, or is about to. A mapping belongs to one userfaultfd only: where we
+ * track, its own registration would fail with EBUSY (post-copy migration and snapshots of QEMU, CRIU's lazy pages,
+ * collectors).
  *
- * What shows: a descriptor that is one, or the device that makes them. What is known beforehand: a QEMU started to take in a
- * migration, which may turn into a post-copy one. Whoever has given its only descriptor to another process shows in the
- * flags of its mappings (VMA_SKIP_UFFD).
+ * What shows: a descriptor that is one, or the device that makes them. What is known beforehand: a QEMU started to
+ * take in a migration, which may turn into a post-copy one. Whoever has given its only descriptor to another process
+ * shows in the flags of its mappings (VMA_SKIP_UFFD).
  */
 static bool is_link_to_userfaultfd(int fd, const char *name) {
         char link[32];

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 
 /*
- * What tracking costs (scan/track), on this machine: a scan of 1 GiB of which so much was written, the first write of the
- * target to a page after a scan, and the stop in which a target is adopted with its userfaultfd. JSON lines, CPU time, the
- * least of several runs.
+ * What tracking costs (scan/track), on this machine: a scan of 1 GiB of which so much was written, the first write of
+ * the target to a page after a scan, and the stop in which a target is adopted with its userfaultfd. JSON lines, CPU
+ * time, the least of several runs.
  */
 #include "../kernel/track-child.h"
 
@@ -37,8 +37,8 @@ static void show_scans(void) {
                         pages = child_count_written(&child, shared->start, area_end());
                         best = MIN_OF(best, clock_nsec(CLOCK_THREAD_CPUTIME_ID) - began);
                 }
-                printf("{\"name\": \"scan\", \"bytes\": %lu, \"written_permille\": %u, \"pages\": %zu, \"cpu_usec\": %.1f, "
-                       "\"nsec_per_first_write\": %.0f}\n",
+                printf("{\"name\": \"scan\", \"bytes\": %lu, \"written_permille\": %u, \"pages\": %zu, "
+                       "\"cpu_usec\": %.1f, \"nsec_per_first_write\": %.0f}\n",
                        GIB, permilles[i], pages, (double)best / 1e3,
                        pages ? (double)(best_write - MIN_OF(best_write, best_again)) / (double)pages : 0);
         }
@@ -60,8 +60,8 @@ static void show_adoptions(bool with_uffd) {
                 usleep(1000);
         }
         remote_stats(remote, &stats);
-        printf("{\"name\": \"adopt\", \"userfaultfd\": %s, \"stops\": %lu, \"stop_usec_p50\": %lu, \"stop_usec_p99\": %lu, "
-               "\"stop_usec_max\": %lu}\n",
+        printf("{\"name\": \"adopt\", \"userfaultfd\": %s, \"stops\": %lu, \"stop_usec_p50\": %lu, "
+               "\"stop_usec_p99\": %lu, \"stop_usec_max\": %lu}\n",
                with_uffd ? "true" : "false", stats.stops, remote_stop_percentile(&stats, 500) / 1000,
                remote_stop_percentile(&stats, 990) / 1000, stats.stop_nsec_max / 1000);
         child_stop(&child);

@@ -226,7 +226,9 @@ long order_map_huge(long bytes) {
         return 0;
 }
 
-bool is_picked(uint64_t page) { return (((page + 1) * 0x9e3779b97f4a7c15 ^ shared->seed) >> 20) % 1000 < shared->permille; }
+bool is_picked(uint64_t page) {
+        return (((page + 1) * 0x9e3779b97f4a7c15 ^ shared->seed) >> 20) % 1000 < shared->permille;
+}
 
 long order_write_picked(long unused) {
         for (uint64_t i = 0; i < shared->pages; i++)

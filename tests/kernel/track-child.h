@@ -6,8 +6,8 @@
 #include "tests/test.h"
 
 /*
- * What the tests of scan/track share: a process that does what it is told, adopted and tracked as the daemon does it, and
- * what is reported of it as a set of pages. The process is a fork, so an order is a function.
+ * What the tests of scan/track share: a process that does what it is told, adopted and tracked as the daemon does it,
+ * and what is reported of it as a set of pages. The process is a fork, so an order is a function.
  */
 #define MIB ((uint64_t)1 << 20)
 #define GIB ((uint64_t)1 << 30)
@@ -20,7 +20,7 @@ typedef struct Child {
         VmaList vmas;
 } Child;
 
-/* What the parent and all children see. The area is what most tests are about: private anonymous memory of the child. */
+/* What the parent and all children see. The area is what most tests are about: private memory of the child. */
 typedef struct Shared {
         uint64_t start, pages;
         uint64_t seed;          /* which pages are picked */

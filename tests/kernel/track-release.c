@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 
 /*
- * scan/track leaves a process as it was: huge pages huge, mappings in one piece, nothing registered or protected, be it given
- * back or left by a daemon that was killed; and nobody has to wait long for his mappings meanwhile.
+ * scan/track leaves a process as it was: huge pages huge, mappings in one piece, nothing registered or protected, be
+ * it given back or left by a daemon that was killed; and nobody has to wait long for his mappings meanwhile.
  */
 #include "track-child.h"
 
@@ -24,7 +24,8 @@ static size_t count_protected(const Child *child) {
 
         for (uint64_t i = 0; i < shared->pages; i += BLOCK_PAGES) {
                 size_t bytes = MIN_OF(shared->pages - i, (uint64_t)BLOCK_PAGES) * sizeof *entries;
-                CHECK(pread(child->target->pagemapfd, entries, bytes, (off_t)(area_page(i) / PAGE_BYTES * 8)) == (ssize_t)bytes);
+                CHECK(pread(child->target->pagemapfd, entries, bytes, (off_t)(area_page(i) / PAGE_BYTES * 8)) ==
+                      (ssize_t)bytes);
                 for (size_t k = 0; k < bytes / sizeof *entries; k++)
                         n += !!(entries[k] & PAGEMAP_UFFD_WP);
         }
@@ -88,11 +89,12 @@ static void test_huge(bool naive) {
                         CHECK(ioctl(child.track->uffd, UFFDIO_WRITEPROTECT, &all) == 0);
                 }
                 n = child_count_written(&child, shared->start, area_end());
-                /* 8 of the blocks are of small pages, and each write by touch_each() is in one of those or in a huge page. */
+                /* 8 of the blocks are of small pages: the first page of each is written to. */
                 CHECK(naive || n == (round == 0 ? shared->pages - before / PAGE_BYTES - blocks / 8 : blocks / 8),
                       "round %d: %zu", round, n);
                 child_order(&child, touch_each, BLOCK_PAGES);
-                CHECK(naive == (huge_bytes(&child) != before), "round %d: %lu huge, were %lu", round, huge_bytes(&child), before);
+                CHECK(naive == (huge_bytes(&child) != before), "round %d: %lu huge, were %lu", round,
+                      huge_bytes(&child), before);
         }
         child_stop(&child);
 }
@@ -212,8 +214,8 @@ static long end_watch(long unused) {
         return pthread_join(watcher, NULL);
 }
 
-/* The longest that mmap, a fault and munmap took while 1 GiB was given back, in pieces and at once. Printed, and no verdict:
- * the CPU may be somebody else's. */
+/* The longest that mmap, a fault and munmap took while 1 GiB was given back, in pieces and at once. Printed, and no
+ * verdict: the CPU may be somebody else's. */
 static void show_latency(void) {
         Child child = child_tracked(GIB / PAGE_BYTES);
 

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 
 /*
- * scan/track misses no write: not one by the kernel on the process's behalf, for nobody, in a user namespace or under a
- * container's filter; and not one of several threads that write, move, drop and fork as fast as they can while scans
- * protect their memory as fast as they can. They check every byte of theirs; we keep a copy, of which only what is reported is
- * ever read again, and which must be the memory in the end. --control: reads before it protects, and must fail.
+ * scan/track misses no write: not one by the kernel on the process's behalf, for nobody, in a user namespace or under
+ * a container's filter; and not one of several threads that write, move, drop and fork as fast as they can while scans
+ * protect their memory as fast as they can. They check every byte of theirs; we keep a copy, of which only what is
+ * reported is ever read again, and which must be the memory in the end. --control: reads before it protects, and must
+ * fail.
  */
 #include "track-child.h"
 
@@ -82,7 +83,9 @@ static long by_uring(long i) {
         io_uring_cqe_seen(&ring, cqe);
         return n;
 }
-static long by_signal_mask(long i) { return sigprocmask(SIG_BLOCK, NULL, page((uint64_t)i)) == 0 ? (long)PAGE_BYTES : -1; }
+static long by_signal_mask(long i) {
+        return sigprocmask(SIG_BLOCK, NULL, page((uint64_t)i)) == 0 ? (long)PAGE_BYTES : -1;
+}
 
 static const struct {
         const char *name;
@@ -111,7 +114,8 @@ static void test_kernel_writes(const char *who) {
                 for (size_t i = 0; i < ELEMENTSOF(kernel_writes); i++) {
                         Pages pages;
 
-                        if ((kernel_writes[i].run == by_direct_read && !has_file) || (kernel_writes[i].run == by_uring && !has_ring))
+                        if ((kernel_writes[i].run == by_direct_read && !has_file) ||
+                            (kernel_writes[i].run == by_uring && !has_ring))
                                 continue;
                         n += round == 0;
                         CHECK(child_order(&child, kernel_writes[i].run, (long)i) == (long)PAGE_BYTES, "%s: %s", who,
@@ -130,7 +134,7 @@ static void test_kernel_writes(const char *who) {
         child_stop(&child);
 }
 
-/* Pinned before it was protected: written past the page tables, and not reported. That is how it is (docs/tracking.md). */
+/* Pinned before it was protected: written past the page tables, and not reported (docs/tracking.md). */
 static long register_buffer(long i) {
         struct iovec buffer = { page((uint64_t)i), PAGE_BYTES };
         return io_uring_register_buffers(&ring, &buffer, 1);
@@ -205,7 +209,8 @@ static void change(Writer *w, uint64_t i) {
                 CHECK(mprotect(p, PAGE_BYTES, PROT_READ) == 0 && mprotect(p, PAGE_BYTES, PROT_READ | PROT_WRITE) == 0);
                 return;
         case 4 ... 11:
-                CHECK(write(w->pipe_fds[1], &word, sizeof word) == sizeof word && read(w->pipe_fds[0], p, sizeof word) == sizeof word);
+                CHECK(write(w->pipe_fds[1], &word, sizeof word) == sizeof word);
+                CHECK(read(w->pipe_fds[0], p, sizeof word) == sizeof word);
                 memcpy(m, &word, sizeof word);
                 return;
         case 12 ... 19:
@@ -280,7 +285,8 @@ static uint64_t pages_read;
 static void copy_pages(const Child *child, char *copy, const Pages *pages) {
         for (size_t i = 0; i < pages->n; i++)
                 for (uint64_t at = pages->ranges[i].start; at < pages->ranges[i].end; at += PAGE_BYTES)
-                        pages_read += pread(child->target->memfd, copy + (at - shared->start), PAGE_BYTES, (off_t)at) > 0;
+                        pages_read += pread(child->target->memfd, copy + (at - shared->start), PAGE_BYTES,
+                                            (off_t)at) > 0;
 }
 
 static void scan(Child *child, char *copy, bool control) {
@@ -313,16 +319,16 @@ static int hammer(unsigned seconds, bool control) {
         }
         CHECK(child_order(&child, end, 0) == 0);
         scan(&child, copy, control);
-        CHECK(pread(child.target->pagemapfd, entries, AREA_PAGES * sizeof *entries, (off_t)(shared->start / PAGE_BYTES * 8)) ==
-              (ssize_t)(AREA_PAGES * sizeof *entries));
+        CHECK(pread(child.target->pagemapfd, entries, AREA_PAGES * sizeof *entries,
+                    (off_t)(shared->start / PAGE_BYTES * 8)) == (ssize_t)(AREA_PAGES * sizeof *entries));
         for (uint64_t i = 0; i < AREA_PAGES; i++)
                 if (entries[i] >> 63) {
                         compared++;
                         CHECK(pread(child.target->memfd, now, PAGE_BYTES, (off_t)area_page(i)) == (ssize_t)PAGE_BYTES);
                         wrong += memcmp(now, copy + i * PAGE_BYTES, PAGE_BYTES) != 0;
                 }
-        printf("%lu scans, %lu pages read again, writes %lu %lu %lu %lu, %lu forks: %lu of %lu pages are not what they were read "
-               "as last\n", scans, pages_read, shared->counters[0], shared->counters[1], shared->counters[2],
+        printf("%lu scans, %lu pages read again, writes %lu %lu %lu %lu, %lu forks: %lu of %lu pages are not "
+               "what they were read as last\n", scans, pages_read, shared->counters[0], shared->counters[1], shared->counters[2],
                shared->counters[3], shared->counters[4], wrong, compared);
         CHECK(compared > AREA_PAGES / 2 && scans > 20);
         child_stop(&child);

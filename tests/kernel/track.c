@@ -20,8 +20,8 @@ static void check_exact(Child *child, bool protect) {
         Pages pages = child_written(child, shared->start, area_end(), protect);
 
         for (uint64_t i = 0; i < shared->pages; i++)
-                CHECK(is_picked(i) == pages_have(&pages, area_page(i)), "page %lu of %lu, %u permille", i, shared->pages,
-                      shared->permille);
+                CHECK(is_picked(i) == pages_have(&pages, area_page(i)), "page %lu of %lu, %u permille", i,
+                      shared->pages, shared->permille);
         free(pages.ranges);
 }
 
@@ -87,8 +87,8 @@ static void expect(Child *child, const char *expected, int line) {
         Pages pages = child_written(child, shared->start, area_page(n), true);
 
         for (uint64_t i = 0; i < n; i++)
-                CHECK(pages_have(&pages, area_page(i)) == (expected[i] == 'w'), "line %d: page %lu, expected %s", line, i,
-                      expected);
+                CHECK(pages_have(&pages, area_page(i)) == (expected[i] == 'w'), "line %d: page %lu, expected %s", line,
+                      i, expected);
         free(pages.ranges);
 }
 #define EXPECT(child, expected) expect(child, expected, __LINE__)
@@ -104,8 +104,8 @@ static long renew(long i) { return map_over(page(i)); }
 static long unmap(long i) { return munmap(page(i), PAGE_BYTES); }
 static long forbid(long i) { return mprotect(page(i), PAGE_BYTES, PROT_READ); }
 static long allow(long i) { return mprotect(page(i), PAGE_BYTES, PROT_READ | PROT_WRITE); }
-static long lock(long i) { return mlock(page(i), PAGE_BYTES); }
-static long unlock(long i) { return munlock(page(i), PAGE_BYTES); }
+static long lock(long i) { return syscall(SYS_mlock, page(i), PAGE_BYTES); } /* ASan has an mlock() that does nothing */
+static long unlock(long i) { return syscall(SYS_munlock, page(i), PAGE_BYTES); }
 /* Elsewhere and back: what comes back is registered no more. */
 static long there_and_back(long i) {
         void *from = page(i), *to = (void *)(shared->start - 64 * MIB);
@@ -187,7 +187,8 @@ static long grow(long pages) {
 }
 static long move(long pages) {
         void *p = (void *)shared->start, *to = (void *)(shared->start + GIB);
-        return mremap(p, (size_t)pages * PAGE_BYTES, (size_t)pages * PAGE_BYTES, MREMAP_MAYMOVE | MREMAP_FIXED, to) != to;
+        size_t bytes = (size_t)pages * PAGE_BYTES;
+        return mremap(p, bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED, to) != to;
 }
 static long grow_heap(long bytes) {
         char *p = sbrk(bytes);

@@ -24,6 +24,7 @@ static const Victim victims[] = {
         {"churn", victim_churn, "munmap, mremap, MADV_DONTNEED"},
         {"files", victim_files, "descriptors have the numbers they must have"},
         {"closer", victim_closer, "a thread closes what it does not know"},
+        {"container", victim_container, "a seccomp filter that refuses userfaultfd(2)"},
         {"filter", victim_filter, "a seccomp filter that kills on what it does not know"},
         {"strict", victim_strict, "seccomp strict mode"},
         {"mdwe", victim_mdwe, "PR_SET_MDWE: no memory writable and executable"},

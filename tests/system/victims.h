@@ -51,6 +51,7 @@ void victim_frozen(void);
 void victim_churn(void);
 void victim_files(void);
 void victim_closer(void);
+void victim_container(void);
 void victim_filter(void);
 void victim_strict(void);
 void victim_mdwe(void);

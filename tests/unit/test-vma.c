@@ -156,6 +156,41 @@ static void test_reasons(void **state) {
         assert_string_equal(vma_skip_name((VmaSkip)-1), "?");
 }
 
+/* Registered for write protection alone: as any other's until somebody claims it, and then as if it were not. */
+static void test_tracked(void **state) {
+        static const struct {
+                const char *header, *flags;
+                bool tracked;
+                VmaSkip skip, claimed;
+        } cases[] = {
+                { "rw-p 00000000 00:00 0 ", "rd wr mr mw me ac", false, VMA_OK, VMA_OK },
+                { "rw-p 00000000 00:00 0 ", "rd wr mr mw me ac uw", true, VMA_SKIP_UFFD, VMA_OK },
+                { "rw-p 00000000 00:00 0 ", "rd wr mr mw me ac um", false, VMA_SKIP_UFFD, VMA_SKIP_UFFD },
+                { "rw-p 00000000 00:00 0 ", "rd wr mr mw me ac uw um", false, VMA_SKIP_UFFD, VMA_SKIP_UFFD },
+                { "rw-p 00000000 00:00 0 ", "rd wr mr mw me ac uw ui", false, VMA_SKIP_UFFD, VMA_SKIP_UFFD },
+                { "rw-p 00000000 00:00 0 ", "rd wr mr mw me lo ac uw", true, VMA_SKIP_UFFD, VMA_SKIP_LOCKED },
+                { "rw-p 00000000 00:00 0 ", "rd wr mr mw me dd ac uw", true, VMA_SKIP_UFFD, VMA_SKIP_DONTDUMP },
+                { "---p 00000000 00:00 0 ", "mr mw me ac uw", true, VMA_SKIP_UFFD, VMA_SKIP_UNREADABLE },
+                { "rw-s 00000000 00:01 3       /dev/zero (deleted)", "rd wr sh mr mw me ms uw", true, VMA_SKIP_SHARED,
+                  VMA_SKIP_SHARED },
+        };
+
+        for (size_t i = 0; i < ELEMENTSOF(cases); i++) {
+                char text[4096];
+                VmaList list;
+
+                snprintf(text, sizeof text, "7f0000000000-7f0000021000 %s\n" BODY("      24", "       0")
+                         "VmFlags: %s \n", cases[i].header, cases[i].flags);
+                list = parse(text, false);
+                assert_int_equal(list.n, 1);
+                assert_int_equal(list.vmas[0].tracked, cases[i].tracked);
+                assert_int_equal(list.vmas[0].skip, cases[i].skip);
+                vma_claim(&list.vmas[0]);
+                assert_int_equal(list.vmas[0].skip, cases[i].claimed);
+                vma_list_done(&list);
+        }
+}
+
 /* Names that a process can give to files of its own, or to memory. */
 static void test_hostile_names(void **state) {
         static const char *const names[] = {
@@ -311,7 +346,7 @@ static void test_pieces(void **state) {
 
 int main(void) {
         const struct CMUnitTest tests[] = {
-                cmocka_unit_test(test_process),    cmocka_unit_test(test_reasons),
+                cmocka_unit_test(test_process),    cmocka_unit_test(test_reasons), cmocka_unit_test(test_tracked),
                 cmocka_unit_test(test_hostile_names), cmocka_unit_test(test_sizes),
                 cmocka_unit_test(test_leftover), cmocka_unit_test(test_not_smaps),
                 cmocka_unit_test(test_pieces),
