@@ -29,6 +29,8 @@ DAEMON = BUILD / "src/daemon/ksmd-user"
 KSMCTL = BUILD / "src/ctl/ksmctl"
 PAGES = BUILD / "tests/bench-pages"
 INTERFACE = interface.load()
+# How much longer than on an idle machine everything may take.
+PATIENCE = int(os.environ.get("KSMD_USER_TEST_PATIENCE", "1"))
 
 
 def skip(reason):
@@ -43,6 +45,7 @@ def check(condition, message):
 
 def wait_for(what, condition, seconds=30.0, interval=0.05):
     """Returns condition()'s first true value; fails naming what did not come."""
+    seconds *= PATIENCE
     end = time.monotonic() + seconds
     while True:
         value = condition()
