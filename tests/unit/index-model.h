@@ -43,14 +43,15 @@ static inline void fail_never(void) {
         fail_after = fail_for = SIZE_MAX;
 }
 
-void *__real_mmap(void *p, size_t size, int prot, int flags, int fd, off_t offset);
-void *__wrap_mmap(void *p, size_t size, int prot, int flags, int fd, off_t offset);
-void *__wrap_mmap(void *p, size_t size, int prot, int flags, int fd, off_t offset) {
+/* mmap() is mmap64() here (_FILE_OFFSET_BITS=64). */
+void *__real_mmap64(void *p, size_t size, int prot, int flags, int fd, off_t offset);
+void *__wrap_mmap64(void *p, size_t size, int prot, int flags, int fd, off_t offset);
+void *__wrap_mmap64(void *p, size_t size, int prot, int flags, int fd, off_t offset) {
         if (allocation_fails()) {
                 errno = ENOMEM;
                 return MAP_FAILED;
         }
-        return __real_mmap(p, size, prot, flags, fd, offset);
+        return __real_mmap64(p, size, prot, flags, fd, offset);
 }
 
 void *__real_mremap(void *p, size_t old_size, size_t size, int flags);
