@@ -291,31 +291,28 @@ static int check_still_there(const Target *target, uint64_t addr) {
 static unsigned commit_word(const Scanner *scanner, ScanPage *pages, unsigned n) {
         Block *block = pages[0].block;
         unsigned word = pages[0].page / 64, i;
-        uint64_t before = block->hashed[word], asked = 0, hashed = 0, zero = 0, merged = 0, zeropage = 0, forked = 0;
+        uint64_t before = block->hashed[word], asked = 0, known = 0, alone = 0, kinds[SCAN_FAILED + 1] = {}, keep;
 
         for (i = 0; i < n && pages[i].block == block && pages[i].page / 64 == word; i++) {
                 ScanPage *p = &pages[i];
                 unsigned bit = p->page % 64;
-                bool was = before >> bit & 1, known = p->key_known;
-                uint8_t now = known ? (uint8_t)p->key : 0;
+                bool was = before >> bit & 1;
+                uint8_t now = p->key_known ? (uint8_t)p->key : 0;
 
-                p->first = known && !was;
-                p->changed = known && was && block->check[p->page] != now;
+                p->first = p->key_known && !was;
+                p->changed = p->key_known && was && block->check[p->page] != now;
                 block->check[p->page] = now;
                 asked |= (uint64_t)1 << bit;
-                hashed |= (uint64_t)known << bit;
-                zero |= (uint64_t)(p->kind == SCAN_ZERO) << bit;
-                merged |= (uint64_t)(p->kind == SCAN_KSM) << bit;
-                zeropage |= (uint64_t)(p->kind == SCAN_ZEROPAGE) << bit;
-                forked |= (uint64_t)(known && !p->writable_alone && p->kind != SCAN_KSM) << bit;
+                known |= (uint64_t)p->key_known << bit;
+                alone |= (uint64_t)p->writable_alone << bit;
+                kinds[p->kind] |= (uint64_t)1 << bit;
         }
-        /* A page that was all zero and maps the zero page now was given back. */
-        block->given[word] = (block->given[word] | (block->zero[word] & asked)) & ~(asked & ~zeropage);
-        block->hashed[word] = (before & ~asked) | hashed;
-        block->zero[word] = (block->zero[word] & ~asked) | zero;
-        block->merged[word] = (block->merged[word] & ~asked) | merged;
-        block->zeropage[word] = (block->zeropage[word] & ~asked) | zeropage;
-        block->forked[word] = (block->forked[word] & ~asked) | forked;
+        keep = ~asked;
+        block->hashed[word] = (before & keep) | known;
+        block->zero[word] = (block->zero[word] & keep) | kinds[SCAN_ZERO];
+        block->merged[word] = (block->merged[word] & keep) | kinds[SCAN_KSM];
+        block->zeropage[word] = (block->zeropage[word] & keep) | kinds[SCAN_ZEROPAGE];
+        block->forked[word] = (block->forked[word] & keep) | (known & ~alone & ~kinds[SCAN_KSM]);
         if (!block->pass)
                 block->first_pass = scanner->pass;
         block->pass = scanner->pass;
