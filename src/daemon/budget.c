@@ -24,6 +24,9 @@
  * than so. */
 #define PORTION_MIN_NSEC (20 * NSEC_PER_MSEC)
 #define PORTION_TIME_MAX_NSEC NSEC_PER_SEC
+/* So much may be saved up while there is no work, or no CPU to do it, and is then used in one go: the share of a minute
+ * with such gaps is reached all the same. */
+#define SAVED_TIME_NSEC (5 * NSEC_PER_SEC)
 
 __extension__ typedef unsigned __int128 Wide;
 
@@ -35,6 +38,10 @@ static int64_t portion_nsec(const Budget *budget) {
         uint64_t portion = usual >= PORTION_MIN_NSEC ? usual : MIN_OF(most, PORTION_MIN_NSEC);
 
         return (int64_t)MAX_OF(portion, (uint64_t)1);
+}
+
+static int64_t saved_max_nsec(const Budget *budget) {
+        return (int64_t)scale(budget->allowance_nsec, SAVED_TIME_NSEC, BUDGET_WINDOW_NSEC);
 }
 
 static int64_t beyond_half_nsec(const Budget *budget) {
@@ -74,10 +81,10 @@ static void turn_slots(Budget *budget, uint64_t now) {
 
 static void save_up(Budget *budget, uint64_t elapsed) {
         uint64_t saved = scale(budget->rate_nsec, elapsed, BUDGET_SLOT_NSEC);
-        int64_t missing = portion_nsec(budget) - budget->saved_nsec;
+        int64_t room = saved_max_nsec(budget) - budget->saved_nsec;
 
-        if (missing > 0)
-                budget->saved_nsec += (int64_t)MIN_OF(saved, (uint64_t)missing);
+        if (room > 0)
+                budget->saved_nsec += (int64_t)MIN_OF(saved, (uint64_t)room);
 }
 
 /* Counted as used when it is told: whoever works asks every few milliseconds. A clock that stepped back, or a total that
@@ -86,7 +93,7 @@ static void account(Budget *budget, uint64_t now, uint64_t cpu_nsec) {
         uint64_t used = cpu_nsec > budget->seen_cpu_nsec ? cpu_nsec - budget->seen_cpu_nsec : 0;
 
         budget->seen_cpu_nsec = MAX_OF(cpu_nsec, budget->seen_cpu_nsec);
-        budget->saved_nsec -= (int64_t)used; /* first: what is saved up meanwhile is not lost on a full portion */
+        budget->saved_nsec -= (int64_t)used;
         if (now > budget->seen_nsec) {
                 if (budget->wait_until_nsec > budget->seen_nsec)
                         budget->throttled_nsec += MIN_OF(now, budget->wait_until_nsec) - budget->seen_nsec;

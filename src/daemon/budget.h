@@ -22,7 +22,7 @@ typedef struct Budget {
         uint64_t used_nsec;             /* the sum of all slots */
         uint64_t seen_nsec, seen_cpu_nsec;      /* as last handed in */
         uint64_t rate_nsec;             /* the pace: CPU time a slot */
-        int64_t saved_nsec;             /* CPU time that may be used at once when paced; below 0: owed */
+        int64_t saved_nsec;             /* CPU time that may be used at once beyond half; below 0: owed */
         bool refilling;                 /* it was used up and is not yet saved again */
         uint64_t wait_until_nsec;       /* as last answered; 0: never had to wait */
         uint64_t throttled_nsec;
