@@ -55,4 +55,4 @@ if __name__ == "__main__":
     parser.add_argument("--mib", type=int, default=4096)
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
-    main(Bench("first"), lambda b: first(b, args.mib, args.rounds))
+    main(Bench("first", alone=False), lambda b: first(b, args.mib, args.rounds))
