@@ -75,7 +75,7 @@ static const struct {
         [F_PTRACE] = { "ptrace", true, "Targets can be asked to mark their own memory.",
                 "Nothing can be marked: a security module (yama ptrace_scope=3) or a filter refuses ptrace." },
         [F_SUSPEND_SECCOMP] = { "PTRACE_O_SUSPEND_SECCOMP", false,
-                "Targets under strict seccomp filters can be merged.",
+                "Targets under seccomp filters that refuse what a call needs can be merged.",
                 "Targets under a seccomp filter that refuses madvise are left alone." },
         [F_RSEQ] = { "PTRACE_GET_RSEQ_CONFIGURATION", false,
                 "A thread is not interrupted inside a restartable sequence.",

@@ -29,6 +29,8 @@ bool remote_arch_fit(pid_t tid, const RemoteRegs *regs);
  * registers were changed. */
 bool remote_arch_repair(RemoteRegs *regs);
 
+#define REMOTE_ARCH_AUDIT AUDIT_ARCH_X86_64 /* as seccomp filters call it */
+
 /* Bytes below the stack pointer that belong to the function running there. */
 #define REMOTE_ARCH_FRAME_MAX 32768U
 

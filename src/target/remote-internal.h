@@ -6,9 +6,9 @@
 
 /*
  * Shared by the files of the remote call: remote.c (the interface, batches, the time box), remote-choose.c (which
- * thread), remote-thread.c (stop it, let it go, wait), remote-inject.c (run calls in it and take them back),
- * remote-take.c (a descriptor that one of them made), remote-map.c (its mappings and the two snippets of its own code
- * we borrow), remote-<arch>.c (registers, frame, stub).
+ * thread), remote-thread.c (stop it, let it go, wait), remote-filter.c (what its seccomp filters say), remote-inject.c
+ * (run calls in it and take them back), remote-take.c (a descriptor that one of them made), remote-map.c (its mappings
+ * and the two snippets of its own code we borrow), remote-<arch>.c (registers, frame, stub).
  */
 
 /* What a target's maps file says, by address. */
@@ -95,7 +95,7 @@ struct RemoteThread {
         int memfd;              /* /proc/PID/mem of the mm it had when chosen; owned */
         RemoteStage stage;
         bool stopped, dead;
-        bool seccomp;           /* it has a filter: what runs without a tracer must not make unusual calls */
+        bool seccomp;           /* it has a filter that may not let it clean up when nobody traces it */
         int inject;             /* a signal it had taken already when it stopped: goes back with the next resume */
         uint64_t interrupted_nsec;
         uint64_t stopped_nsec;  /* it stands since this time or later */
@@ -123,6 +123,15 @@ DEFINE_CLEANUP(RemoteThread, remote_thread_free)
 bool remote_thread_in_rseq(RemoteThread *thread, uint64_t pc);
 int remote_thread_gone(RemoteThread *thread); /* a ptrace request said ESRCH: collects its end */
 void remote_nap(uint64_t nsec);
+
+/* Of a standing thread that has seccomp filters: whether what it is about to run for us could harm it if we died in the
+ * middle. REMOTE_E_UNFIT: it could; REMOTE_E_GONE, -errno. Finds out whether it may clean up after us. */
+int remote_filter_check(RemoteThread *thread, uint64_t region, const RemoteCall *calls, size_t n);
+/* The action of one program; pure. *ret_only_nr: it looked at the number and the architecture only. */
+struct sock_filter;
+struct seccomp_data;
+uint32_t remote_filter_run(const struct sock_filter *program, size_t n, const struct seccomp_data *data,
+                           bool *ret_only_nr);
 
 /* Puts the thread at our call: saves what is to be saved, writes the frame, maps the region. */
 int remote_enter(RemoteThread *thread, uint64_t floor, uint64_t region);
@@ -203,6 +212,7 @@ enum {
         REMOTE_GUARD_DONTFORK = 1 << 7,
         REMOTE_GUARD_CLOSE = 1 << 8,    /* of a descriptor that was taken */
         REMOTE_GUARD_SAME = 1 << 9,     /* only if it is still that one */
+        REMOTE_GUARD_FILTER = 1 << 10,  /* not where a seccomp filter would kill, should we die */
 };
 
 #ifdef REMOTE_TEST

@@ -5,6 +5,7 @@
 #include "base/io.h"
 
 #include <fcntl.h>
+#include <linux/seccomp.h>
 #include <linux/userfaultfd.h>
 #include <sched.h>
 #include <stdio.h>
@@ -14,24 +15,24 @@
 #include <sys/syscall.h>
 
 /*
- * System calls made inside a target, without it being able to tell. The protocol step by step, what can go wrong at each
- * step and which test watches over it: docs/remote-calls.md. In short:
+ * System calls made inside a target, without it being able to tell. The protocol step by step, what can go wrong at
+ * each step and which test watches over it: docs/remote-calls.md. In short:
  *
  *   1. Look for a thread that sleeps where waking it does not matter, on a stack where the kernel itself would put a
  *      signal frame (remote-choose.c, remote-map.c).
  *   2. Stop it (remote-thread.c). Not inside a restartable sequence.
- *   3. Write a signal frame for its context below its stack, and send it through a `syscall` instruction of its own
- *      C library to map a region for us; from there every path leads into the frame's sigreturn (remote-inject.c).
+ *   3. Write a signal frame for its context below its stack, and send it through a `syscall` instruction of its own C
+ *      library to map a region for us; from there every path leads into the frame's sigreturn (remote-inject.c).
  *   4. Write a stub and the calls into the region; the stub makes them all in one go, and waits a moment for us.
  *   5. Unmap the region, put mask, registers and stack back, detach.
  *
  * What must always hold: whenever this process dies, at whatever instruction, the target's thread goes on with its own
- * registers, vector state, signal mask and pending signals. What may be left is the region (when it was just mapped, or
- * where a seccomp filter forbids the stub to unmap it): it lies at an address that spells "ksmd", holds nothing but
- * the calls, and the next remote_call() or remote_adopt() takes it away. What is left of risk: a thread that sat in a call
- * the kernel does not restart sees EINTR when we die between stopping it and its new registers; and a
- * process whose filter kills on mmap or madvise dies when we die while the stub runs (PTRACE_O_SUSPEND_SECCOMP
- * ends with its tracer).
+ * registers, vector state, signal mask and pending signals. What may be left is the region (when it was just mapped,
+ * or where a seccomp filter forbids the stub to unmap it): it lies at an address that spells "ksmd", holds nothing but
+ * the calls, and the next remote_call() or remote_adopt() takes it away. What is left of risk: a thread that sat in a
+ * call the kernel does not restart sees EINTR when we die between stopping it and its new registers. A process whose
+ * seccomp filter would kill it for our calls is refused (remote-filter.c): PTRACE_O_SUSPEND_SECCOMP ends with its
+ * tracer.
  */
 #define STOP_WAIT_NSEC (60 * NSEC_PER_MSEC)
 #define REACH_PATIENCE_NSEC NSEC_PER_MSEC
@@ -95,9 +96,9 @@ static bool lingers_inside(const Remote *remote, const Target *target) {
         return false;
 }
 
-/* Nobody executes in this region of a daemon that died: no thread was sent there, or it left for good. A stub that was
- * deserted waits a few milliseconds and goes, but where no CPU is to be had, or its cgroup is frozen, it stays. *ret_held:
- * as in its results. */
+/* Nobody executes in this region of a daemon that died: no thread was sent there, or it left for good. A stub that
+ * was deserted waits a few milliseconds and goes, but where no CPU is to be had, or its cgroup is frozen, it stays.
+ * *ret_held: as in its results. */
 static bool is_deserted(const Target *target, int memfd, uint64_t address, uint64_t *ret_held) {
         RemoteHead head;
         RemoteResults results;
@@ -204,8 +205,8 @@ typedef struct SchedAttr {
 } SchedAttr;
 _Static_assert(sizeof(SchedAttr) == 48, "SCHED_ATTR_SIZE_VER0");
 
-/* While a thread stands it is we who keep it waiting: ours is the next turn on the CPU, and a nap ends on time. We never
- * spin meanwhile, so nobody is kept from running. Refused without CAP_SYS_NICE: then it just takes longer. */
+/* While a thread stands it is we who keep it waiting: ours is the next turn on the CPU, and a nap ends on time. We
+ * never spin meanwhile, so nobody is kept from running. Refused without CAP_SYS_NICE: then it just takes longer. */
 typedef struct Haste {
         SchedAttr before;
         long slack_nsec;
@@ -285,7 +286,7 @@ static int call_in_thread(Remote *remote, Visit *visit, RemoteCandidate candidat
                 return r;
         if (status.tracer)
                 return REMOTE_E_TRACED;
-        if (status.shadow_stack)
+        if (status.shadow_stack || (status.seccomp == SECCOMP_MODE_STRICT && remote_guards(REMOTE_GUARD_FILTER)))
                 return REMOTE_E_UNFIT;
         if (status.state != 'S' && status.state != 'R')
                 return REMOTE_E_BUSY;
@@ -304,6 +305,8 @@ static int call_in_thread(Remote *remote, Visit *visit, RemoteCandidate candidat
         size_t done = 0;
         r = stop_in_place(thread, visit, &floor);
         uint64_t interrupted = thread->interrupted_nsec, stood = thread->stopped_nsec;
+        if (r == 0 && thread->seccomp && remote_guards(REMOTE_GUARD_FILTER))
+                r = remote_filter_check(thread, visit->region, calls, n);
         if (r == 0)
                 r = remote_enter(thread, floor, visit->region);
         if (r == 0)

@@ -1,14 +1,19 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "target/remote-internal.h"
 
+#include <linux/audit.h>
+#include <linux/filter.h>
 #include <linux/futex.h>
+#include <linux/seccomp.h>
 #include <fcntl.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 
 #include <cmocka.h>
 
@@ -208,6 +213,118 @@ static void test_repair(void **state) {
 }
 #endif
 
+/* A program of random instructions, of which the kernel and we must think the same. It begins by letting every other call
+ * pass, and ends in an error that says what the accumulator held. */
+#define CALL SYS_getpgid
+#define RANDOM_INSTRUCTIONS 24
+
+static size_t make_program(struct sock_filter ret[static RANDOM_INSTRUCTIONS + 8]) {
+        static const uint16_t alu[] = {BPF_ADD, BPF_SUB, BPF_MUL, BPF_AND, BPF_OR, BPF_XOR};
+        static const uint16_t jumps[] = {BPF_JEQ, BPF_JGT, BPF_JGE, BPF_JSET};
+        size_t n = 0;
+        ret[n++] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr));
+        ret[n++] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, CALL, 1, 0);
+        ret[n++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
+        for (unsigned cell = 0; cell < 2; cell++) /* the kernel wants cells to be written before they are read */
+                ret[n++] = (struct sock_filter)BPF_STMT(BPF_ST, cell);
+        for (unsigned left = RANDOM_INSTRUCTIONS; left > 0; left--) {
+                uint32_t k = random() % 2 ? (uint32_t)random() % 16 : (uint32_t)random() * 3;
+                uint8_t jt = (uint8_t)((unsigned)random() % MIN_OF(left, 5U));
+                uint8_t jf = (uint8_t)((unsigned)random() % MIN_OF(left, 5U));
+                uint16_t x = random() % 2 ? BPF_X : BPF_K;
+                struct sock_filter one = {.k = k};
+                switch (random() % 10) {
+                case 0:
+                case 1: /* of the arguments, not where it was called from */
+                        one.code = BPF_LD | BPF_W | BPF_ABS;
+                        one.k = 16 + k % 12 * 4;
+                        break;
+                case 2:
+                        one.code = random() % 2 ? BPF_LD | BPF_MEM : BPF_LDX | BPF_MEM;
+                        one.k = k % 2;
+                        break;
+                case 3:
+                        one.code = random() % 2 ? BPF_ST : BPF_STX;
+                        one.k = k % 2;
+                        break;
+                case 4:
+                        one.code = BPF_MISC | (random() % 2 ? BPF_TAX : BPF_TXA);
+                        break;
+                case 5:
+                        one.code = BPF_ALU | (random() % 2 ? BPF_LSH : BPF_RSH) | BPF_K;
+                        one.k = k % 32;
+                        break;
+                case 6:
+                        one.code = random() % 2 ? BPF_LDX | BPF_IMM : BPF_LDX | BPF_W | BPF_LEN;
+                        break;
+                case 7:
+                        one.code = random() % 4 ? BPF_ALU | alu[(size_t)random() % ELEMENTSOF(alu)] | x : BPF_ALU | BPF_NEG;
+                        break;
+                default:
+                        one.code = BPF_JMP | jumps[(size_t)random() % ELEMENTSOF(jumps)] | x;
+                        one.jt = jt;
+                        one.jf = jf;
+                }
+                ret[n++] = one;
+        }
+        ret[n++] = (struct sock_filter)BPF_STMT(BPF_ALU | BPF_AND | BPF_K, 0xfff);
+        ret[n++] = (struct sock_filter)BPF_STMT(BPF_ALU | BPF_OR | BPF_K, SECCOMP_RET_ERRNO);
+        ret[n++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_A, 0);
+        return n;
+}
+
+/* The error that the kernel answers with: in a child, which has the filter from then on. */
+static int ask_kernel(const struct sock_filter *program, size_t n, const struct seccomp_data *data) {
+        struct sock_fprog prog = {.len = (unsigned short)n, .filter = (struct sock_filter *)(uintptr_t)program};
+        int fds[2], answer = -1, status;
+        assert_int_equal(pipe(fds), 0);
+        pid_t pid = fork();
+        if (pid == 0) {
+                if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 || prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &prog) < 0)
+                        _exit(1);
+                errno = 0;
+                answer = syscall(CALL, data->args[0], data->args[1], data->args[2], data->args[3], data->args[4],
+                                 data->args[5]) < 0 ? errno : 0;
+                _exit(write(fds[1], &answer, sizeof answer) != sizeof answer);
+        }
+        assert_int_equal(waitpid(pid, &status, 0), pid);
+        assert_int_equal(status, 0);
+        assert_int_equal(read(fds[0], &answer, sizeof answer), sizeof answer);
+        close(fds[0]);
+        close(fds[1]);
+        return answer;
+}
+
+static void test_filter(void **state) {
+        struct sock_filter program[RANDOM_INSTRUCTIONS + 8];
+        unsigned different = 0;
+        srandom(1);
+        for (int i = 0; i < 400; i++) {
+                struct seccomp_data data = {.nr = CALL, .arch = REMOTE_ARCH_AUDIT};
+                for (int k = 0; k < 6; k++)
+                        data.args[k] = (uint64_t)random() << 31 ^ (uint64_t)random();
+                size_t n = make_program(program);
+                bool only_nr;
+                uint32_t action = remote_filter_run(program, n, &data, &only_nr);
+                assert_int_equal(action & SECCOMP_RET_ACTION_FULL, SECCOMP_RET_ERRNO);
+                assert_int_equal(action & SECCOMP_RET_DATA, ask_kernel(program, n, &data));
+                different += (action & SECCOMP_RET_DATA) != 0;
+                data.nr = SYS_getpid;
+                assert_int_equal(remote_filter_run(program, n, &data, &only_nr), SECCOMP_RET_ALLOW);
+                assert_true(only_nr);
+        }
+        assert_true(different > 200);
+
+        /* One that looks at an argument, and one that ends nowhere, as the kernel would not take it. */
+        const struct sock_filter look[] = {BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args)),
+                                           BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW)};
+        struct seccomp_data data = {};
+        bool only_nr = true;
+        assert_int_equal(remote_filter_run(look, 2, &data, &only_nr), SECCOMP_RET_ALLOW);
+        assert_false(only_nr);
+        assert_int_equal(remote_filter_run(look, 1, &data, &only_nr), SECCOMP_RET_KILL_PROCESS);
+}
+
 int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(test_maps), cmocka_unit_test(test_maps_query),
@@ -219,6 +336,7 @@ int main(void) {
 #if defined(__x86_64__)
                 cmocka_unit_test(test_snippets),
                 cmocka_unit_test(test_repair),
+                cmocka_unit_test(test_filter),
 #endif
         };
         return cmocka_run_group_tests(tests, NULL, NULL);
