@@ -79,7 +79,7 @@ def share_while_busy(host, quota, seconds):
 def quota_is_kept():
     """saturated, the daemon and ksmd together keep to the quota; without one they use far more"""
     with Host("quota") as host:
-        share, status = share_while_busy(host, 5, 15)
+        share, status = share_while_busy(host, 5, 20)  # 5 s' worth may have been saved up
         check(share <= 7.5, f"{share:.1f} % used of a quota of 5 %")
         check(status["throttled"] and status["cpu_used"] <= 0.05, f"{status}")
         share, status = share_while_busy(host, 100000, 6)
@@ -152,7 +152,7 @@ def burst_is_paused():
         load, meter = paused_burst(host, group)
         half, begun = 0.01 * 30, time.monotonic()
         before = meter.used()
-        time.sleep(5)
+        time.sleep(10)
         share = 100 * (meter.used() - before) / (time.monotonic() - begun)
         print(f"    {before:.2f} s used when it was first paused, then {share:.1f} % of a CPU, {load.merged()} pages merged")
         check(before < half + 0.2, f"{before:.2f} s used before the first pause, half a minute's allowance is {half} s")
