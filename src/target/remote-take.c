@@ -17,9 +17,9 @@
  *
  * What always holds: nothing but what that call made is closed. Other threads of the target run on meanwhile; should
  * one of them close our number and open something of its own under it, the stub notices by the inode (each userfaultfd
- * has one of its own since Linux 5.12): it looks right behind the call and right before the close, which leaves a gap
- * of one system call. What is looked at from outside is /proc/PID/task/TID/fd, whose numbers cannot be anybody else's
- * while the thread is our tracee.
+ * has one of its own since Linux 5.12): it looks right behind the call and right before the close, and we look whether
+ * what it saw is a userfaultfd at all. That leaves a gap of one system call. What is looked at from outside is
+ * /proc/PID/task/TID/fd, whose numbers cannot be anybody else's while the thread is our tracee.
  */
 static bool is_userfaultfd(const char *path) {
         char link[32];
@@ -48,8 +48,9 @@ static off_t held_at(const RemoteThread *thread) {
         return (off_t)(thread->region + REMOTE_REGION_RESULTS_OFFSET + offsetof(RemoteResults, held));
 }
 
-/* What the stub saw right behind the call, if that is what we got: a number may be another file's by now, and the table
- * that pidfd_getfd(2) looks into is the first thread's, while this thread may have its own. */
+/* What the stub saw right behind the call, if that is what we got: a number may be another file's by now, and the
+ * table that pidfd_getfd(2) looks into is the first thread's, while this thread may have its own. -ENOTTY: what the
+ * stub saw was another's already. */
 static int copy(const RemoteThread *thread, uint64_t fd) {
         struct stat made, st;
         char path[32];
@@ -63,7 +64,7 @@ static int copy(const RemoteThread *thread, uint64_t fd) {
             st.st_dev != made.st_dev || st.st_ino != made.st_ino)
                 return -EBADF;
         snprintf(path, sizeof path, "/proc/self/fd/%d", ours);
-        return is_userfaultfd(path) ? TAKE_FD(ours) : -EBADF;
+        return is_userfaultfd(path) ? TAKE_FD(ours) : -ENOTTY;
 }
 
 /* Tests only: as if what is there now had been there from the start. */
@@ -89,13 +90,16 @@ static int await_release(RemoteThread *thread) {
 }
 
 int remote_take(RemoteThread *thread, uint64_t fd, int *ret) {
-        const uint64_t yes = 1, release = thread->region + offsetof(RemoteHead, release);
+        const uint64_t yes = 1, none = 0;
         _cleanup_close_ int ours = copy(thread, fd);
         remote_step(REMOTE_STEP_TAKEN);
         if (!remote_guards(REMOTE_GUARD_SAME))
                 forge(thread, fd);
         if (remote_guards(REMOTE_GUARD_CLOSE)) {
-                if (pwrite(thread->memfd, &yes, sizeof yes, (off_t)release) != sizeof yes)
+                const off_t release = (off_t)(thread->region + offsetof(RemoteHead, release));
+                ssize_t told = ours == -ENOTTY ? pwrite(thread->memfd, &none, sizeof none, held_at(thread))
+                                               : pwrite(thread->memfd, &yes, sizeof yes, release);
+                if (told != sizeof yes)
                         return REMOTE_E_LOST;
                 remote_step(REMOTE_STEP_RELEASED);
                 int r = await_release(thread);
