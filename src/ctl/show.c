@@ -194,6 +194,7 @@ static void show_why(const json_t *reply) {
         line("state", "%s%s%s", text(reply, "state"), reason ? ": " : "", reason ? text(reply, "reason") : "");
         if (strcmp(text(reply, "state"), "excluded") == 0) /* nobody looked at its pages */
                 return;
+        line("tracked", "%s", json_is_true(json_object_get(reply, "tracked")) ? "yes" : "no");
         pages_line("pages present", reply, "pages");
         pages_line("  merged", reply, "pages_merged");
         pages_line("  zero", reply, "pages_zero");

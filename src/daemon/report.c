@@ -234,13 +234,13 @@ static int explain_managed(Manager *m, Member *member, json_t **ret) {
         const MemberCounts *counts = &member->counts;
         const char *reason, *state = member_state(m, member, &reason);
 
-        *ret = json_pack("{s:i, s:o, s:o, s:o, s:s, s:o, s:s, s:s, s:s?, s:I, s:I, s:I, s:I, s:I, s:o, s:o}", "pid",
+        *ret = json_pack("{s:i, s:o, s:o, s:o, s:s, s:o, s:s, s:s, s:s?, s:b, s:I, s:I, s:I, s:I, s:I, s:o, s:o}", "pid",
                          (int)member->target->pid, "name", text(member->target->comm), "cgroup", text(group->path),
                          "section", text(section ? section->pattern : NULL), "merge",
                          group->slot->dry_run ? "dry-run" : "yes",
                          "domain", text(group->slot->name), "route", slot_route(group->slot), "state", state, "reason",
-                         reason, "pages", (json_int_t)member_pages(member), "pages_merged",
-                         (json_int_t)counts->merged, "pages_zero", (json_int_t)counts->given, "pages_unshared",
+                         reason, "tracked", member->track != NULL, "pages", (json_int_t)member_pages(member),
+                         "pages_merged", (json_int_t)counts->merged, "pages_zero", (json_int_t)counts->given, "pages_unshared",
                          (json_int_t)counts->unique, "pages_volatile", (json_int_t)counts->changed, "pages_skipped",
                          skipped_json(member),
                          "merge_failures", failures_json(member));
@@ -273,7 +273,7 @@ static int explain(void *userdata, pid_t pid, json_t **ret, const char **ret_rea
                 (void)target_inspect(target, 0, &skip, &ask);
         if (cgroup_of_process(pid, &cgroup) == 0)
                 section = policy_find(m->conf, cgroup);
-        *ret = json_pack("{s:i, s:o, s:o, s:o, s:s, s:n, s:n, s:s, s:s, s:i, s:i, s:i, s:i, s:i, s:{}, s:{}}", "pid",
+        *ret = json_pack("{s:i, s:o, s:o, s:o, s:s, s:n, s:n, s:s, s:s, s:b, s:i, s:i, s:i, s:i, s:i, s:{}, s:{}}", "pid",
                          (int)pid, "name", text(target ? target->comm : ""), "cgroup", text(cgroup ?: ""), "section",
                          text(section ? section->pattern : NULL), "merge",
                          section ? conf_merge_name(section->merge) : "no",
@@ -284,7 +284,7 @@ static int explain(void *userdata, pid_t pid, json_t **ret, const char **ret_rea
                          : section->merge == CONF_MERGE_NO ? "its section says Merge=no"
                          : skip != TARGET_OK               ? target_skip_name(skip)
                                                            : "its cgroup was unmerged by command, until a reload",
-                         "pages", 0, "pages_merged", 0, "pages_zero", 0, "pages_unshared", 0, "pages_volatile", 0,
+                         "tracked", 0, "pages", 0, "pages_merged", 0, "pages_zero", 0, "pages_unshared", 0, "pages_volatile", 0,
                          "pages_skipped", "merge_failures");
         return *ret ? 0 : -ENOMEM;
 }
