@@ -23,10 +23,13 @@
 #define CONFIRM_SAMPLE 4U
 #define SEE_PAGES 512U
 #define PRUNE_PER_PASS ((size_t)1 << 16)
-/* For every page taken in, one entry may have become stale. Four are looked at, so garbage stays below a third. */
+/* For every page that was something else before, one entry may have become stale. Four are looked at, so garbage stays
+ * below a third. */
 #define SWEEP_SHARE 4U
 /* While freed block ids wait for it, the sweep goes on whatever changes. */
 #define SWEEP_WAITED_FOR ((size_t)1 << 14)
+/* And while memory is to be given back, 20 ms a pass. */
+#define SWEEP_SHRINKING ((size_t)1 << 19)
 #define SAMPLE_BITS_MAX 16U
 
 static bool known_frame(void *userdata, uint64_t pfn, uint64_t *ret_key) {
@@ -85,7 +88,7 @@ static DomainShard *shard_of(Domain *domain, uint64_t key) {
 
 void domain_begin_pass(Domain *domain) {
         domain->pass++;
-        domain->seen = 0;
+        domain->changed = 0;
         scanner_begin_pass(domain->scanner, domain->pass);
 }
 
@@ -114,6 +117,7 @@ static void see_page(Domain *domain, const ScanPage *p) {
         bool content = p->kind == SCAN_HASHED || p->kind == SCAN_SHARED || p->kind == SCAN_ZERO;
         bool fresh = block->first_pass == domain->pass;
 
+        domain->changed += p->changed || (!content && !fresh);
         if (content && (p->changed || (p->first && !fresh))) {
                 page_set_add(block->changed, page);
                 block->unsettled = true;
@@ -130,7 +134,7 @@ static int deal(Domain *domain, const ScanBatch *batches, size_t n) {
         int r = 0;
 
         for (unsigned s = 0; s < UNSTABLE_SHARDS; s++)
-                domain->shards[s].n = 0;
+                domain->shards[s].n = domain->shards[s].done = 0;
         for (size_t b = 0; b < n; b++)
                 for (unsigned i = 0; i < batches[b].n; i++) {
                         const ScanPage *p = &batches[b].pages[i];
@@ -181,40 +185,59 @@ typedef struct Round {
         ScanBatch *batches;
 } Round;
 
-static void match_shard(void *userdata, unsigned thread, size_t item) {
-        Round *round = userdata;
-        Domain *domain = round->domain;
-        DomainShard *shard = &domain->shards[item];
+/* Up to SEE_PAGES of what is left for the shard. */
+static size_t take_pages(const Round *round, DomainShard *shard, const ScanPage *pages[static SEE_PAGES],
+                         uint64_t keys[static SEE_PAGES]) {
+        size_t n = 0;
 
-        for (size_t done = 0; done < shard->n;) {
+        for (; shard->done < shard->n && n < SEE_PAGES; n++) {
+                uint32_t which = shard->items[shard->done++];
+
+                pages[n] = &round->batches[which / SCAN_BATCH_PAGES].pages[which % SCAN_BATCH_PAGES];
+                keys[n] = pages[n]->key;
+        }
+        return n;
+}
+
+/* Takes out those whose content is merged, or is not to be remembered. Returns how many are left. */
+static size_t sift(const Domain *domain, DomainShard *shard, const ScanPage **pages, uint64_t *keys, size_t n) {
+        StableHit hits[SEE_PAGES];
+        bool merged = stable_lookup_batch(domain->stable, keys, n, hits) > 0;
+        size_t left = 0;
+
+        for (size_t i = 0; i < n; i++) {
+                const ScanPage *p = pages[i];
+
+                if (merged && hits[i].n_dups > 0) {
+                        page_set_add_shared(p->block->twin, p->page);
+                        if (p->kind == SCAN_HASHED)
+                                page_set_add_shared(p->block->saves, p->page);
+                } else if (!unstable_in_sample(p->key, domain->sample_bits))
+                        shard->left_out++;
+                else {
+                        pages[left] = p;
+                        keys[left++] = p->key;
+                }
+        }
+        return left;
+}
+
+static void match_shard(void *userdata, unsigned thread, size_t item) {
+        const Round *round = userdata;
+        DomainShard *shard = &round->domain->shards[item];
+
+        while (shard->done < shard->n) {
                 const ScanPage *pages[SEE_PAGES];
                 uint64_t keys[SEE_PAGES], refs[SEE_PAGES], others[SEE_PAGES];
                 int results[SEE_PAGES];
-                size_t n = 0;
+                size_t n = take_pages(round, shard, pages, keys);
 
-                for (; done < shard->n && n < SEE_PAGES; done++) {
-                        uint32_t which = shard->items[done];
-                        const ScanPage *p =
-                                &round->batches[which / SCAN_BATCH_PAGES].pages[which % SCAN_BATCH_PAGES];
-                        StableHit hit;
-
-                        if (stable_lookup(domain->stable, p->key, &hit)) {
-                                page_set_add_shared(p->block->twin, p->page);
-                                if (p->kind == SCAN_HASHED)
-                                        page_set_add_shared(p->block->saves, p->page);
-                                continue;
-                        }
-                        if (!unstable_in_sample(p->key, domain->sample_bits)) {
-                                shard->left_out++;
-                                continue;
-                        }
-                        pages[n] = p;
-                        keys[n] = p->key;
-                        refs[n++] = BLOCK_PAGE_REF(p->block, p->page);
-                }
+                n = sift(round->domain, shard, pages, keys, n);
+                for (size_t i = 0; i < n; i++)
+                        refs[i] = BLOCK_PAGE_REF(pages[i]->block, pages[i]->page);
                 unstable_see_batch(shard->tree, keys, refs, n, results, others);
                 for (size_t i = 0; i < n; i++)
-                        match(domain, shard, pages[i], results[i], others[i]);
+                        match(round->domain, shard, pages[i], results[i], others[i]);
         }
 }
 
@@ -228,7 +251,6 @@ int domain_see(Domain *domain, Crew *crew, ScanBatch *batches, size_t n) {
 
                 domain->stats.stale += shard->stale;
                 domain->pages_left_out += shard->left_out;
-                domain->seen += shard->n;
                 domain->fork_twin |= shard->fork_twin;
                 r = shard->error < 0 ? shard->error : r;
                 shard->fork_twin = false;
@@ -309,10 +331,14 @@ static void sweep(Domain *domain, size_t budget) {
 }
 
 void domain_end_pass(Domain *domain) {
-        size_t budget = domain->seen * SWEEP_SHARE;
+        size_t budget = domain->changed * SWEEP_SHARE;
 
         if (domain->blocks.n_quarantine > 0)
                 budget = MAX_OF(budget, SWEEP_WAITED_FOR);
+        if (domain->shrinking > 0) {
+                budget = MAX_OF(budget, SWEEP_SHRINKING);
+                domain->shrinking -= MIN_OF(domain->shrinking, budget);
+        }
         if (budget > 0)
                 sweep(domain, budget);
 }
@@ -321,23 +347,19 @@ void domain_count_sharers(Domain *domain, StableCheck mappings, void *userdata) 
         domain->stats.pruned += stable_prune(domain->stable, PRUNE_PER_PASS, mappings, userdata);
 }
 
-static void drop_outside_sample(Domain *domain) {
-        for (unsigned s = 0; s < UNSTABLE_SHARDS; s++) {
-                Unstable *tree = domain->shards[s].tree;
-
-                domain->stats.stale += unstable_sweep(tree, unstable_count(tree), entry_is_stale, domain);
-        }
-}
-
+/* What falls out of a smaller sample goes with the next sweeps, and only then is judged anew. */
 void domain_limit_memory(Domain *domain, uint64_t bytes_max) {
         uint64_t bytes = domain_bytes(domain);
 
+        if (domain->shrinking > 0)
+                return;
         if (bytes > bytes_max && domain->sample_bits < SAMPLE_BITS_MAX) {
                 domain->sample_bits++;
-                drop_outside_sample(domain);
-        } else if (bytes < bytes_max / 4 && domain->sample_bits > 0) {
+                domain->shrinking = 1;
+                for (unsigned s = 0; s < UNSTABLE_SHARDS; s++)
+                        domain->shrinking += unstable_count(domain->shards[s].tree);
+        } else if (bytes < bytes_max / 4 && domain->sample_bits > 0)
                 domain->sample_bits--;
-        }
 }
 
 uint64_t domain_bytes(const Domain *domain) {

@@ -25,6 +25,7 @@ typedef struct DomainShard {
         Unstable *tree;
         uint32_t *items;                /* what of the batches at hand falls to it: batch * SCAN_BATCH_PAGES + page */
         size_t n, allocated;
+        size_t done;                    /* how many of them are matched */
         size_t swept;                   /* entries visited in this round of the sweep */
         uint64_t stale, left_out;       /* counted by its thread */
         bool fork_twin;
@@ -39,9 +40,10 @@ typedef struct Domain {
         BlockTable blocks;
         DomainStats stats;
         uint32_t pass;
-        uint64_t seen;                  /* pages taken in by this pass */
+        uint64_t changed;               /* pages taken in by this pass that were something else before */
         size_t quarantined;             /* block ids that were in quarantine when this round of the sweep began */
         unsigned sample_bits;           /* only one content in 2^sample_bits is remembered: memory is short */
+        size_t shrinking;               /* entries to be swept until all others are forgotten */
         uint64_t pages_left_out;        /* pages seen whose content was not remembered for that */
         bool fork_twin;                 /* a page on a frame that others map too got a twin: they have to learn of it */
         DomainShard shards[UNSTABLE_SHARDS];
