@@ -101,7 +101,7 @@ static int mark_member(Pass *pass, Member *member) {
         m->merge_failures[MERGE_FAILURE_CHANGED] += result.failed_ranges;
         m->pass_changes += result.pages_marked;
         pass->marks_changed |= result.pages_marked + result.pages_unmarked > 0;
-        member->plan_again = r > 0;
+        member->plan_again = r > 0 || member->marks.n_idle > 0;
         if (r > 0)
                 manager_note_remote_error(m, member, r);
         return r < 0 ? r : 0;
@@ -120,7 +120,7 @@ int pass_mark(Pass *pass) {
                         continue;
                 count_member(member);
                 if (!plan_is_due(pass->manager, member)) {
-                        member->plan_again |= member->counts.wanted > 0;
+                        member->plan_again = member->counts.wanted > 0;
                         continue;
                 }
                 r = mark_member(pass, member);

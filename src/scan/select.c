@@ -163,17 +163,35 @@ static void add_sample(const Block *block, uint32_t pass, PageSet pages) {
                         page_set_add(pages, i);
 }
 
-/* It cannot be told from outside what of the block changed. */
-static void select_sampled(Block *block, const SelectRules *rules, PageSet pages) {
+/* Of a block that lies in several mappings, the pages whose writes are told. */
+static void find_covered(const Block *block, const Track *track, const VmaList *vmas, PageSet covered) {
+        for (size_t i = vma_list_first(vmas, block->addr); i < vmas->n; i++) {
+                uint64_t from = MAX_OF(vmas->vmas[i].start, block->addr);
+                uint64_t to = MIN_OF(vmas->vmas[i].end, block->addr + BLOCK_BYTES);
+
+                if (from >= to)
+                        break;
+                if (vmas->vmas[i].skip == VMA_OK && track_covers(track, from))
+                        for (; from < to; from += PAGE_BYTES)
+                                page_set_add(covered, (unsigned)(from % BLOCK_BYTES / PAGE_BYTES));
+        }
+}
+
+/* It cannot be told from outside what of the block changed, or not of all of it. */
+static void select_sampled(Block *block, const Track *track, const VmaList *vmas, const SelectRules *rules,
+                           PageSet pages) {
+        PageSet chosen = {}, covered = {};
+
         if (block->due > rules->pass && !rules->all_due)
                 return;
-        if (block->pass == 0 || block->whole || rules->all_due || page_set_count(block->hashed) < SAMPLE_WORTH) {
-                memset(pages, 0xff, sizeof(PageSet));
-                return;
-        }
-        add_sample(block, rules->pass, pages);
+        if (track && !block->tracked && !block->huge && block->pass > 0)
+                find_covered(block, track, vmas, covered);
+        if (block->pass == 0 || block->whole || rules->all_due || page_set_count(block->hashed) < SAMPLE_WORTH)
+                memset(chosen, 0xff, sizeof chosen);
+        else
+                add_sample(block, rules->pass, chosen);
         for (unsigned i = 0; i < ELEMENTSOF(block->changed); i++)
-                pages[i] |= block->changed[i];
+                pages[i] |= (chosen[i] & ~covered[i]) | block->changed[i];
 }
 
 /* Tracked: what is reported changed, and nothing else did. */
@@ -200,12 +218,13 @@ static void forget_unmerged(Block *block, PageSet pages) {
         }
 }
 
-static int select_block(Selection *selection, Block *block, const SelectRules *rules, const PageSet written) {
+static int select_block(Selection *selection, Block *block, const Track *track, const VmaList *vmas,
+                        const SelectRules *rules, const PageSet written) {
         PageSet pages;
 
         memcpy(pages, written, sizeof pages);
         if (is_sampled(block))
-                select_sampled(block, rules, pages);
+                select_sampled(block, track, vmas, rules, pages);
         else
                 settle(selection, block, written);
         if (rules->recheck)
@@ -222,7 +241,7 @@ static int select_block(Selection *selection, Block *block, const SelectRules *r
         return 0;
 }
 
-int selection_make(Selection *selection, Space *space, Track *track, const SelectRules *rules) {
+int selection_make(Selection *selection, Space *space, Track *track, const VmaList *vmas, const SelectRules *rules) {
         _cleanup_(track_ranges_done) TrackRanges ranges = {};
         size_t at = 0;
         int found = 0, r;
@@ -239,7 +258,7 @@ int selection_make(Selection *selection, Space *space, Track *track, const Selec
                 int s;
 
                 take_ranges(&ranges, &at, space->blocks[b], written);
-                s = select_block(selection, space->blocks[b], rules, written);
+                s = select_block(selection, space->blocks[b], track, vmas, rules, written);
                 if (s < 0)
                         r = s;
         }

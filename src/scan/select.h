@@ -35,7 +35,7 @@ typedef struct SelectRules {
 
 /* Makes the selection anew; the old one must have been read to its end. Blocks that are not known yet are made. track
  * NULL: nothing is tracked. TARGET_E_GONE; -errno: what was written may be forgotten, the track must be freed. */
-int selection_make(Selection *selection, Space *space, Track *track, const SelectRules *rules);
+int selection_make(Selection *selection, Space *space, Track *track, const VmaList *vmas, const SelectRules *rules);
 
 /* Which blocks are tracked: to be worked out again whenever the mappings or the blocks were refreshed. */
 void select_cover(Space *space, const Track *track, const VmaList *vmas);

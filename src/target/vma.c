@@ -296,7 +296,7 @@ int vma_list_parse(const char *smaps, bool include_dontdump, VmaList *ret) {
         return vma_parser_finish(&parser, ret);
 }
 
-const Vma *vma_list_find(const VmaList *list, uint64_t address) {
+size_t vma_list_first(const VmaList *list, uint64_t address) {
         size_t low = 0, high = list->n;
 
         while (low < high) {
@@ -307,5 +307,11 @@ const Vma *vma_list_find(const VmaList *list, uint64_t address) {
                 else
                         high = middle;
         }
-        return low < list->n && list->vmas[low].start <= address ? &list->vmas[low] : NULL;
+        return low;
+}
+
+const Vma *vma_list_find(const VmaList *list, uint64_t address) {
+        size_t i = vma_list_first(list, address);
+
+        return i < list->n && list->vmas[i].start <= address ? &list->vmas[i] : NULL;
 }

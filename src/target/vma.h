@@ -67,5 +67,6 @@ void vma_parser_done(VmaParser *parser);
 /* Its userfaultfd is known to be our own (scan/track): as if it had none. */
 static inline void vma_claim(Vma *vma) { vma->skip = vma->skip_if_ours; }
 
+size_t vma_list_first(const VmaList *list, uint64_t address); /* the index of the first that ends behind address */
 const Vma *vma_list_find(const VmaList *list, uint64_t address); /* NULL: unmapped */
 const char *vma_skip_name(VmaSkip skip);        /* "locked", "dontdump", …: as `why` shows them */

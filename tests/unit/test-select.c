@@ -45,6 +45,7 @@ typedef struct Fixture {
         Space space;
         Track track;
         TrackChunk chunks[3];
+        VmaList vmas;
         Selection selection;
         ScanBatch batch;
         uint32_t pass;
@@ -86,7 +87,7 @@ static unsigned run_pass(Fixture *f, bool tracked, SelectRules rules, Block *cha
 
         rules.pass = ++f->pass;
         asked = 0;
-        assert_int_equal(selection_make(&f->selection, &f->space, tracked ? &f->track : NULL, &rules), 0);
+        assert_int_equal(selection_make(&f->selection, &f->space, tracked ? &f->track : NULL, &f->vmas, &rules), 0);
         for (;;) {
                 selection_take(&f->selection, NULL, &f->target, &f->batch);
                 if (f->batch.n == 0)
@@ -268,7 +269,7 @@ static void test_batches_hold_whole_blocks(void **state) {
 
         for (unsigned i = 0; i < 20; i++)
                 wrote(BASE + i * BLOCK_BYTES, 100 + i);
-        assert_int_equal(selection_make(&f->selection, &f->space, &f->track,
+        assert_int_equal(selection_make(&f->selection, &f->space, &f->track, &f->vmas,
                                         &(SelectRules){ .pass = 1, .faults = UINT64_MAX }), 0);
         for (;; batches++) {
                 selection_take(&f->selection, NULL, &f->target, &f->batch);
