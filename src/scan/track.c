@@ -28,6 +28,12 @@
 #include <sys/ioctl.h>
 
 #define REGIONS 512
+/* One call covers no more, and protects no more pages than these: each takes a millisecond of the target's mmap lock. */
+#define CALL_BYTES ((uint64_t)1 << 30)
+#define CALL_PAGES (TRACK_CHUNK_BYTES / PAGE_BYTES)
+/* In a sparse mapping a chunk is made to hold so many pages, each of which may need a page table looked through. */
+#define SPARSE_PAGES 64U
+#define SPARSE_CHUNK_BYTES ((uint64_t)1 << 40)
 /* Walking so much that is not registered costs less than another call. */
 #define BRIDGE_BYTES ((uint64_t)1 << 20)
 /* Some 100 ns a page: half a millisecond. */
@@ -168,11 +174,22 @@ static int add_chunk(Track *new, const Track *old, size_t *at, uint64_t start, u
         return 0;
 }
 
+static uint64_t chunk_bytes(const Vma *vma) {
+        uint64_t pages = vma->anonymous_bytes / PAGE_BYTES + 1, bytes = TRACK_CHUNK_BYTES;
+
+        while (bytes < SPARSE_CHUNK_BYTES && bytes < vma->end - vma->start &&
+               pages <= (vma->end - vma->start) / (2 * bytes) * SPARSE_PAGES)
+                bytes *= 2;
+        return bytes;
+}
+
 static int add_mapping(Track *new, const Track *old, size_t *at, const Vma *vma) {
+        uint64_t bytes = chunk_bytes(vma);
+
         for (uint64_t start = vma->start, end; start < vma->end; start = end) {
                 int r;
 
-                end = MIN_OF(vma->end, next_multiple(start, TRACK_CHUNK_BYTES));
+                end = MIN_OF(vma->end, next_multiple(start, bytes));
                 r = add_chunk(new, old, at, start, end);
                 if (r < 0)
                         return r;
@@ -260,10 +277,12 @@ static int scan_span(const Track *track, int pagemapfd, PagemapScan *scan, uint6
         scan->size = sizeof *scan;
         scan->vec = (uintptr_t)regions;
         scan->vec_len = REGIONS;
+        scan->max_pages = CALL_PAGES;
         while (scan->start < end) {
+                uint64_t pages = 0;
                 int n;
 
-                scan->end = MIN_OF(end, next_multiple(scan->start, TRACK_CHUNK_BYTES));
+                scan->end = MIN_OF(end, next_multiple(scan->start, CALL_BYTES));
                 n = ioctl(pagemapfd, PAGEMAP_SCAN_IOCTL, scan);
                 if (n < 0)
                         return errno == ESRCH ? TARGET_E_GONE : -errno;
@@ -271,8 +290,9 @@ static int scan_span(const Track *track, int pagemapfd, PagemapScan *scan, uint6
                         int r = add_region(track, &at, regions[i].start, regions[i].end, found);
                         if (r < 0)
                                 return r;
+                        pages += (regions[i].end - regions[i].start) / PAGE_BYTES;
                 }
-                scan->start = pagemap_scan_resume(scan, regions, n);
+                scan->start = pages == CALL_PAGES ? regions[n - 1].end : pagemap_scan_resume(scan, regions, n);
         }
         return 0;
 }

@@ -8,10 +8,10 @@
  * ever delivering a fault. How, at what price, and what can go wrong: docs/tracking.md.
  */
 
-/* One ioctl holds the target's mmap lock no longer than for this. */
 #define TRACK_CHUNK_BYTES ((uint64_t)128 << 20)
 
-/* What is driven as one: all that is registered within one such stretch of addresses, gaps included. */
+/* What is driven as one: all that is registered within one such stretch of addresses, gaps included; of a mapping that
+ * holds only a page here and there a longer stretch. */
 typedef struct TrackChunk {
         uint64_t start, end;
         uint32_t due, visited;  /* these and quiet are for whoever drives; 0 at first, kept while the chunk exists */

@@ -204,7 +204,8 @@ bool pages_have(const Pages *pages, uint64_t addr) {
 }
 
 long order_map(long bytes) {
-        char *p = mmap(NULL, (size_t)bytes + 2 * ORDER_MAP_ROOM, PROT_READ | PROT_WRITE,
+        /* The largest lie where the regions of remote calls do not. */
+        char *p = mmap((uint64_t)bytes > 1024 * GIB ? (void *)(64 * 256 * GIB) : NULL, (size_t)bytes + 2 * ORDER_MAP_ROOM, PROT_READ | PROT_WRITE,
                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
         CHECK(p != MAP_FAILED && munmap(p, ORDER_MAP_ROOM) == 0);
