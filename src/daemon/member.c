@@ -178,6 +178,7 @@ static int refresh(Manager *m, Member *member) {
 
         if (r != 0)
                 return r;
+        member->vmas_changed = false;
         if (!member->marks_loaded && !member->group->slot->dry_run) {
                 r = marks_load(m->advise, member->target, &member->vmas, &member->marks);
                 member->marks_loaded = r == 0;
@@ -199,15 +200,17 @@ static int refresh(Manager *m, Member *member) {
 
 static uint64_t distance(uint64_t a, uint64_t b) { return a > b ? a - b : b - a; }
 
-static bool refresh_is_due(const Manager *m, const Member *member, const TargetActivity *now, bool active) {
+static bool refresh_is_due(const Manager *m, Member *member, const TargetActivity *now, bool active) {
         uint64_t age = now_nsec() - member->vmas_nsec;
         uint64_t patience = m->managed_pages * PAGE_BYTES / (1 << 20) * VMAS_NSEC_PER_GIB / 1024;
 
         if (member->vmas_nsec == 0 || m->once)
                 return true;
-        if ((member->track && member->track->stale) || now->mapped_bytes != member->activity.mapped_bytes ||
-            distance(now->resident_pages, member->activity.resident_pages) >= RESIDENT_CHANGE_PAGES)
-                return age >= patience / VMAS_CHANGED_SHARE;
+        member->vmas_changed |= (member->track && member->track->stale) ||
+                                now->mapped_bytes != member->activity.mapped_bytes ||
+                                distance(now->resident_pages, member->activity.resident_pages) >= RESIDENT_CHANGE_PAGES;
+        if (member->vmas_changed)
+                return manager_scan_requested(m) || age >= patience / VMAS_CHANGED_SHARE;
         return active && age >= patience;
 }
 

@@ -119,6 +119,8 @@ int pass_mark(Pass *pass) {
                 if (passed_over(member))
                         continue;
                 count_member(member);
+                pass->learnt |= member->touched;
+                member->touched = false;
                 if (!plan_is_due(pass->manager, member)) {
                         member->plan_again = member->counts.wanted > 0;
                         continue;

@@ -40,6 +40,17 @@ static int compare_members(const void *a, const void *b) {
         return x_yield > y_yield ? -1 : x_yield < y_yield;
 }
 
+/* An administrator may have everything unmerged (run = 2). The processes do nothing then that would show it. */
+static void notice_unmerging(Manager *m, const Pass *pass) {
+        KsmCounters counters;
+
+        if (!m->ksm || ksm_counters(m->ksm, &counters) < 0)
+                return;
+        for (size_t i = 0; counters.pages_sharing < m->sharing_seen / 2 && i < pass->n_members; i++)
+                pass->members[i]->look_again = true;
+        m->sharing_seen = counters.pages_sharing;
+}
+
 static int pass_begin(Manager *m, Pass *pass) {
         size_t n = roster_count_members(&m->roster);
 
@@ -65,8 +76,7 @@ static int pass_begin(Manager *m, Pass *pass) {
                 for (size_t k = 0; k < m->roster.groups[i]->n_members; k++)
                         if (m->roster.groups[i]->slot->domain)
                                 pass->members[pass->n_members++] = m->roster.groups[i]->members[k];
-        for (size_t i = 0; i < pass->n_members; i++)
-                pass->members[i]->touched = false;
+        notice_unmerging(m, pass);
         qsort(pass->members, pass->n_members, sizeof *pass->members, compare_members);
         return 0;
 }
@@ -97,15 +107,12 @@ static void end_domains(Pass *pass) {
 static void census(Pass *pass) {
         Manager *m = pass->manager;
         uint64_t marked = 0;
-        bool touched = false;
 
-        for (size_t i = 0; i < pass->n_members; i++) {
-                touched |= pass->members[i]->touched && !passed_over(pass->members[i]);
+        for (size_t i = 0; i < pass->n_members; i++)
                 marked += pass->members[i]->counts.marked;
-        }
         m->census_age++;
         if (pass->merged || pass->marks_changed || m->once || m->census_members != pass->n_members ||
-            (touched && (marked <= CENSUS_CHEAP_PAGES || m->census_age >= CENSUS_PASSES)))
+            (pass->learnt && (marked <= CENSUS_CHEAP_PAGES || m->census_age >= CENSUS_PASSES)))
                 manager_census(m);
         else
                 manager_count(m);

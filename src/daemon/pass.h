@@ -21,8 +21,9 @@ typedef struct Pass {
         uint64_t expected, marked;      /* over all domains that merge */
         bool recheck;                   /* what was wanted and did not get merged is read again */
         bool asked_for;                 /* somebody waits for it: quiet blocks are looked at too */
-        bool fresh;                     /* a block was read for the first time */
+        size_t fresh, fresh_sampled;    /* blocks read for the first time; of them those that are not tracked */
         bool cut;                       /* read its share, and there is more */
+        bool learnt;                    /* something, of any member */
         bool marks_changed;
         bool merged;                    /* ksmd was let run */
 } Pass;

@@ -14,8 +14,11 @@
 
 #include <string.h>
 
-/* A block read for the first time is believed quiet when a look at it this much later finds nothing changed. */
+/* A block read for the first time is believed quiet when a look at it this much later finds nothing changed: sooner where
+ * that look is exact, at most a few others aside. ksmd will see each page twice itself before it merges it. */
 #define QUIET_NSEC (200 * NSEC_PER_MSEC)
+#define QUIET_TRACKED_NSEC (50 * NSEC_PER_MSEC)
+#define FEW_SHARE 8U
 /* A pass ends after so many pages (2 GiB), so that what was found is merged, and newcomers get their turn. */
 #define SLICE_PAGES ((uint64_t)1 << 19)
 
@@ -28,6 +31,20 @@ static void scan_one(void *userdata, unsigned thread, size_t item) {
         Round *round = userdata;
 
         (void)scan_batch(round->scanner, thread, &round->batches[item]); /* the batch keeps the result */
+}
+
+static void count_fresh(Pass *pass, const ScanBatch *batch, uint32_t number) {
+        const Block *last = NULL;
+
+        for (unsigned i = 0; i < batch->n; i++) {
+                const Block *block = batch->pages[i].block;
+
+                if (block == last)
+                        continue;
+                last = block;
+                pass->fresh += block->first_pass == number;
+                pass->fresh_sampled += block->first_pass == number && (!block->tracked || block->huge);
+        }
 }
 
 /* Reads and matches the next pages of the member. TARGET_E_GONE; -errno: they are still to be read. */
@@ -46,8 +63,7 @@ static int read_round(Pass *pass, Member *member) {
 
                 if (batch->result != 0)
                         r = batch->result;
-                for (unsigned k = 0; k < batch->n && !pass->fresh; k++)
-                        pass->fresh = batch->pages[k].block->first_pass == domain->pass;
+                count_fresh(pass, batch, domain->pass);
                 pass->pages_read += batch->n;
         }
         if (r == 0)
@@ -192,10 +208,11 @@ static void keep_cold(Member *member) {
 int pass_confirm(Pass *pass) {
         bool swap = host_has_swap();
         uint64_t since = now_nsec() - pass->first_read_nsec;
+        uint64_t quiet = pass->fresh_sampled * FEW_SHARE > pass->fresh ? QUIET_NSEC : QUIET_TRACKED_NSEC;
 
-        if (!pass->fresh)
+        if (pass->fresh == 0)
                 return 0;
-        if (since < QUIET_NSEC && manager_breathe(pass->manager, QUIET_NSEC - since))
+        if (since < quiet && manager_breathe(pass->manager, quiet - since))
                 return -ECANCELED;
         for (size_t i = 0; i < pass->n_members; i++) {
                 Member *member = pass->members[i];

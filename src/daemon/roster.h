@@ -71,8 +71,9 @@ typedef struct Member {
         int remote_error;               /* REMOTE_E_* of the last attempt to call it */
         bool space_ready, marks_loaded, adopted;
         bool track_tried;               /* its writes are followed, or cannot be */
+        bool vmas_changed;              /* since they were read */
         bool look_again;                /* what is known of it is outdated, whatever its activity says */
-        bool touched;                   /* the running pass learnt something */
+        bool touched;                   /* something was learnt of it that is not counted and planned yet */
         bool plan_again;                /* there is something to mark, later or once more */
         bool gone;                      /* the process ended */
         bool leaving;                   /* opted out: to be undone */
