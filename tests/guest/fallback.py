@@ -14,7 +14,7 @@ from harness import PAGE, Frames, Host, check, knobs, run_tests, wait_for
 
 UNIT = "ksmd-user.service"
 # A stop takes ten times longer here than on a machine, and holds fewer calls: so few ranges.
-LOAD = {"mib": 4, "duplicate": 40, "zero": 10, "run": 32}
+LOAD = {"mib": 4, "duplicate": 40, "zero": 10, "run": 64}
 CONFIG = pathlib.Path("/etc/ksmd-user.conf.d/test.conf")
 
 
@@ -67,7 +67,7 @@ def merges_and_undoes():
     """what is alike is merged, to the frame; what comes later joins; opting out undoes all of it"""
     with Guest("fallback") as guest:
         group = guest.cgroup("a")
-        load = guest.workload(group, processes=3, **LOAD)
+        load = guest.workload(group, processes=2, **LOAD)
         before = saved(load)
         guest.opt_in(group)
         systemctl("start", UNIT)
@@ -84,7 +84,7 @@ def merges_and_undoes():
         check(abs(stats["bytes_saved"] - saved(load) * PAGE) <= 64 * PAGE,
               f"says {stats['bytes_saved']} bytes, frames say {saved(load) * PAGE}")
         status = json.loads(guest.ctl("status", "--json"))
-        check(status["processes"] >= 3 and status["cgroups"] == 1, f"{status}")
+        check(status["processes"] >= 2 and status["cgroups"] == 1, f"{status}")
         why = guest.ctl("why", load.pids[0])
         check("merged" in why and group in why, why)
         told = json.loads(guest.ctl("why", "--json", load.pids[0]))
@@ -107,7 +107,7 @@ def merges_and_undoes():
         wait_for("nothing marked", lambda: load.marked() + late.marked() == 0)
         check(load.merged() + late.merged() == 0, "opted out, but merged")
         # Linux 6.1 leaves the zero page where it put it; a write takes it away as ever.
-        check(saved(load, late) <= load.zero * 4, f"opted out, but {saved(load, late)} pages are shared")
+        check(saved(load, late) <= load.zero * 3, f"opted out, but {saved(load, late)} pages are shared")
         check(load.intact() and late.intact(), "opting out changed memory")
         systemctl("stop", UNIT)
         check(knobs() == guest.knobs, f"{guest.knobs} -> {knobs()}")
