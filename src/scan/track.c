@@ -61,6 +61,23 @@ static int register_range(int uffd, uint64_t start, uint64_t end) {
         return ioctl(uffd, UFFDIO_REGISTER, &reg) < 0 ? -errno : 0;
 }
 
+static uint64_t next_multiple(uint64_t address, uint64_t unit) { return (address / unit + 1) * unit; }
+
+/* A mapping may have been ours before: where mremap(2) merges what it moves with its new neighbours, the kernel
+ * drops the registration of all of them and leaves the marks of protection in their pages
+ * (mremap_userfaultfd_prep(), 6.18). What is written then lifts none of them, and would look protected once it is
+ * registered again. So they are lifted here. */
+static void lift_old_marks(int uffd, uint64_t start, uint64_t end) {
+        for (uint64_t at = start, stop; at < end; at = stop) {
+                struct uffdio_writeprotect lift = { .mode = UFFDIO_WRITEPROTECT_MODE_DONTWAKE };
+
+                stop = MIN_OF(end, next_multiple(at, RELEASE_BYTES));
+                lift.range.start = at;
+                lift.range.len = stop - at;
+                (void)ioctl(uffd, UFFDIO_WRITEPROTECT, &lift);
+        }
+}
+
 /* Registering answers ENOMEM both for too many mappings and for an address space that is gone; this tells, and at
  * the most makes one page count as written. */
 static bool is_gone(int uffd, uint64_t addr) {
@@ -74,8 +91,6 @@ static int unregister_range(int uffd, uint64_t start, uint64_t end) {
 
         return ioctl(uffd, UFFDIO_UNREGISTER, &range) < 0 ? -errno : 0;
 }
-
-static uint64_t next_multiple(uint64_t address, uint64_t unit) { return (address / unit + 1) * unit; }
 
 /* The lock goes to whoever asks first, and that would be us: so whenever it was kept for some time, it is left
  * alone for as long. */
@@ -212,6 +227,8 @@ static int adjust(const Track *track, const Vma *vma, bool ours) {
         if (ours || !wanted || !vma->write)
                 return ours && wanted;
         r = register_range(track->uffd, vma->start, vma->end);
+        if (r == 0 && track->n_mappings > 0)
+                lift_old_marks(track->uffd, vma->start, vma->end);
         return r == -ENOMEM && is_gone(track->uffd, vma->start) ? -ESRCH : r == 0;
 }
 

@@ -318,6 +318,7 @@ static int hammer(unsigned seconds, bool control) {
                         child_update(&child);
         }
         CHECK(child_order(&child, end, 0) == 0);
+        child_update(&child); /* what was elsewhere or read-only at the last one was not covered */
         scan(&child, copy, control);
         CHECK(pread(child.target->pagemapfd, entries, AREA_PAGES * sizeof *entries,
                     (off_t)(shared->start / PAGE_BYTES * 8)) == (ssize_t)(AREA_PAGES * sizeof *entries));

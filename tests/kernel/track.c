@@ -181,6 +181,38 @@ static void test_mappings(void) {
         child_stop(&child);
 }
 
+static long away(long i) {
+        void *from = page(i), *to = (void *)(shared->start - 64 * MIB);
+        return mremap(from, PAGE_BYTES, PAGE_BYTES, MREMAP_MAYMOVE | MREMAP_FIXED, to) != to;
+}
+static long back(long i) {
+        void *to = page(i), *from = (void *)(shared->start - 64 * MIB);
+        return mremap(from, PAGE_BYTES, PAGE_BYTES, MREMAP_MAYMOVE | MREMAP_FIXED, to) != to;
+}
+
+/* Back between neighbours, registered as they are: the kernel merges them and then drops the registration of all. */
+static void test_merging_back(void) {
+        Child child = child_tracked(8);
+
+        CHECK(child_order(&child, away, 3) == 0);
+        child_update(&child);
+        CHECK(child_count_written(&child, shared->start - 64 * MIB, area_page(8)) == 1);
+        CHECK(child_order(&child, back, 3) == 0);
+        child_order(&child, touch, 5);
+        CHECK(child_written(&child, shared->start, area_page(8), true).count >= 1);
+        child_order(&child, touch, 6); /* after it was reported, before it is registered again */
+        child_update(&child);
+        {
+                Pages pages = child_written(&child, shared->start, area_page(8), true);
+                CHECK(pages_have(&pages, area_page(3)) && pages_have(&pages, area_page(6)));
+                free(pages.ranges);
+        }
+        EXPECT(&child, "--------");
+        child_order(&child, touch, 5);
+        EXPECT(&child, "-----w--");
+        child_stop(&child);
+}
+
 static long grow(long pages) {
         void *p = (void *)shared->start;
         return mremap(p, shared->pages * PAGE_BYTES, (size_t)pages * PAGE_BYTES, 0) != p;
@@ -449,6 +481,7 @@ int main(void) {
         test_sparse(1024);
         test_sparse(32768);
         test_mappings();
+        test_merging_back();
         test_growth();
         test_fork();
         test_end();
