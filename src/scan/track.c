@@ -36,8 +36,8 @@
 #define SPARSE_CHUNK_BYTES ((uint64_t)1 << 40)
 /* Walking so much that is not registered costs less than another call. */
 #define BRIDGE_BYTES ((uint64_t)1 << 20)
-/* Some 100 ns a page: half a millisecond. */
-#define RELEASE_BYTES ((uint64_t)16 << 20)
+/* Lifting protection takes some 100 ns a page: an eighth of a chunk is half a millisecond. */
+#define PIECES_IN_CHUNK 8U
 #define REST_AFTER_NSEC (200 * NSEC_PER_USEC)
 
 int track_new(int uffd, Track **ret) {
@@ -67,11 +67,11 @@ static uint64_t next_multiple(uint64_t address, uint64_t unit) { return (address
  * drops the registration of all of them and leaves the marks of protection in their pages
  * (mremap_userfaultfd_prep(), 6.18). What is written then lifts none of them, and would look protected once it is
  * registered again. So they are lifted here. */
-static void lift_old_marks(int uffd, uint64_t start, uint64_t end) {
+static void lift_old_marks(int uffd, uint64_t start, uint64_t end, uint64_t piece_bytes) {
         for (uint64_t at = start, stop; at < end; at = stop) {
                 struct uffdio_writeprotect lift = { .mode = UFFDIO_WRITEPROTECT_MODE_DONTWAKE };
 
-                stop = MIN_OF(end, next_multiple(at, RELEASE_BYTES));
+                stop = MIN_OF(end, next_multiple(at, piece_bytes));
                 lift.range.start = at;
                 lift.range.len = stop - at;
                 (void)ioctl(uffd, UFFDIO_WRITEPROTECT, &lift);
@@ -106,9 +106,9 @@ static void rest(uint64_t *began) {
 
 /* What is not there any more is not an error; where there are too many mappings already to cut this one, all at once.
  * *began: when the last rest ended. */
-static void give_back(int uffd, uint64_t start, uint64_t end, uint64_t *began) {
+static void give_back(int uffd, uint64_t start, uint64_t end, uint64_t piece_bytes, uint64_t *began) {
         for (uint64_t at = start, stop; at < end; at = stop) {
-                stop = MIN_OF(end, next_multiple(at, RELEASE_BYTES));
+                stop = MIN_OF(end, next_multiple(at, piece_bytes));
                 if (unregister_range(uffd, at, stop) == -ENOMEM) {
                         (void)unregister_range(uffd, at, end);
                         return;
@@ -123,7 +123,8 @@ Track *track_free(Track *track) {
         if (!track)
                 return NULL;
         for (size_t i = 0; i < track->n_mappings; i++)
-                give_back(track->uffd, track->mappings[i].start, track->mappings[i].end, &began);
+                give_back(track->uffd, track->mappings[i].start, track->mappings[i].end, track->mappings[i].piece_bytes,
+                          &began);
         safe_close(track->uffd);
         free(track->chunks);
         free(track->mappings);
@@ -198,6 +199,8 @@ static uint64_t chunk_bytes(const Vma *vma) {
         return bytes;
 }
 
+static uint64_t piece_bytes(const Vma *vma) { return chunk_bytes(vma) / PIECES_IN_CHUNK; }
+
 static int add_mapping(Track *new, const Track *old, size_t *at, const Vma *vma) {
         uint64_t bytes = chunk_bytes(vma);
 
@@ -211,7 +214,7 @@ static int add_mapping(Track *new, const Track *old, size_t *at, const Vma *vma)
         }
         if (GROW(new->mappings, new->n_mappings, new->mappings_allocated) < 0)
                 return -ENOMEM;
-        new->mappings[new->n_mappings++] = (TrackMapping) { vma->start, vma->end, vma->file };
+        new->mappings[new->n_mappings++] = (TrackMapping) { vma->start, vma->end, piece_bytes(vma), vma->file };
         return 0;
 }
 
@@ -223,12 +226,12 @@ static int adjust(const Track *track, const Vma *vma, bool ours) {
         int r;
 
         if (ours && !wanted)
-                give_back(track->uffd, vma->start, vma->end, &began);
+                give_back(track->uffd, vma->start, vma->end, piece_bytes(vma), &began);
         if (ours || !wanted || !vma->write)
                 return ours && wanted;
         r = register_range(track->uffd, vma->start, vma->end);
         if (r == 0 && track->n_mappings > 0)
-                lift_old_marks(track->uffd, vma->start, vma->end);
+                lift_old_marks(track->uffd, vma->start, vma->end, piece_bytes(vma));
         return r == -ENOMEM && is_gone(track->uffd, vma->start) ? -ESRCH : r == 0;
 }
 

@@ -25,6 +25,7 @@ typedef struct TrackRange {
 /* One registered mapping. */
 typedef struct TrackMapping {
         uint64_t start, end;
+        uint64_t piece_bytes;   /* to be given back at a time */
         bool file;              /* private, of a file: holds pages that nobody here has written */
 } TrackMapping;
 
