@@ -44,17 +44,16 @@ def meminfo_bytes(field):
 
 
 class Bench(Host):
-    """A with-block of a benchmark NAME: a Host whose KSM holds nothing before and after. alone: what ksmd does counts,
-    so nobody else may have memory for it."""
+    """A with-block of a benchmark NAME: a Host whose KSM holds nothing before and after, and nothing of others'."""
     unlike_default = ""
 
-    def __init__(self, name, alone=True):
+    def __init__(self, name):
         super().__init__(f"bench-{name}")
-        self.bench, self.alone, self.missed = name, alone, 0
+        self.bench, self.missed = name, 0
 
     def __enter__(self):
         super().__enter__()
-        if self.alone and (others := others_with_ksm()):
+        if (others := others_with_ksm()):
             harness.skip(f"ksmd has other memory to scan: of {', '.join(others)}")
         self.unmerge()
         return self
