@@ -53,8 +53,6 @@ static void count_member(Member *member, PageStats *stats) {
         uint64_t left = counts->left_huge + counts->left_budget + counts->left_run + counts->left_stack;
 
         counts->given = census->zeropage - MIN_OF(census->zeropage, member->natural_zero);
-        if (census->ksm_mappings >= counts->merged)
-                counts->merged = census->ksm_mappings;
         counts->unmerged = counts->wanted + counts->merged;
         counts->unmerged -= MIN_OF(counts->unmerged, census->ksm_mappings + counts->given + left);
         stats->pages_shared += census->ksm_frames;

@@ -17,6 +17,7 @@
 #define REFRESH_NSEC NSEC_PER_SEC
 /* How long a clean stop goes on trying to reach targets that cannot be called at the moment. */
 #define UNDO_PATIENCE_NSEC (5 * NSEC_PER_SEC)
+#define BUSY_RETRY_NSEC NSEC_PER_SEC
 #define UNDO_RETRY_NSEC (50 * NSEC_PER_MSEC)
 /* A convergence (--once) ends after so many passes, however much still changes. */
 #define ONCE_PASSES 5
@@ -461,6 +462,8 @@ int manager_run(Manager *m) {
                         if (m->young_waiting)
                                 m->next_pass_nsec =
                                         MIN_OF(m->next_pass_nsec, now + m->conf->daemon.minimum_age_nsec);
+                        if (m->busy_waiting)
+                                m->next_pass_nsec = MIN_OF(m->next_pass_nsec, now + BUSY_RETRY_NSEC);
                         report_status(m);
                 } else {
                         uint64_t wait = m->paused ? REFRESH_NSEC : MIN_OF(m->next_pass_nsec - now, REFRESH_NSEC);

@@ -73,7 +73,8 @@ typedef struct Manager {
         uint64_t sharing_seen;          /* KSM's pages_sharing when the last pass began */
         unsigned census_age;            /* passes since the frames were counted */
         size_t census_members;          /* how many there were then */
-        bool young_waiting;             /* the last pass left processes alone that are too young */
+        bool young_waiting;             /* the last pass left processes alone that are too young, */
+        bool busy_waiting;              /* or that could not be called at first contact */
         int tree_error;                 /* of the cgroup tree, said once */
         Request *requests;
         size_t n_requests, requests_allocated;

@@ -159,6 +159,7 @@ static bool meet(Manager *m, Member *member) {
         if (member->skip == TARGET_OK && (!member->adopted || wants_track(m, member))) {
                 r = adopt(m, member);
                 if (r != 0) {
+                        m->busy_waiting |= r == REMOTE_E_BUSY && !member->adopted;
                         manager_note_remote_error(m, member, r);
                         return false;
                 }

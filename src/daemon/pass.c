@@ -150,7 +150,7 @@ int manager_pass(Manager *m) {
         m->in_pass = true;
         m->state = MANAGER_SCANNING;
         m->pass_changes = 0;
-        m->young_waiting = m->go_on = false;
+        m->young_waiting = m->busy_waiting = m->go_on = false;
 
         r = pass_read(&pass);
         log_step("read and matched", &since);

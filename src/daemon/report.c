@@ -194,7 +194,7 @@ static json_t *list_targets(void *userdata) {
                                           slot_route(group->slot), "merge",
                                           group->slot->dry_run ? "dry-run" : "yes", "state", state, "reason", reason,
                                           "pages", (json_int_t)member_pages(member), "pages_merged",
-                                          (json_int_t)(member->counts.merged + member->counts.given)));
+                                          (json_int_t)(member_merged(member) + member->counts.given)));
                 }
         return array;
 }
@@ -240,7 +240,7 @@ static int explain_managed(Manager *m, Member *member, json_t **ret) {
                          group->slot->dry_run ? "dry-run" : "yes",
                          "domain", text(group->slot->name), "route", slot_route(group->slot), "state", state, "reason",
                          reason, "tracked", member->track != NULL, "pages", (json_int_t)member_pages(member),
-                         "pages_merged", (json_int_t)counts->merged, "pages_zero", (json_int_t)counts->given, "pages_unshared",
+                         "pages_merged", (json_int_t)member_merged(member), "pages_zero", (json_int_t)counts->given, "pages_unshared",
                          (json_int_t)counts->unique, "pages_volatile", (json_int_t)counts->changed, "pages_skipped",
                          skipped_json(member),
                          "merge_failures", failures_json(member));

@@ -79,6 +79,11 @@ typedef struct Member {
         bool leaving;                   /* opted out: to be undone */
 } Member;
 
+/* Pages that map a merged frame: as the pages were read, or as the frames were counted since. */
+static inline uint64_t member_merged(const Member *member) {
+        return MAX_OF(member->counts.merged, member->census.ksm_mappings);
+}
+
 typedef struct Roster {
         Loop *loop;                     /* borrowed */
         CgroupTree *tree;

@@ -42,17 +42,8 @@ bool cold_before(const Vma *vma) {
 
 int cold_collect(ColdList *list, const VmaList *vmas, uint64_t block_addr) {
         uint64_t block_end = block_addr + BLOCK_BYTES;
-        size_t low = 0, high = vmas->n;
 
-        while (low < high) { /* the first mapping that ends behind the block's first byte */
-                size_t middle = low + (high - low) / 2;
-
-                if (vmas->vmas[middle].end <= block_addr)
-                        low = middle + 1;
-                else
-                        high = middle;
-        }
-        for (size_t i = low; i < vmas->n && vmas->vmas[i].start < block_end; i++) {
+        for (size_t i = vma_list_first(vmas, block_addr); i < vmas->n && vmas->vmas[i].start < block_end; i++) {
                 const Vma *vma = &vmas->vmas[i];
                 uint64_t start = MAX_OF(vma->start, block_addr), end = MIN_OF(vma->end, block_end);
 

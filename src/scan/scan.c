@@ -65,19 +65,9 @@ static void list_add(ScanList *list, unsigned place, uint64_t addr) {
 
 /* The mapping at addr, NULL when there is none. *cursor: no mapping before it ends behind addr; moves on. */
 static const Vma *next_vma(const VmaList *vmas, size_t *cursor, uint64_t addr) {
-        size_t low = *cursor, high = vmas->n;
-
-        if (low < high && vmas->vmas[low].end <= addr) {
-                while (low < high) {
-                        size_t middle = low + (high - low) / 2;
-                        if (vmas->vmas[middle].end <= addr)
-                                low = middle + 1;
-                        else
-                                high = middle;
-                }
-                *cursor = low;
-        }
-        return low < vmas->n && vmas->vmas[low].start <= addr ? &vmas->vmas[low] : NULL;
+        if (*cursor < vmas->n && vmas->vmas[*cursor].end <= addr)
+                *cursor = vma_list_first(vmas, addr);
+        return *cursor < vmas->n && vmas->vmas[*cursor].start <= addr ? &vmas->vmas[*cursor] : NULL;
 }
 
 /* The pages from page i on that one read of the pagemap covers. */
