@@ -5,6 +5,9 @@
  */
 #include "daemon/manager.h"
 
+/* 2 to 3 ms. */
+#define BREATH_PAGES ((uint64_t)1 << 16)
+
 /* Pages of the range that mapped the zero page before we marked it: they were read and never written, which is no
  * saving of ours. */
 static uint64_t natural_zero_pages(const Space *space, const PlanRange *range) {
@@ -35,7 +38,10 @@ void manager_total(const Manager *m, PageStats *ret) {
                 page_stats_add(ret, &m->roster.slots[i]->stats);
 }
 
-static void census_member(CensusFrames *frames, Member *member) {
+/* Within a pass the event loop is let run now and then. */
+static void census_member(Manager *m, CensusFrames *frames, Member *member) {
+        uint64_t pages = 0;
+
         member->census = (Census){ 0 };
         member->natural_zero = 0;
         for (size_t i = 0; i < member->marks.ours.n; i++) {
@@ -44,6 +50,11 @@ static void census_member(CensusFrames *frames, Member *member) {
                 if (census_add(frames, member->target, range->start, range->end, &member->census) != 0)
                         break;
                 member->natural_zero += natural_zero_pages(&member->space, range);
+                pages += (range->end - range->start) / PAGE_BYTES;
+                if (pages >= BREATH_PAGES && m->in_pass) {
+                        (void)manager_breathe(m, 0); /* whoever wants the pass to end gets it a moment later */
+                        pages = 0;
+                }
         }
 }
 
@@ -112,19 +123,33 @@ void manager_count(Manager *m) {
 /* How often the frame is mapped; one that the census did not meet may still be KSM's, mapped once. */
 static uint32_t frame_mappings(void *userdata, uint64_t key, uint64_t frame) { return census_mappings(userdata, frame); }
 
+static bool is_in(const Member *member, const Slot *slot) {
+        return !member->gone && !member->leaving && member->group->slot == slot;
+}
+
+/* Goes by a snapshot: who is managed may change while the event loop runs. */
 void manager_census(Manager *m) {
+        size_t n_slots = m->roster.n_slots, n = 0;
+        _cleanup_free_ Slot **slots = calloc(n_slots + 1, sizeof(Slot *));
+        _cleanup_free_ Member **members = calloc(roster_count_members(&m->roster) + 1, sizeof(Member *));
+
         m->census_age = 0;
-        for (size_t s = 0; s < m->roster.n_slots; s++) {
-                Slot *slot = m->roster.slots[s];
+        if (!slots || !members)
+                return;
+        for (size_t s = 0; s < n_slots; s++)
+                slots[s] = m->roster.slots[s];
+        for (size_t i = 0; i < m->roster.n_groups; i++)
+                for (size_t k = 0; k < m->roster.groups[i]->n_members; k++)
+                        members[n++] = m->roster.groups[i]->members[k];
+        for (size_t s = 0; s < n_slots; s++) {
                 _cleanup_(census_frames_freep) CensusFrames *frames = NULL;
 
-                if (!slot->domain || census_frames_new(slot->domain->scanner, &frames) < 0)
+                if (!slots[s]->domain || census_frames_new(slots[s]->domain->scanner, &frames) < 0)
                         continue;
-                for (size_t i = 0; i < m->roster.n_groups; i++)
-                        for (size_t k = 0; m->roster.groups[i]->slot == slot && k < m->roster.groups[i]->n_members; k++)
-                                if (!m->roster.groups[i]->members[k]->gone)
-                                        census_member(frames, m->roster.groups[i]->members[k]);
-                domain_count_sharers(slot->domain, frame_mappings, frames);
+                for (size_t i = 0; i < n; i++)
+                        if (is_in(members[i], slots[s]))
+                                census_member(m, frames, members[i]);
+                domain_count_sharers(slots[s]->domain, frame_mappings, frames);
         }
         manager_count(m);
 }

@@ -29,7 +29,7 @@ static void begin_track(Manager *m, Member *member, int uffd) {
         int r = uffd < 0 ? -EOPNOTSUPP : track_new(TAKE_FD(uffd), &member->track);
 
         if (r == 0) {
-                member->look_again = true;
+                member->look_again = member->vmas_changed = true;
                 return;
         }
         m->track_absent |= r == -EINVAL || r == -ENOSYS;
