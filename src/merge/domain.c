@@ -347,14 +347,25 @@ void domain_count_sharers(Domain *domain, StableCheck mappings, void *userdata) 
         domain->stats.pruned += stable_prune(domain->stable, PRUNE_PER_PASS, mappings, userdata);
 }
 
+static uint64_t index_bytes(const Domain *domain) {
+        uint64_t bytes = 0;
+
+        for (unsigned s = 0; s < UNSTABLE_SHARDS; s++)
+                bytes += unstable_bytes(domain->shards[s].tree);
+        return bytes;
+}
+
 /* What falls out of a smaller sample goes with the next sweeps, and only then is judged anew. */
 void domain_limit_memory(Domain *domain, uint64_t bytes_max) {
-        uint64_t bytes = domain_bytes(domain);
+        uint64_t bytes = domain_bytes(domain), index = index_bytes(domain), rest = bytes - index;
 
         if (domain->shrinking > 0)
                 return;
         if (bytes > bytes_max && domain->sample_bits < SAMPLE_BITS_MAX) {
-                domain->sample_bits++;
+                do {
+                        domain->sample_bits++;
+                        index /= 2;
+                } while (rest + index > bytes_max && domain->sample_bits < SAMPLE_BITS_MAX && index > 0);
                 domain->shrinking = 1;
                 for (unsigned s = 0; s < UNSTABLE_SHARDS; s++)
                         domain->shrinking += unstable_count(domain->shards[s].tree);
@@ -364,11 +375,10 @@ void domain_limit_memory(Domain *domain, uint64_t bytes_max) {
 
 uint64_t domain_bytes(const Domain *domain) {
         StableCounts counts;
-        uint64_t bytes = 0;
+        uint64_t items = 0;
 
         for (unsigned s = 0; s < UNSTABLE_SHARDS; s++)
-                bytes += unstable_bytes(domain->shards[s].tree) +
-                         domain->shards[s].allocated * sizeof *domain->shards[s].items;
+                items += domain->shards[s].allocated * sizeof *domain->shards[s].items;
         stable_counts(domain->stable, &counts);
-        return bytes + counts.bytes + domain->blocks.bytes;
+        return index_bytes(domain) + items + counts.bytes + domain->blocks.bytes;
 }
