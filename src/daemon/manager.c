@@ -22,7 +22,7 @@
 /* A convergence (--once) ends after so many passes, however much still changes. */
 #define ONCE_PASSES 5
 /* Batches that each thread of the crew has in one round: some milliseconds of work. */
-#define ROUND_BATCHES 8U
+#define ROUND_BATCHES 16U
 
 static void add_warning(void *userdata, const char *file, unsigned line, const char *message) {
         Manager *m = userdata;

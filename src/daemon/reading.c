@@ -85,7 +85,7 @@ static void select_pages(const Pass *pass, Member *member) {
                 .recheck_forked = pass_slot(member)->recheck_forked,
                 .all_due = m->once || pass->asked_for,
         };
-        int r = selection_make(&member->todo, &member->space, member->track, &member->vmas, &rules);
+        int r = selection_make(&member->todo, &member->space, member->track, &member->vmas, m->crew, &rules);
 
         if (r == TARGET_E_GONE)
                 member->gone = true;

@@ -33,7 +33,10 @@ typedef struct TrackRanges {
         size_t n, allocated;
 } TrackRanges;
 
-static void track_ranges_done(TrackRanges *ranges) { free(ranges->ranges); }
+static void track_ranges_done(TrackRanges *ranges) {
+        free(ranges->ranges);
+        *ranges = (TrackRanges) {};
+}
 
 static int add_written(Space *space, Track *track, uint64_t start, uint64_t end, TrackRanges *ranges) {
         return start < end ? track_written(track, space->target, start, end, true, &ranges->ranges, &ranges->n,
@@ -66,12 +69,76 @@ static int scan_chunk(Space *space, Track *track, const TrackChunk *chunk, Track
         return add_written(space, track, from, chunk->end, ranges);
 }
 
-static uint64_t pages_from(const TrackRanges *ranges, size_t first) {
+/* One chunk that a thread looks at. */
+typedef struct ChunkJob {
+        TrackChunk *chunk;
+        TrackRanges ranges;
+        int result;
+} ChunkJob;
+
+typedef struct ChunkJobs {
+        Space *space;
+        Track *track;
+        ChunkJob *jobs;
+        size_t n;
+} ChunkJobs;
+
+static void jobs_done(ChunkJobs *all) {
+        for (size_t i = 0; i < all->n; i++)
+                track_ranges_done(&all->jobs[i].ranges);
+        free(all->jobs);
+}
+
+static void do_job(void *userdata, unsigned thread, size_t item) {
+        ChunkJobs *all = userdata;
+        ChunkJob *job = &all->jobs[item];
+
+        job->result = scan_chunk(all->space, all->track, job->chunk, &job->ranges);
+}
+
+/* Adds what the job found; *ret_found grows by as many pages. */
+static int take_job(ChunkJob *job, uint32_t pass, bool due, TrackRanges *ranges, uint64_t *ret_found) {
+        TrackChunk *chunk = job->chunk;
         uint64_t pages = 0;
 
-        for (size_t i = first; i < ranges->n; i++)
-                pages += (ranges->ranges[i].end - ranges->ranges[i].start) / PAGE_BYTES;
-        return pages;
+        if (job->result != 0)
+                return job->result;
+        for (size_t i = 0; i < job->ranges.n; i++) {
+                if (GROW(ranges->ranges, ranges->n, ranges->allocated) < 0)
+                        return -ENOMEM;
+                ranges->ranges[ranges->n++] = job->ranges.ranges[i];
+                pages += (job->ranges.ranges[i].end - job->ranges.ranges[i].start) / PAGE_BYTES;
+        }
+        if (pages > 0)
+                chunk->quiet = 0;
+        else if (due && chunk->quiet < CHUNK_DOUBLINGS_MAX)
+                chunk->quiet++;
+        chunk->due = pass + (1U << chunk->quiet);
+        *ret_found += pages;
+        return 0;
+}
+
+/* Looks at the chunks that are due, or at all that this pass has not looked at yet. */
+static int scan_chunks(ChunkJobs *all, Crew *crew, uint32_t pass, bool due, TrackRanges *ranges, uint64_t *ret_found) {
+        int r = 0;
+
+        for (size_t i = 0; i < all->track->n; i++) {
+                TrackChunk *chunk = &all->track->chunks[i];
+
+                if (due ? chunk->due > pass : chunk->visited == pass)
+                        continue;
+                chunk->visited = pass;
+                all->jobs[all->n++] = (ChunkJob) { .chunk = chunk };
+        }
+        crew_run(crew, all->n, do_job, all);
+        for (size_t i = 0; i < all->n; i++) {
+                int s = take_job(&all->jobs[i], pass, due, ranges, ret_found);
+
+                track_ranges_done(&all->jobs[i].ranges);
+                r = s != 0 ? s : r;
+        }
+        all->n = 0;
+        return r;
 }
 
 static int compare_ranges(const void *a, const void *b) {
@@ -79,38 +146,24 @@ static int compare_ranges(const void *a, const void *b) {
         return x < y ? -1 : x > y;
 }
 
-/* What was written since the last time, by address. */
-static int find_written(Space *space, Track *track, const SelectRules *rules, TrackRanges *ranges) {
+/* What was written since the last time, by address. First it is looked for where it is to be expected, then, if that does
+ * not account for all faults, everywhere. */
+static int find_written(Space *space, Track *track, Crew *crew, const SelectRules *rules, TrackRanges *ranges) {
+        _cleanup_(jobs_done) ChunkJobs all = { .space = space, .track = track };
         uint64_t found = 0;
+        int r;
 
-        if (rules->faults == 0)
+        if (rules->faults == 0 || track->n == 0)
                 return 0;
-        /* First where something is to be expected, then, if that does not account for all faults, everywhere. */
-        for (int everywhere = 0; everywhere < 2 && found < rules->faults; everywhere++)
-                for (size_t i = 0; i < track->n; i++) {
-                        TrackChunk *chunk = &track->chunks[i];
-                        size_t first = ranges->n;
-                        bool due = chunk->due <= rules->pass;
-                        uint64_t pages;
-                        int r;
-
-                        if (everywhere ? chunk->visited == rules->pass : !due)
-                                continue;
-                        chunk->visited = rules->pass;
-                        r = scan_chunk(space, track, chunk, ranges);
-                        if (r != 0)
-                                return r;
-                        pages = pages_from(ranges, first);
-                        found += pages;
-                        if (pages > 0)
-                                chunk->quiet = 0;
-                        else if (due && chunk->quiet < CHUNK_DOUBLINGS_MAX)
-                                chunk->quiet++;
-                        chunk->due = rules->pass + (1U << chunk->quiet);
-                }
+        all.jobs = calloc(track->n, sizeof *all.jobs);
+        if (!all.jobs)
+                return -ENOMEM;
+        r = scan_chunks(&all, crew, rules->pass, true, ranges, &found);
+        if (r == 0 && found < rules->faults)
+                r = scan_chunks(&all, crew, rules->pass, false, ranges, &found);
         if (ranges->n > 1)
                 qsort(ranges->ranges, ranges->n, sizeof *ranges->ranges, compare_ranges);
-        return 0;
+        return r;
 }
 
 /* Memory that was written where there was none before. */
@@ -241,7 +294,8 @@ static int select_block(Selection *selection, Block *block, const Track *track, 
         return 0;
 }
 
-int selection_make(Selection *selection, Space *space, Track *track, const VmaList *vmas, const SelectRules *rules) {
+int selection_make(Selection *selection, Space *space, Track *track, const VmaList *vmas, Crew *crew,
+                   const SelectRules *rules) {
         _cleanup_(track_ranges_done) TrackRanges ranges = {};
         size_t at = 0;
         int found = 0, r;
@@ -249,7 +303,7 @@ int selection_make(Selection *selection, Space *space, Track *track, const VmaLi
         selection->n = selection->at = 0;
         selection->settled = false;
         if (track)
-                found = find_written(space, track, rules, &ranges);
+                found = find_written(space, track, crew, rules, &ranges);
         if (found == TARGET_E_GONE)
                 return found;
         r = add_blocks(space, &ranges);

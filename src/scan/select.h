@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #pragma once
 
+#include "base/crew.h"
 #include "scan/scan.h"
 #include "scan/track.h"
 
@@ -35,7 +36,8 @@ typedef struct SelectRules {
 
 /* Makes the selection anew; the old one must have been read to its end. Blocks that are not known yet are made. track
  * NULL: nothing is tracked. TARGET_E_GONE; -errno: what was written may be forgotten, the track must be freed. */
-int selection_make(Selection *selection, Space *space, Track *track, const VmaList *vmas, const SelectRules *rules);
+int selection_make(Selection *selection, Space *space, Track *track, const VmaList *vmas, Crew *crew,
+                   const SelectRules *rules);
 
 /* Which blocks are tracked: to be worked out again whenever the mappings or the blocks were refreshed. */
 void select_cover(Space *space, const Track *track, const VmaList *vmas);

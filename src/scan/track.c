@@ -364,7 +364,7 @@ static int written_in_span(Track *track, int pagemapfd, uint64_t start, uint64_t
         found->first = n = *found->n;
         r = scan_span(track, pagemapfd, &lost, end, at, found);
         if (*found->n > n) {
-                track->stale = true;
+                __atomic_store_n(&track->stale, true, __ATOMIC_RELAXED); /* others may look at other parts now */
                 put_in_order(found, first);
         }
         return r;

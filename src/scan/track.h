@@ -62,6 +62,7 @@ bool track_covers(const Track *track, uint64_t addr);
 /* Appends, by address, the present pages in what is covered of [start, end) that were written since they were last
  * protected, or may have been; not those of huge pages, nor of files. protect: and protects them again, atomically with
  * looking: what is read of them afterwards is at least as new, and what is written after that is reported again.
- * TARGET_E_GONE; -errno: what was written may be forgotten by now, free the track. */
+ * Several threads may ask at once, of different parts. TARGET_E_GONE; -errno: what was written may be forgotten by now,
+ * free the track. */
 int track_written(Track *track, const Target *target, uint64_t start, uint64_t end, bool protect, TrackRange **ranges,
                   size_t *n, size_t *allocated);

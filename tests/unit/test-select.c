@@ -46,6 +46,7 @@ typedef struct Fixture {
         Track track;
         TrackChunk chunks[3];
         VmaList vmas;
+        Crew *crew;
         Selection selection;
         ScanBatch batch;
         uint32_t pass;
@@ -61,6 +62,7 @@ static int setup(void **state) {
                 f->chunks[i] = (TrackChunk){ .start = BASE + i * CHUNK, .end = BASE + (i + 1) * CHUNK };
         f->track = (Track){ .uffd = -EBADF, .chunks = f->chunks, .n = ELEMENTSOF(f->chunks) };
         n_writes = 0;
+        assert_int_equal(crew_new(1, &f->crew), 0);
         *state = f;
         return 0;
 }
@@ -69,6 +71,7 @@ static int teardown(void **state) {
         Fixture *f = *state;
 
         selection_done(&f->selection);
+        crew_free(f->crew);
         space_done(&f->space);
         block_table_done(&f->table);
         free(f);
@@ -87,7 +90,7 @@ static unsigned run_pass(Fixture *f, bool tracked, SelectRules rules, Block *cha
 
         rules.pass = ++f->pass;
         asked = 0;
-        assert_int_equal(selection_make(&f->selection, &f->space, tracked ? &f->track : NULL, &f->vmas, &rules), 0);
+        assert_int_equal(selection_make(&f->selection, &f->space, tracked ? &f->track : NULL, &f->vmas, f->crew, &rules), 0);
         for (;;) {
                 selection_take(&f->selection, NULL, &f->target, &f->batch);
                 if (f->batch.n == 0)
@@ -269,7 +272,7 @@ static void test_batches_hold_whole_blocks(void **state) {
 
         for (unsigned i = 0; i < 20; i++)
                 wrote(BASE + i * BLOCK_BYTES, 100 + i);
-        assert_int_equal(selection_make(&f->selection, &f->space, &f->track, &f->vmas,
+        assert_int_equal(selection_make(&f->selection, &f->space, &f->track, &f->vmas, f->crew,
                                         &(SelectRules){ .pass = 1, .faults = UINT64_MAX }), 0);
         for (;; batches++) {
                 selection_take(&f->selection, NULL, &f->target, &f->batch);
