@@ -66,6 +66,10 @@ class Bench(Host):
         self.unmerge()
         super().__exit__(kind, value, trace)
 
+    def daemon(self, config, *arguments, **options):
+        """As the unit starts it."""
+        return super().daemon(config, *arguments, **{"preexec_fn": lambda: os.nice(10), **options})
+
     def unmerge(self):
         """Takes apart what KSM holds of anybody's: a scan that has old pages to visit measures them too."""
         for value in ("2", self.knobs["run"] if self.knobs["run"] != "2" else "0"):
