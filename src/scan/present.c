@@ -92,6 +92,12 @@ static int scan_span(int fd, uint64_t start, uint64_t end, bool files, const Vma
         return 0;
 }
 
+/* Its list of mappings said that every page of it is there, and none of them huge: nothing is left to ask. */
+static bool is_full(const Vma *vma) {
+        return vma->skip == VMA_OK && !vma->file && vma->huge_bytes == 0 && vma->end - vma->start >= BLOCK_BYTES &&
+               vma->anonymous_bytes == vma->end - vma->start;
+}
+
 int present_scan(int pagemapfd, const VmaList *vmas, PresentList *ret) {
         _cleanup_(present_list_done) PresentList list = {};
         _cleanup_free_ PagemapRegion *regions = malloc(REGIONS * sizeof *regions);
@@ -102,17 +108,19 @@ int present_scan(int pagemapfd, const VmaList *vmas, PresentList *ret) {
         for (size_t i = 0; i < vmas->n;) {
                 uint64_t start = vmas->vmas[i].start, end = vmas->vmas[i].end;
                 bool files = vmas->vmas[i].file;
+                bool full = is_full(&vmas->vmas[i]);
                 int r;
 
                 if (vmas->vmas[i++].skip != VMA_OK)
                         continue;
-                for (; i < vmas->n && vmas->vmas[i].start - end <= BRIDGE_BYTES; i++)
+                for (; !full && i < vmas->n && vmas->vmas[i].start - end <= BRIDGE_BYTES && !is_full(&vmas->vmas[i]); i++)
                         if (vmas->vmas[i].skip == VMA_OK) {
                                 if (vmas->vmas[i].file != files)
                                         break;
                                 end = vmas->vmas[i].end;
                         }
-                r = scan_span(pagemapfd, start, end, files, vmas, &at, regions, &list);
+                r = full ? add(&list, start, end, true, false)
+                         : scan_span(pagemapfd, start, end, files, vmas, &at, regions, &list);
                 if (r != 0)
                         return r;
         }
