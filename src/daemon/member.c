@@ -16,7 +16,7 @@
 #define VMAS_NSEC_PER_GIB (37 * NSEC_PER_SEC)
 #define VMAS_CHANGED_SHARE 10U
 /* What activity does not show (writes of other processes, flags) is looked for every so many passes. */
-#define LOOK_PASSES 16U
+#define LOOK_PASSES 64U
 /* So many pages more or less: somewhere whole blocks came or went. */
 #define RESIDENT_CHANGE_PAGES BLOCK_PAGES
 

@@ -88,14 +88,12 @@ static uint64_t metadata_max(const Manager *m) {
         return conf->metadata_max_bytes ?: total / 10000 * conf->metadata_max;
 }
 
-/* The trees are tidied, and kept within the memory they may take, each domain in proportion to what it holds. */
-static void end_domains(Pass *pass) {
+/* Each domain in proportion to what it holds. */
+void pass_limit_memory(const Pass *pass) {
         uint64_t max = metadata_max(pass->manager), total = 0;
 
-        for (size_t i = 0; i < pass->n_slots; i++) {
-                domain_end_pass(pass->slots[i]->domain);
+        for (size_t i = 0; i < pass->n_slots; i++)
                 total += domain_bytes(pass->slots[i]->domain);
-        }
         for (size_t i = 0; i < pass->n_slots; i++) {
                 uint64_t bytes = domain_bytes(pass->slots[i]->domain);
 
@@ -156,7 +154,9 @@ int manager_pass(Manager *m) {
         log_step("read and matched", &since);
         if (r == 0)
                 r = pass_confirm(&pass);
-        end_domains(&pass);
+        for (size_t i = 0; i < pass.n_slots; i++)
+                domain_end_pass(pass.slots[i]->domain);
+        pass_limit_memory(&pass);
         log_step("settled", &since);
         if (r == 0) {
                 m->state = MANAGER_MERGING;

@@ -34,7 +34,10 @@ static inline bool passed_over(const Member *member) { return member->gone || me
 static inline Slot *pass_slot(const Member *member) { return member->group->slot; }
 static inline Domain *pass_domain(const Member *member) { return member->group->slot->domain; }
 
-/* All three: -ECANCELED when the main loop has something to carry out. */
+/* MetadataMax=: to be asked for after every round of work. */
+void pass_limit_memory(const Pass *pass);
+
+/* All: -ECANCELED when the main loop has something to carry out. */
 int pass_read(Pass *pass);
 /* What was read for the first time is believed only when it stands a second look. */
 int pass_confirm(Pass *pass);

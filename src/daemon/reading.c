@@ -109,6 +109,7 @@ static int read_member(Pass *pass, Member *member) {
                 int r = read_round(pass, member);
 
                 member->touched = true;
+                pass_limit_memory(pass);
                 if (r == TARGET_E_GONE) {
                         member->gone = true;
                         return 0;

@@ -106,6 +106,10 @@ static Block *verify_hint(const Domain *domain, uint64_t key, PageRef ref, unsig
 static void see_merged(Domain *domain, const ScanPage *p) {
         if (!p->key_known)
                 return;
+        if (!unstable_in_sample(p->key, domain->sample_bits)) {
+                domain->pages_left_out++;
+                return;
+        }
         (void)stable_insert(domain->stable, p->key, p->pfn, 1);
         (void)unstable_remove(shard_of(domain, p->key)->tree, p->key, BLOCK_PAGE_REF(p->block, p->page));
 }
@@ -343,13 +347,32 @@ void domain_end_pass(Domain *domain) {
                 sweep(domain, budget);
 }
 
-void domain_count_sharers(Domain *domain, StableCheck mappings, void *userdata) {
-        domain->stats.pruned += stable_prune(domain->stable, PRUNE_PER_PASS, mappings, userdata);
+typedef struct Sharers {
+        const Domain *domain;
+        StableCheck mappings;
+        void *userdata;
+} Sharers;
+
+static uint32_t count_sharers(void *userdata, uint64_t key, uint64_t frame) {
+        const Sharers *sharers = userdata;
+
+        return unstable_in_sample(key, sharers->domain->sample_bits) ? sharers->mappings(sharers->userdata, key, frame)
+                                                                     : 0;
 }
 
-static uint64_t index_bytes(const Domain *domain) {
-        uint64_t bytes = 0;
+void domain_count_sharers(Domain *domain, StableCheck mappings, void *userdata) {
+        Sharers sharers = { domain, mappings, userdata };
 
+        domain->stats.pruned += stable_prune(domain->stable, PRUNE_PER_PASS, count_sharers, &sharers);
+}
+
+/* What a smaller sample makes smaller. */
+static uint64_t index_bytes(const Domain *domain) {
+        StableCounts counts;
+        uint64_t bytes;
+
+        stable_counts(domain->stable, &counts);
+        bytes = counts.bytes;
         for (unsigned s = 0; s < UNSTABLE_SHARDS; s++)
                 bytes += unstable_bytes(domain->shards[s].tree);
         return bytes;
@@ -365,7 +388,7 @@ void domain_limit_memory(Domain *domain, uint64_t bytes_max) {
                 do {
                         domain->sample_bits++;
                         index /= 2;
-                } while (rest + index > bytes_max && domain->sample_bits < SAMPLE_BITS_MAX && index > 0);
+                } while (rest + index > bytes_max / 4 * 3 && domain->sample_bits < SAMPLE_BITS_MAX && index > 0);
                 domain->shrinking = 1;
                 for (unsigned s = 0; s < UNSTABLE_SHARDS; s++)
                         domain->shrinking += unstable_count(domain->shards[s].tree);
@@ -374,11 +397,9 @@ void domain_limit_memory(Domain *domain, uint64_t bytes_max) {
 }
 
 uint64_t domain_bytes(const Domain *domain) {
-        StableCounts counts;
         uint64_t items = 0;
 
         for (unsigned s = 0; s < UNSTABLE_SHARDS; s++)
                 items += domain->shards[s].allocated * sizeof *domain->shards[s].items;
-        stable_counts(domain->stable, &counts);
-        return index_bytes(domain) + items + counts.bytes + domain->blocks.bytes;
+        return index_bytes(domain) + items + domain->blocks.bytes;
 }

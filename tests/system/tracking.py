@@ -249,7 +249,7 @@ def memory_is_limited():
     """MetadataMax= holds: a part of the contents is remembered, and what is remembered is merged"""
     with Host("limited") as host:
         group = host.cgroup("a")
-        load = host.workload(group, mib=384, duplicate=50, run=1024, seed=5)
+        load = host.workload(group, mib=384, duplicate=20, run=64, seed=5)
         daemon = host.daemon(host.configure(conf(group, daemon="MetadataMax=2M")))
         host.passes(6)
         stats = host.stats()
