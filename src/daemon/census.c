@@ -121,7 +121,9 @@ void manager_count(Manager *m) {
 }
 
 /* How often the frame is mapped; one that the census did not meet may still be KSM's, mapped once. */
-static uint32_t frame_mappings(void *userdata, uint64_t key, uint64_t frame) { return census_mappings(userdata, frame); }
+static uint32_t frame_mappings(void *userdata, uint64_t key, uint64_t frame) {
+        return census_mappings(userdata, frame);
+}
 
 static bool is_in(const Member *member, const Slot *slot) {
         return !member->gone && !member->leaving && member->group->slot == slot;

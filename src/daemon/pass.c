@@ -28,7 +28,8 @@ static void pass_done(Pass *pass) {
  * those the ones in which most was found. */
 static int compare_members(const void *a, const void *b) {
         const Member *x = *(Member *const *)a, *y = *(Member *const *)b;
-        bool x_new = x->last_pass == 0 && !selection_left(&x->todo), y_new = y->last_pass == 0 && !selection_left(&y->todo);
+        bool x_new = x->last_pass == 0 && !selection_left(&x->todo);
+        bool y_new = y->last_pass == 0 && !selection_left(&y->todo);
         uint64_t x_yield = x->counts.wanted + x->counts.merged, y_yield = y->counts.wanted + y->counts.merged;
 
         if (x_new != y_new)

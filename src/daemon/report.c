@@ -240,8 +240,8 @@ static int explain_managed(Manager *m, Member *member, json_t **ret) {
                          group->slot->dry_run ? "dry-run" : "yes",
                          "domain", text(group->slot->name), "route", slot_route(group->slot), "state", state, "reason",
                          reason, "tracked", member->track != NULL, "pages", (json_int_t)member_pages(member),
-                         "pages_merged", (json_int_t)member_merged(member), "pages_zero", (json_int_t)counts->given, "pages_unshared",
-                         (json_int_t)counts->unique, "pages_volatile", (json_int_t)counts->changed, "pages_skipped",
+                         "pages_merged", (json_int_t)member_merged(member), "pages_zero", (json_int_t)counts->given,
+                         "pages_unshared", (json_int_t)counts->unique, "pages_volatile", (json_int_t)counts->changed, "pages_skipped",
                          skipped_json(member),
                          "merge_failures", failures_json(member));
         return *ret ? 0 : -ENOMEM;
@@ -284,8 +284,8 @@ static int explain(void *userdata, pid_t pid, json_t **ret, const char **ret_rea
                          : section->merge == CONF_MERGE_NO ? "its section says Merge=no"
                          : skip != TARGET_OK               ? target_skip_name(skip)
                                                            : "its cgroup was unmerged by command, until a reload",
-                         "tracked", 0, "pages", 0, "pages_merged", 0, "pages_zero", 0, "pages_unshared", 0, "pages_volatile", 0,
-                         "pages_skipped", "merge_failures");
+                         "tracked", 0, "pages", 0, "pages_merged", 0, "pages_zero", 0, "pages_unshared", 0,
+                         "pages_volatile", 0, "pages_skipped", "merge_failures");
         return *ret ? 0 : -ENOMEM;
 }
 

@@ -27,8 +27,8 @@ static inline bool selection_left(const Selection *selection) { return selection
 
 typedef struct SelectRules {
         uint32_t pass;
-        uint64_t faults;        /* of the process since the last time: each first write to a tracked page is one. UINT64_MAX:
-                                 * look everywhere */
+        uint64_t faults;        /* of the process since the last time: each first write to a tracked page is one.
+                                 * UINT64_MAX: look everywhere */
         bool recheck;           /* forget that pages are wanted that are not merged, and read them again */
         bool recheck_forked;    /* read again what is on shared frames: one of them was found to have a twin */
         bool all_due;           /* look at every block, however quiet */
