@@ -44,7 +44,7 @@ def idle(bench, mib, settle, seconds):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--mib", type=int, default=16384)
-    parser.add_argument("--settle", type=float, default=150)
-    parser.add_argument("--seconds", type=float, default=70)
+    parser.add_argument("--settle", type=float, default=260)
+    parser.add_argument("--seconds", type=float, default=100)
     args = parser.parse_args()
     main(Bench("idle"), lambda b: idle(b, args.mib, args.settle, args.seconds))
