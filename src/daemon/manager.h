@@ -70,7 +70,7 @@ typedef struct Manager {
         uint64_t burst_missed;          /* pages the last burst did not merge */
         bool go_on;                     /* the last burst merged a part: the next pass is not to wait */
         unsigned recheck_in;            /* passes until what is wanted and unmerged is read again; 0: not at all */
-        uint64_t sharing_seen;          /* KSM's pages_sharing when the last pass began */
+        uint64_t sharing_seen;          /* KSM's pages_sharing when the last pass ended */
         unsigned census_age;            /* passes since the frames were counted */
         size_t census_members;          /* how many there were then */
         bool young_waiting;             /* the last pass left processes alone that are too young, */

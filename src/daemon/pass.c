@@ -49,7 +49,13 @@ static void notice_unmerging(Manager *m, const Pass *pass) {
                 return;
         for (size_t i = 0; counters.pages_sharing < m->sharing_seen / 2 && i < pass->n_members; i++)
                 pass->members[i]->look_again = true;
-        m->sharing_seen = counters.pages_sharing;
+}
+
+static void remember_sharing(Manager *m) {
+        KsmCounters counters;
+
+        if (m->ksm && ksm_counters(m->ksm, &counters) == 0)
+                m->sharing_seen = counters.pages_sharing;
 }
 
 static int pass_begin(Manager *m, Pass *pass) {
@@ -168,6 +174,7 @@ int manager_pass(Manager *m) {
                 r = pass_burst(&pass);
         log_step("merged", &since);
         census(&pass);
+        remember_sharing(m);
         log_step("counted", &since);
 
         /* What a pass did not come to must be rechecked by the next one. */
