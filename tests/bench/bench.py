@@ -129,12 +129,13 @@ class Writer:
         self.process.stdin.close()
         self.process.wait()
 
-    def floor(self, at_once=1):
+    def floor(self, at_once=1, plain=False):
         """CPU time a page of nothing but process_vm_readv and XXH3 over the memory, by so many processes at once, each
-        with its part of it."""
+        with its part of it. plain: XXH3 for any CPU, not for the widest vectors of this one."""
         pages = self.pages // at_once
         readers = [subprocess.Popen([BUILD / "tests/bench/bench-floor", str(self.pid),
-                                     hex(self.address + i * pages * PAGE), str(pages)], stdout=subprocess.PIPE, text=True)
+                                     hex(self.address + i * pages * PAGE), str(pages), *(["plain"] if plain else [])],
+                                    stdout=subprocess.PIPE, text=True)
                    for i in range(at_once)]
         return statistics.mean(float(reader.communicate()[0]) for reader in readers)
 

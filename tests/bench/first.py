@@ -38,7 +38,7 @@ def first_pass(bench, writer, group, elsewhere, merge, threads):
 def first(bench, mib, rounds):
     group, elsewhere = bench.cgroup("a"), bench.cgroup("elsewhere")
     writer = bench.writer(elsewhere, mib)
-    rates, speedups = [], []
+    rates, speedups, cpus = [], [], []
     for _ in range(rounds):
         floor = writer.floor()
         cpu, _ = first_pass(bench, writer, group, elsewhere, "dry-run", 1)
@@ -46,11 +46,14 @@ def first(bench, mib, rounds):
         one_cpu, one = first_pass(bench, writer, group, elsewhere, "yes", 1)
         two_cpu, two = first_pass(bench, writer, group, elsewhere, "yes", 2)
         rates.append(floor / cpu)
+        cpus.append(cpu)
         speedups.append(one / two)
         bench.record(pages=writer.pages, floor_nsec=floor, dry_run_cpu_nsec=cpu, rate_of_floor=rates[-1],
                      one_thread_cpu_nsec=one_cpu, one_thread_wall_nsec=one, two_threads_cpu_nsec=two_cpu,
                      two_threads_wall_nsec=two, speedup=speedups[-1])
-    bench.record(floor_nsec_per_page=writer.floor(), floor_nsec_per_page_two_at_once=writer.floor(2))
+    plain, cpu = writer.floor(plain=True), median(cpus)
+    bench.record(floor_nsec_per_page=writer.floor(), floor_nsec_per_page_two_at_once=writer.floor(2),
+                 plain_floor_nsec_per_page=plain, rate_of_plain_floor=plain * writer.pages / cpu)
     bench.require("first pass, one thread, share of the bare rate", median(rates), at_least=0.85)
     bench.require("two threads against one, wall time", median(speedups), at_least=1.7)
 
