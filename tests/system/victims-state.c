@@ -199,7 +199,7 @@ void victim_signals(void) {
                 }
         }
         victim_ready();
-        sigset_t before, now;
+        sigset_t before = {}, now = {}; /* the kernel fills in 64 signals only */
         sigprocmask(SIG_SETMASK, NULL, &before);
         while (victim_goes_on()) {
                 usleep(100);
