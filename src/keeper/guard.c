@@ -1,0 +1,86 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "keeper/guard.h"
+
+#include "base/io.h"
+
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+
+/*
+ * GUARD_ZERO watches pool pages in a target. Every page of a remapped run has a pte from the beginning
+ * (UFFDIO_CONTINUE), so a fault there, missing or minor, says that the target discarded the page (MADV_DONTNEED) and
+ * must read zeros.
+ *
+ * Its features, and why each: MISSING_SHMEM and MINOR_SHMEM make both kinds of fault ours; WP_HUGETLBFS_SHMEM, with
+ * registration for write protection, and EVENT_FORK make fork(2) copy the ptes and the registration into the child,
+ * which could not be told from a discarded page otherwise; EVENT_REMAP keeps the registration when mremap(2) moves or
+ * grows the mapping, whose new pages would otherwise show neighbouring pool pages: other processes' data. Not
+ * EVENT_REMOVE or EVENT_UNMAP: a discarding target would have to wait for us each time.
+ *
+ * GUARD_MUTE holds accessors up while a run is put back. EVENT_REMAP lets the registration follow mremap(2).
+ *
+ * (fs/userfaultfd.c, mm/userfaultfd.c of 6.18; tests/kernel/guard-*.)
+ */
+static const uint64_t features_of[] = {
+        [GUARD_ZERO] = UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_MISSING_SHMEM |
+                       UFFD_FEATURE_MINOR_SHMEM | UFFD_FEATURE_WP_HUGETLBFS_SHMEM | UFFD_FEATURE_PAGEFAULT_FLAG_WP,
+        [GUARD_MUTE] = UFFD_FEATURE_EVENT_REMAP,
+};
+
+/* The kernel's own mark in what it shows: UFFD_FEATURE_INITIALIZED (fs/userfaultfd.c). */
+#define FEATURE_INITIALIZED (1ULL << 31)
+
+/* Below the first address any process can map, and as far as any can. */
+#define ADDRESS_MIN PAGE_BYTES
+#define ADDRESS_END ((uint64_t)1 << 47)
+
+int guard_init(int uffd, GuardKind kind) {
+        struct uffdio_api api = { .api = UFFD_API, .features = features_of[kind] };
+
+        return ioctl(uffd, UFFDIO_API, &api) == 0 ? 0 : -errno;
+}
+
+/* "API:\taa:FEATURES:IOCTLS", hexadecimal (userfaultfd_show_fdinfo()); no other file has such a line. A child's are its
+ * parent's. */
+GuardKind guard_kind(int fd) {
+        _cleanup_free_ char *text = NULL;
+        unsigned long long api, features;
+        const char *line;
+        char path[40];
+
+        snprintf(path, sizeof path, "/proc/self/fdinfo/%d", fd);
+        if (read_file(AT_FDCWD, path, &text, NULL) < 0)
+                return GUARD_NONE;
+        line = strstr(text, "\nAPI:\t");
+        if (!line || sscanf(line, "\nAPI:\t%llx:%llx:", &api, &features) != 2 || api != UFFD_API)
+                return GUARD_NONE;
+        for (GuardKind kind = GUARD_ZERO; kind <= GUARD_MUTE; kind++)
+                if ((features & ~FEATURE_INITIALIZED) == features_of[kind])
+                        return kind;
+        return GUARD_NONE;
+}
+
+/* Each userfaultfd has an inode of its own (anon_inode_create_getfile(), 5.12). */
+uint64_t guard_id(int fd) {
+        struct stat st;
+
+        return fstat(fd, &st) == 0 ? st.st_ino : 0;
+}
+
+/* Nothing is ever registered at an address this low: ENOENT where there is an address space, ESRCH where there is none.
+ * */
+bool guard_is_dead(int uffd) {
+        struct uffdio_zeropage zero = { .range = { ADDRESS_MIN, PAGE_BYTES } };
+
+        return ioctl(uffd, UFFDIO_ZEROPAGE, &zero) < 0 && errno == ESRCH;
+}
+
+void guard_requeue(int uffd) {
+        struct uffdio_range all = { ADDRESS_MIN, ADDRESS_END - 2 * PAGE_BYTES };
+
+        (void)ioctl(uffd, UFFDIO_WAKE, &all);
+}
