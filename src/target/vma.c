@@ -18,6 +18,7 @@
 #include "target/remote-arch.h"
 
 #include <string.h>
+#include <sys/sysmacros.h>
 
 static const char *const skip_names[_VMA_SKIP_MAX] = {
         [VMA_OK] = "ok",
@@ -98,6 +99,9 @@ static bool parse_header(VmaParser *parser, const char *p, const char *end, Vma 
         if (!take_number(&p, end, 16, ' ', &offset) || !take_number(&p, end, 16, ':', &major) ||
             !take_number(&p, end, 16, ' ', &minor) || !take_number(&p, end, 10, ' ', &inode))
                 return false;
+        vma.offset = offset;
+        vma.inode = inode;
+        vma.dev = (uint32_t)makedev((unsigned)major, (unsigned)minor);
         vma.file = major || minor || inode; /* every file system has a device number, be it an anonymous one */
 
         while (p < end && *p == ' ')
@@ -106,6 +110,7 @@ static bool parse_header(VmaParser *parser, const char *p, const char *end, Vma 
         parser->special = !vma.file && size && *p == '[' &&
                 (name_is(p, size, "[vvar]") || name_is(p, size, "[vvar_vclock]") || name_is(p, size, "[vdso]") ||
                  name_is(p, size, "[vsyscall]"));
+        vma.named = !vma.file && size > 6 && memcmp(p, "[anon:", 6) == 0;
         parser->secret = vma.file &&
                 (name_is(p, size, "/secretmem (deleted)") || name_is(p, size, "/secretmem"));
         *ret = vma;
@@ -180,6 +185,25 @@ static bool parse_flags(const VmaParser *parser, const char *p, const char *end,
                         break;
                 case FLAG('d', 'd'):
                         flags.dontdump = true;
+                        vma->advice |= VMA_DONTDUMP;
+                        break;
+                case FLAG('d', 'c'):
+                        vma->advice |= VMA_DONTFORK;
+                        break;
+                case FLAG('n', 'r'):
+                        vma->advice |= VMA_NORESERVE;
+                        break;
+                case FLAG('n', 'h'):
+                        vma->advice |= VMA_NOHUGEPAGE;
+                        break;
+                case FLAG('s', 'r'):
+                        vma->advice |= VMA_SEQUENTIAL;
+                        break;
+                case FLAG('r', 'r'):
+                        vma->advice |= VMA_RANDOM;
+                        break;
+                case FLAG('s', 'l'):
+                        vma->sealed = true;
                         break;
                 case FLAG('u', 'm'): case FLAG('u', 'i'):
                         flags.uffd = true;
@@ -258,6 +282,10 @@ static int take_line(VmaParser *parser, const char *p, const char *end) {
                 return parse_size(p + sizeof "AnonHugePages:" - 1, end, &vma->huge_bytes) ? 0 : -EINVAL;
         if (LITERAL(p, end, "Rss:"))
                 return parse_size(p + sizeof "Rss:" - 1, end, &vma->rss_bytes) ? 0 : -EINVAL;
+        if (LITERAL(p, end, "ProtectionKey:")) {
+                vma->keyed = !(end - p > 1 && end[-1] == '0' && end[-2] == ' ');
+                return 0;
+        }
         if (LITERAL(p, end, "Referenced:"))
                 return parse_size(p + sizeof "Referenced:" - 1, end, &vma->referenced_bytes) ? 0 : -EINVAL;
         return 0;

@@ -23,8 +23,21 @@ typedef enum VmaSkip {
         _VMA_SKIP_MAX,
 } VmaSkip;
 
+/* What a process advised of a mapping, and whoever puts another one in its place has to advise of that too. */
+enum {
+        VMA_NORESERVE = 1 << 0, /* nr: mmap(MAP_NORESERVE) */
+        VMA_DONTFORK = 1 << 1,  /* dc */
+        VMA_DONTDUMP = 1 << 2,  /* dd */
+        VMA_NOHUGEPAGE = 1 << 3, /* nh */
+        VMA_SEQUENTIAL = 1 << 4, /* sr */
+        VMA_RANDOM = 1 << 5,    /* rr */
+};
+
 typedef struct Vma {
         uint64_t start, end;    /* bytes, page-aligned */
+        uint64_t offset, inode; /* of its file */
+        uint32_t dev;           /* makedev(3) of its file system */
+        uint8_t advice;         /* VMA_NORESERVE, … */
         VmaSkip skip;
         VmaSkip skip_if_ours;   /* what skip would be, should it be we who track it */
         bool tracked;           /* uw alone: somebody's userfaultfd tells what is written to it, and does no more */
@@ -32,6 +45,10 @@ typedef struct Vma {
         bool mergeable;         /* mg: MADV_MERGEABLE or PR_SET_MEMORY_MERGE */
         bool huge_advised;      /* hg */
         bool growsdown;         /* gd: the main thread's stack */
+        bool sealed;            /* sl: mseal(2) */
+        bool keyed;             /* protected by a key: pkey_mprotect(2) */
+        bool named;             /* anonymous, with a name: PR_SET_VMA_ANON_NAME */
+        bool policy;            /* mbind(2); only where somebody asked (numa_maps), smaps does not say */
         uint64_t anonymous_bytes; /* present and anonymous, KSM's included */
         uint64_t huge_bytes;    /* of them mapped by huge pages */
         uint64_t rss_bytes;     /* present, a file's pages included */
