@@ -13,6 +13,14 @@
 #define UAPI_UFFD_WP_ASYNC ((uint64_t)1 << 15)  /* UFFD_FEATURE_WP_ASYNC, 6.7 */
 #define UAPI_UFFD_MOVE ((uint64_t)1 << 16)      /* UFFD_FEATURE_MOVE, 6.8 */
 
+typedef struct UffdMove { /* struct uffdio_move, 6.8 */
+        uint64_t dst, src, len, mode;
+        int64_t move;   /* bytes, or what went wrong with the first page */
+} UffdMove;
+#define UAPI_UFFDIO_MOVE _IOWR(0xAA, 0x05, UffdMove)
+#define UAPI_UFFD_MOVE_DONTWAKE ((uint64_t)1 << 0)
+#define UAPI_UFFD_MOVE_ALLOW_SRC_HOLES ((uint64_t)1 << 1)
+
 /* include/uapi/linux/fs.h of 6.7, Documentation/admin-guide/mm/pagemap.rst. */
 typedef struct PagemapRegion { /* struct page_region */
         uint64_t start, end, categories;

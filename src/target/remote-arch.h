@@ -60,12 +60,13 @@ ssize_t remote_arch_find_call(const uint8_t *text, size_t size);
 ssize_t remote_arch_find_sigreturn(const uint8_t *text, size_t size);
 #define REMOTE_ARCH_SNIPPET_MAX 16U
 
-/* The region: a head with the code, descriptors (both RX, written by us from outside), results (RW). Its address spells
+/* The region: a head with the code, descriptors or instructions (RX, written by us from outside), results and words (RW). Its address spells
  * "ksmd", so that a leftover is known even when nothing was written to it, and nothing of the target's adjoins it. */
 #define REMOTE_REGION_HEAD_BYTES ((uint64_t)4096)
 #define REMOTE_REGION_CALLS_OFFSET REMOTE_REGION_HEAD_BYTES
 #define REMOTE_REGION_RESULTS_OFFSET (REMOTE_REGION_CALLS_OFFSET + 65536)
-#define REMOTE_REGION_BYTES (REMOTE_REGION_RESULTS_OFFSET + 3 * 4096)
+#define REMOTE_REGION_WORDS_OFFSET (REMOTE_REGION_RESULTS_OFFSET + 3 * 4096) /* of a program */
+#define REMOTE_REGION_BYTES (REMOTE_REGION_WORDS_OFFSET + 4 * 4096)
 /* Behind the results: fstat(2) of what is held, right behind the call that made it and right before it is closed. */
 #define REMOTE_REGION_MADE_OFFSET (REMOTE_REGION_RESULTS_OFFSET + 2 * 4096 + 1024)
 #define REMOTE_REGION_FOUND_OFFSET (REMOTE_REGION_MADE_OFFSET + 1024)
@@ -88,6 +89,9 @@ typedef struct RemoteHead {
         uint64_t call;
         uint64_t armed;         /* a thread was sent here, or is about to be */
         uint64_t release;       /* we have what was held for us: close it */
+        uint64_t program;       /* what follows are instructions, not descriptors */
+        uint64_t answered;      /* the question that was answered last */
+        uint64_t refused;       /* with a no */
         uint8_t code[];
 } RemoteHead;
 
@@ -97,11 +101,21 @@ typedef struct RemoteDescriptor {
         uint32_t hold;          /* its result is a descriptor, to be closed when we have it or do not come */
 } RemoteDescriptor;
 
+/* Of a program (remote-program.h); takes the place of a descriptor. */
+typedef struct RemoteInstruction {
+        uint64_t nr, args[6];
+        uint8_t op, reserved;
+        uint16_t modes;         /* two bits for each argument: RemoteOperandKind */
+        uint16_t result;        /* a word; UINT16_MAX: none */
+        uint16_t target;        /* an instruction; UINT16_MAX: the next one */
+} RemoteInstruction;
+
 typedef struct RemoteResults {
         uint64_t done, left;    /* left: descriptors not made */
         uint64_t home;          /* left for good, with the region still there */
         uint64_t held;          /* 1 + the descriptor that is held open for us; 0: none */
-        uint64_t reserved[4];
+        uint64_t asked;         /* the question that is to be answered */
+        uint64_t reserved[3];
         int64_t ret[];
 } RemoteResults;
 

@@ -65,12 +65,12 @@ static const SleepRule sleep_rules[] = {
         {SYS_io_uring_enter, REMOTE_SLEEP_AGAIN, true, 2, UINT64_MAX}, /* submits nothing, only waits */
 };
 
-static void close_tasks(DIR **tasks) {
+void remote_tasks_close(DIR **tasks) {
         if (*tasks)
                 closedir(*tasks);
 }
 
-static int open_tasks(const Target *target, DIR **ret) {
+int remote_tasks_open(const Target *target, DIR **ret) {
         int fd = openat(target->procfd, "task", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
         if (fd < 0)
                 return errno == ENOENT || errno == ESRCH ? REMOTE_E_GONE : -errno;
@@ -170,9 +170,27 @@ static RemoteSleep judge(const Target *target, const RemoteMaps *maps, pid_t tid
         return remote_sleep_class(a.nr, a.args);
 }
 
+bool remote_must_sleep_on(const Target *target, pid_t tid) {
+        Activity a;
+        return look_at(target, tid, &a) && !a.running && remote_sleep_class(a.nr, a.args) == REMOTE_SLEEP_REFUSE;
+}
+
+/* io_uring's workers and vhost's: threads of the process that never return to user mode (PF_IO_WORKER, PF_USER_WORKER of
+ * include/linux/sched.h; field 9 of stat). */
+bool remote_is_worker(const Target *target, pid_t tid) {
+        char path[64];
+        _cleanup_free_ char *text = NULL;
+        unsigned flags;
+        snprintf(path, sizeof path, "task/%d/stat", tid);
+        if (read_file(target->procfd, path, &text, NULL) < 0)
+                return false;
+        const char *p = strrchr(text, ')');
+        return p && sscanf(p + 1, " %*c %*d %*d %*d %*d %*d %u", &flags) == 1 && (flags & (0x10 | 0x4000));
+}
+
 bool remote_nobody_inside(const Target *target) {
-        _cleanup_(close_tasks) DIR *tasks = NULL;
-        if (open_tasks(target, &tasks) != 0)
+        _cleanup_(remote_tasks_close) DIR *tasks = NULL;
+        if (remote_tasks_open(target, &tasks) != 0)
                 return false;
         size_t threads = 0, elsewhere = 0;
         for (struct dirent *d; (d = readdir(tasks));) {
@@ -205,8 +223,8 @@ int remote_choose(const Target *target, const RemoteMaps *maps, RemoteCandidate 
         if (leader.sleep != REMOTE_SLEEP_REFUSE)
                 insert(ret, &n, leader);
         if (leader.sleep != REMOTE_SLEEP_EXACT) {
-                _cleanup_(close_tasks) DIR *tasks = NULL;
-                int r = open_tasks(target, &tasks);
+                _cleanup_(remote_tasks_close) DIR *tasks = NULL;
+                int r = remote_tasks_open(target, &tasks);
                 if (r != 0)
                         return r;
                 size_t looked = 0;

@@ -164,7 +164,7 @@ static bool is_harmless(uint32_t action) {
 
 static bool is_allowed(uint32_t action) { return action == SECCOMP_RET_ALLOW || action == SECCOMP_RET_LOG; }
 
-int remote_filter_check(RemoteThread *thread, uint64_t region, const RemoteCall *calls, size_t n) {
+int remote_filter_check(RemoteThread *thread, uint64_t region, const RemoteCall *calls, size_t n, bool must_allow) {
         const uint64_t results = region + REMOTE_REGION_RESULTS_OFFSET, stub = region + sizeof(RemoteHead);
         const RemoteCall own[] = {
                 {.nr = SYS_mmap, .args = {region, REMOTE_REGION_BYTES, PROT_READ | PROT_EXEC,
@@ -184,7 +184,7 @@ int remote_filter_check(RemoteThread *thread, uint64_t region, const RemoteCall 
         if (r == -ESRCH)
                 return remote_thread_gone(thread);
         if (r < 0)
-                return r == -ENODATA ? 0 : r;
+                return r != -ENODATA ? r : must_allow ? REMOTE_E_UNFIT : 0;
         bool may_clean_up = true;
         for (size_t i = 0; i < ELEMENTSOF(own); i++) {
                 bool borrowed = own[i].nr == SYS_mmap || own[i].nr == SYS_munmap;
@@ -193,9 +193,13 @@ int remote_filter_check(RemoteThread *thread, uint64_t region, const RemoteCall 
                         return REMOTE_E_UNFIT;
                 may_clean_up &= i < home || is_allowed(action);
         }
-        for (size_t i = 0; i < n; i++)
-                if (!is_harmless(judge(&filters, calls[i].nr, calls[i].args, stub)))
+        if (must_allow && !may_clean_up)
+                return REMOTE_E_UNFIT;
+        for (size_t i = 0; i < n; i++) {
+                uint32_t action = judge(&filters, calls[i].nr, calls[i].args, stub);
+                if (!(must_allow ? is_allowed(action) : is_harmless(action)))
                         return REMOTE_E_UNFIT;
+        }
         thread->seccomp = !may_clean_up;
         return 0;
 }

@@ -99,6 +99,10 @@ static int write_all(int memfd, const void *data, size_t size, uint64_t address)
         return pwrite(memfd, data, size, (off_t)address) == (ssize_t)size ? 0 : REMOTE_E_BUSY;
 }
 
+int remote_write(const RemoteThread *thread, const void *data, size_t size, uint64_t address) {
+        return write_all(thread->memfd, data, size, address);
+}
+
 int remote_enter(RemoteThread *thread, uint64_t floor, uint64_t region) {
         _cleanup_free_ uint8_t *frame = malloc(REMOTE_ARCH_FRAME_MAX);
         size_t size;
@@ -148,12 +152,8 @@ int remote_enter(RemoteThread *thread, uint64_t floor, uint64_t region) {
         return 0;
 }
 
-static int write_region(RemoteThread *thread, const RemoteCall *calls, size_t n) {
+RemoteHead *remote_head_write(const RemoteThread *thread, uint8_t *text) {
         const size_t code = (size_t)(remote_stub_end - remote_stub_start);
-        size_t size = REMOTE_REGION_HEAD_BYTES + n * sizeof(RemoteDescriptor);
-        _cleanup_free_ uint8_t *text = calloc(1, size);
-        if (!text)
-                return -ENOMEM;
         RemoteHead *head = (RemoteHead *)(void *)text;
         *head = (RemoteHead){
                 .magic = {REMOTE_MAGIC_0, REMOTE_MAGIC_1},
@@ -162,6 +162,15 @@ static int write_region(RemoteThread *thread, const RemoteCall *calls, size_t n)
                 .call = thread->code.call,
         };
         memcpy(head->code, remote_stub_start, code);
+        return head;
+}
+
+static int write_region(RemoteThread *thread, const RemoteCall *calls, size_t n) {
+        size_t size = REMOTE_REGION_HEAD_BYTES + n * sizeof(RemoteDescriptor);
+        _cleanup_free_ uint8_t *text = calloc(1, size);
+        if (!text)
+                return -ENOMEM;
+        (void)remote_head_write(thread, text);
         RemoteDescriptor *descriptor = (RemoteDescriptor *)(void *)(text + REMOTE_REGION_CALLS_OFFSET);
         for (size_t i = 0; i < n; i++) {
                 descriptor[i].nr = (uint64_t)calls[i].nr;
@@ -170,6 +179,31 @@ static int write_region(RemoteThread *thread, const RemoteCall *calls, size_t n)
                 descriptor[i].hold = calls[i].take;
         }
         return write_all(thread->memfd, text, size, thread->region);
+}
+
+int remote_tend(RemoteThread *thread) {
+        int status, r = remote_thread_wait(thread, 0, &status);
+        if (r != 0)
+                return r == REMOTE_E_BUSY ? 0 : r;
+        keep_signal(thread, status);
+        return remote_thread_resume(thread, PTRACE_CONT);
+}
+
+int remote_launch(RemoteThread *thread, uint64_t n) {
+        const uint64_t yes = 1;
+        int r = write_all(thread->memfd, &yes, sizeof yes, thread->region + offsetof(RemoteHead, armed));
+        if (r != 0)
+                return r;
+        RemoteRegs regs = thread->regs;
+        remote_arch_aim_stub(&regs, thread->region, thread->frame, thread->cookie, n);
+        r = aim(thread, &regs);
+        if (r != 0)
+                return r;
+        remote_step(REMOTE_STEP_STUB_REGS);
+        r = remote_thread_resume(thread, PTRACE_CONT);
+        if (r == 0)
+                remote_step(REMOTE_STEP_RUNNING);
+        return r;
 }
 
 /* Waits until the stub has set done. It runs on its own meanwhile; only job control can make it stand. */
@@ -182,13 +216,8 @@ static int await_done(RemoteThread *thread, size_t n, uint64_t deadline_nsec, Re
                         return REMOTE_E_LOST;
                 if (ret->done)
                         return 0;
-                int status, r = remote_thread_wait(thread, 0, &status);
-                if (r == 0) {
-                        keep_signal(thread, status);
-                        r = remote_thread_resume(thread, PTRACE_CONT);
-                        if (r != 0)
-                                return r;
-                } else if (r != REMOTE_E_BUSY)
+                int r = remote_tend(thread);
+                if (r != 0)
                         return r;
                 uint64_t now = now_nsec();
                 if (!told && now >= deadline_nsec) {
@@ -213,21 +242,10 @@ int remote_run(RemoteThread *thread, RemoteCall *calls, size_t n, uint64_t deadl
         if (r != 0)
                 return r;
         remote_step(REMOTE_STEP_CODE);
-        const uint64_t yes = 1;
-        r = write_all(thread->memfd, &yes, sizeof yes, thread->region + offsetof(RemoteHead, armed));
-        if (r != 0)
-                return r;
-        RemoteRegs regs = thread->regs;
-        remote_arch_aim_stub(&regs, thread->region, thread->frame, thread->cookie, n);
-        r = aim(thread, &regs);
-        if (r != 0)
-                return r;
-        remote_step(REMOTE_STEP_STUB_REGS);
         uint64_t started = now_nsec();
-        r = remote_thread_resume(thread, PTRACE_CONT);
+        r = remote_launch(thread, n);
         if (r != 0)
                 return r;
-        remote_step(REMOTE_STEP_RUNNING);
 
         RemoteResults results;
         r = await_done(thread, n, deadline_nsec, &results);

@@ -2,12 +2,16 @@
 #pragma once
 
 #include "target/remote-arch.h"
+#include "target/remote-program.h"
 #include "target/remote.h"
+
+#include <dirent.h>
 
 /*
  * Shared by the files of the remote call: remote.c (the interface, batches, the time box), remote-choose.c (which
  * thread), remote-thread.c (stop it, let it go, wait), remote-filter.c (what its seccomp filters say), remote-inject.c
- * (run calls in it and take them back), remote-take.c (a descriptor that one of them made), remote-map.c (its mappings
+ * (run calls in it and take them back), remote-visit.c (what is prepared before),
+ * remote-crowd.c (all threads), remote-program.c and remote-transact.c (transactions), remote-take.c (a descriptor that one of them made), remote-map.c (its mappings
  * and the two snippets of its own code we borrow), remote-<arch>.c (registers, frame, stub).
  */
 
@@ -46,6 +50,46 @@ bool remote_code_verify(int memfd, const RemoteCode *code);
  * itself would put a signal frame, and nothing else lives. 0: not a stack that can be recognised. */
 uint64_t remote_stack_floor(int memfd, const RemoteMaps *maps, bool leader, uint64_t sp, uint64_t thread_pointer);
 
+/* Everything that can be prepared before a thread stands. */
+typedef struct RemoteVisit {
+        Target *target;
+        int memfd;
+        RemoteMaps maps;
+        RemoteCode code;
+        uint64_t region;
+        RemoteCall leftovers[2 * REMOTE_REGION_SLOTS];
+        size_t n_leftovers;
+} RemoteVisit;
+
+int remote_visit_prepare(Remote *remote, Target *target, RemoteVisit *visit); /* REMOTE_E_*, -errno */
+void remote_visit_done(RemoteVisit *visit);
+/* Whether a thread, as it stands, is in a place where our calls can do no harm: 0, REMOTE_E_*, -errno. Also makes the
+ * kernel restart the call that we interrupted. *ret_floor: how far down its stack may be used. */
+typedef struct RemoteThread RemoteThread;
+int remote_visit_check(RemoteThread *thread, const RemoteVisit *visit, uint64_t *ret_floor);
+bool remote_lingers_inside(const Remote *remote, const Target *target);
+/* Stops that took too long were few of late. */
+bool remote_may_be_slow(const Remote *remote);
+bool remote_cpus_are_contended(void);
+
+/* sched_setattr(2), first version: linux/sched/types.h and sched.h cannot be included together. */
+typedef struct SchedAttr {
+        uint32_t size, policy;
+        uint64_t flags;
+        int32_t nice;
+        uint32_t priority;
+        uint64_t runtime, deadline, period;
+} SchedAttr;
+_Static_assert(sizeof(SchedAttr) == 48, "SCHED_ATTR_SIZE_VER0");
+
+typedef struct RemoteHaste {
+        SchedAttr before;
+        long slack_nsec;
+        bool scheduled;
+} RemoteHaste;
+void remote_haste_begin(RemoteHaste *haste);
+void remote_haste_end(RemoteHaste *haste);
+
 /* How harmless it is to wake a thread out of a system call. */
 typedef enum RemoteSleep {
         REMOTE_SLEEP_EXACT,     /* the kernel restarts it with what is left of its timeout */
@@ -71,6 +115,13 @@ int remote_choose(const Target *target, const RemoteMaps *maps, RemoteCandidate 
  * it is the only one, or all are asleep elsewhere. */
 bool remote_nobody_inside(const Target *target);
 
+/* Opens /proc/PID/task: REMOTE_E_GONE, -errno. */
+int remote_tasks_open(const Target *target, DIR **ret);
+void remote_tasks_close(DIR **tasks);
+/* It sleeps in a call that must not be interrupted, or cannot be looked at. */
+bool remote_must_sleep_on(const Target *target, pid_t tid);
+bool remote_is_worker(const Target *target, pid_t tid); /* one of the kernel's own threads in the process */
+
 typedef struct RemoteThreadStatus {
         char state;
         pid_t tracer;
@@ -87,7 +138,6 @@ typedef enum RemoteStage {
 
 /* A thread that is ours to let go. Only remote_thread_free() ends it, and that restores and detaches, or keeps it among
  * the lingering ones until that is possible. */
-typedef struct RemoteThread RemoteThread;
 struct RemoteThread {
         Remote *remote;
         RemoteThread *next;     /* among the lingering */
@@ -103,6 +153,7 @@ struct RemoteThread {
         RemoteRegs regs;        /* as found */
         uint64_t mask;
         bool masked;            /* all signals are blocked */
+        bool program;           /* what was sent into it is a program */
         uint64_t cookie;        /* in a register while they are ours */
         uint64_t frame;         /* address of the sigreturn address that precedes the frame */
         uint64_t region;        /* our mapping; 0: none, as far as we know */
@@ -111,10 +162,17 @@ struct RemoteThread {
         size_t below_size;
 };
 
+/* memfd NULL: only to stand, nothing will be run in it. */
 int remote_thread_seize(Remote *remote, const Target *target, pid_t tid, const RemoteThreadStatus *status,
                         int *memfd, RemoteThread **ret);
 /* Interrupts a running thread and waits until it stands in an interrupt-stop (not in a group-stop: REMOTE_E_BUSY). */
 int remote_thread_stop(RemoteThread *thread, uint64_t timeout_nsec);
+int remote_thread_interrupt(RemoteThread *thread);
+/* After it: until it stands so, or now_nsec() is past until (0: one look). REMOTE_E_BUSY with it standing: a group-stop. */
+int remote_thread_await(RemoteThread *thread, uint64_t until_nsec);
+/* Standing: a call that we interrupted and that returned -EINTR is made again. */
+void remote_thread_repair(RemoteThread *thread);
+int remote_thread_suspend_seccomp(RemoteThread *thread); /* REMOTE_E_*: it cannot be had */
 /* Waits for the next stop of any kind; *ret_status as from waitpid(). REMOTE_E_BUSY: not in time. REMOTE_E_GONE. */
 int remote_thread_wait(RemoteThread *thread, uint64_t timeout_nsec, int *ret_status);
 int remote_thread_resume(RemoteThread *thread, int request);
@@ -125,8 +183,9 @@ int remote_thread_gone(RemoteThread *thread); /* a ptrace request said ESRCH: co
 void remote_nap(uint64_t nsec);
 
 /* Of a standing thread that has seccomp filters: whether what it is about to run for us could harm it if we died in the
- * middle. REMOTE_E_UNFIT: it could; REMOTE_E_GONE, -errno. Finds out whether it may clean up after us. */
-int remote_filter_check(RemoteThread *thread, uint64_t region, const RemoteCall *calls, size_t n);
+ * middle. REMOTE_E_UNFIT: it could; REMOTE_E_GONE, -errno. Finds out whether it may clean up after us. must_allow: each
+ * call has to work without us too, an error would be as bad as an end. */
+int remote_filter_check(RemoteThread *thread, uint64_t region, const RemoteCall *calls, size_t n, bool must_allow);
 /* The action of one program; pure. *ret_only_nr: it looked at the number and the architecture only. */
 struct sock_filter;
 struct seccomp_data;
@@ -135,6 +194,15 @@ uint32_t remote_filter_run(const struct sock_filter *program, size_t n, const st
 
 /* Puts the thread at our call: saves what is to be saved, writes the frame, maps the region. */
 int remote_enter(RemoteThread *thread, uint64_t floor, uint64_t region);
+/* After remote_enter(): sends the thread into the stub, which finds n descriptors (0: a program) in the region. */
+int remote_launch(RemoteThread *thread, uint64_t n);
+/* While the stub runs: lets the thread go on if something made it stand. REMOTE_E_GONE, -errno. */
+int remote_tend(RemoteThread *thread);
+/* The stub, the head before it with our part of its contents, into a buffer of REMOTE_REGION_HEAD_BYTES. */
+RemoteHead *remote_head_write(const RemoteThread *thread, uint8_t *text);
+int remote_write(const RemoteThread *thread, const void *data, size_t size, uint64_t address);
+/* A program was begun in the thread and is not known to have ended. */
+bool remote_in_program(const RemoteThread *thread);
 /* Runs the calls, at most one of which may be one to take from; *ret_done: made. May be called once after
  * remote_enter(). */
 int remote_run(RemoteThread *thread, RemoteCall *calls, size_t n, uint64_t deadline_nsec, size_t *ret_done,
@@ -150,6 +218,57 @@ int remote_take(RemoteThread *thread, uint64_t fd, int *ret);
 bool remote_still_held(const RemoteThread *thread, const RemoteRegs *regs, uint64_t *ret);
 /* A userfaultfd that nobody has used yet: in the first thread's table. */
 bool remote_held_is_fresh(pid_t pid, uint64_t fd);
+
+#define REMOTE_PROGRAM_LABELS_MAX 256U
+#define REMOTE_PROGRAM_NOTES_MAX 16U
+#define REMOTE_PROGRAM_ASKS_MAX 8U
+#define REMOTE_PROGRAM_GIVE_MAX 4U
+#define REMOTE_PROGRAM_GIVEN_MAX 4U
+
+typedef struct RemoteAsk {
+        RemoteAnswer answer;
+        void *userdata;
+} RemoteAsk;
+
+/* Of a descriptor: whether it was noted, st_dev, st_ino, in three words. */
+typedef struct RemoteNote {
+        unsigned word, noted;
+} RemoteNote;
+
+typedef struct RemoteGiven {
+        int fds[REMOTE_PROGRAM_GIVE_MAX];
+        size_t n;
+        unsigned socket;        /* the word of the end that we write to */
+} RemoteGiven;
+
+struct RemoteProgram {
+        RemoteInstruction ops[REMOTE_PROGRAM_OPS_MAX];
+        uint64_t words[REMOTE_PROGRAM_WORDS_MAX];
+        uint16_t labels[REMOTE_PROGRAM_LABELS_MAX]; /* the instruction; REMOTE_NOWHERE: not placed yet */
+        RemoteAsk asks[REMOTE_PROGRAM_ASKS_MAX];
+        RemoteNote notes[REMOTE_PROGRAM_NOTES_MAX];
+        RemoteGiven given[REMOTE_PROGRAM_GIVEN_MAX];
+        unsigned n_ops, n_words, n_labels, n_asks, n_notes, n_given;
+        unsigned stat_word;     /* where fstat(2) writes */
+        int error;              /* the first; negative */
+        bool finished;          /* labels are resolved */
+};
+int remote_program_finish(RemoteProgram *program); /* negative: what went wrong while it was built */
+/* False: instruction i is no system call. */
+bool remote_program_call_at(const RemoteProgram *program, unsigned i, uint64_t region, RemoteCall *ret);
+
+/* All threads of a process, to stand or standing. */
+typedef struct RemoteCrowd {
+        RemoteThread **threads;
+        size_t n, allocated;
+        pid_t *workers;         /* those that cannot be stopped */
+        size_t n_workers, allocated_workers;
+        uint64_t interrupted_nsec, stood_nsec; /* when the first was interrupted; since when one of them stands */
+} RemoteCrowd;
+/* only: 0, or the one thread to stop (tests). 0: all stand. REMOTE_E_*, -errno: call remote_crowd_done() all the same. */
+int remote_crowd_stop(Remote *remote, const Target *target, uint64_t patience_nsec, pid_t only, RemoteCrowd *crowd);
+RemoteThread *remote_crowd_find(const RemoteCrowd *crowd, pid_t tid); /* NULL: not among them */
+void remote_crowd_done(RemoteCrowd *crowd); /* lets all of them go */
 
 /* The snippets of one process, verified before each use. */
 typedef struct RemoteCodeCache {
@@ -189,6 +308,11 @@ typedef enum RemoteStep {
         REMOTE_STEP_RUNNING,
         REMOTE_STEP_TAKEN,
         REMOTE_STEP_RELEASED,
+        REMOTE_STEP_CROWD,      /* a thread that is to stand was seized */
+        REMOTE_STEP_STANDING,   /* all stand */
+        REMOTE_STEP_PROGRAM,    /* a program is about to run */
+        REMOTE_STEP_ASKED,
+        REMOTE_STEP_ANSWERED,
         REMOTE_STEP_DONE,
         REMOTE_STEP_BACK,
         REMOTE_STEP_UNMAP_REGS,
@@ -213,10 +337,13 @@ enum {
         REMOTE_GUARD_CLOSE = 1 << 8,    /* of a descriptor that was taken */
         REMOTE_GUARD_SAME = 1 << 9,     /* only if it is still that one */
         REMOTE_GUARD_FILTER = 1 << 10,  /* not where a seccomp filter would kill, should we die */
+        REMOTE_GUARD_CROWD = 1 << 11,   /* all threads stand during a transaction */
+        REMOTE_GUARD_WHOLE = 1 << 12,   /* a program is never called back in its middle */
 };
 
 #ifdef REMOTE_TEST
 extern unsigned remote_test_leave_out;
+extern uint64_t remote_test_program_wait_nsec; /* for a program to end */
 void remote_test_step(RemoteStep step);
 #define remote_guards(guard) (!(remote_test_leave_out & (guard)))
 #define remote_step(step) remote_test_step(step)

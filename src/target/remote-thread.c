@@ -25,6 +25,14 @@
 #define POLL_MAX_NSEC (50 * NSEC_PER_USEC)
 #define DEATH_WAIT_NSEC (2 * NSEC_PER_MSEC)
 
+/* Its filters would judge our calls: not while we trace it. Needs CAP_SYS_ADMIN, and none of our own. */
+int remote_thread_suspend_seccomp(RemoteThread *thread) {
+        if (!remote_guards(REMOTE_GUARD_SECCOMP) ||
+            ptrace(PTRACE_SETOPTIONS, thread->tid, 0, PTRACE_O_TRACESYSGOOD | PTRACE_O_SUSPEND_SECCOMP) == 0)
+                return 0;
+        return errno == ESRCH ? remote_thread_gone(thread) : !thread->seccomp ? 0 : REMOTE_E_DENIED;
+}
+
 int remote_thread_seize(Remote *remote, const Target *target, pid_t tid, const RemoteThreadStatus *status, int *memfd,
                         RemoteThread **ret) {
         _cleanup_free_ RemoteThread *thread = calloc(1, sizeof *thread);
@@ -32,16 +40,17 @@ int remote_thread_seize(Remote *remote, const Target *target, pid_t tid, const R
                 return -ENOMEM;
         unsigned long options = PTRACE_O_TRACESYSGOOD;
         int r = -1;
-        if (remote_guards(REMOTE_GUARD_SECCOMP))
+        bool suspend = memfd && remote_guards(REMOTE_GUARD_SECCOMP);
+        if (suspend)
                 r = ptrace(PTRACE_SEIZE, tid, 0, options | PTRACE_O_SUSPEND_SECCOMP);
-        if (r < 0 && (status->seccomp <= 0 || !remote_guards(REMOTE_GUARD_SECCOMP)))
+        if (r < 0 && (status->seccomp <= 0 || !suspend))
                 r = ptrace(PTRACE_SEIZE, tid, 0, options);
         if (r < 0)
                 return errno == ESRCH ? REMOTE_E_GONE : errno == EPERM || errno == EINVAL || errno == EIO ? REMOTE_E_DENIED : -errno;
         thread->remote = remote;
         thread->pid = target->pid;
         thread->tid = tid;
-        thread->memfd = TAKE_FD(*memfd);
+        thread->memfd = memfd ? TAKE_FD(*memfd) : -EBADF;
         thread->seccomp = status->seccomp > 0;
         thread->stage = REMOTE_STAGE_SEIZED;
 
@@ -109,16 +118,20 @@ int remote_thread_resume(RemoteThread *thread, int request) {
 
 static bool is_interrupt_stop(int status) { return status >> 16 == PTRACE_EVENT_STOP; }
 
-int remote_thread_stop(RemoteThread *thread, uint64_t timeout_nsec) {
-        uint64_t until = now_nsec() + timeout_nsec;
+int remote_thread_interrupt(RemoteThread *thread) {
         if (ptrace(PTRACE_INTERRUPT, thread->tid, 0, 0) < 0)
                 return errno == ESRCH ? remote_thread_gone(thread) : -errno;
         remote_step(REMOTE_STEP_INTERRUPTED);
-        if (thread->stopped) {
-                int r = remote_thread_resume(thread, PTRACE_CONT);
-                if (r != 0)
-                        return r;
-        }
+        return thread->stopped ? remote_thread_resume(thread, PTRACE_CONT) : 0;
+}
+
+int remote_thread_stop(RemoteThread *thread, uint64_t timeout_nsec) {
+        uint64_t until = now_nsec() + timeout_nsec;
+        int r = remote_thread_interrupt(thread);
+        return r != 0 ? r : remote_thread_await(thread, until);
+}
+
+int remote_thread_await(RemoteThread *thread, uint64_t until) {
         for (;;) {
                 int status;
                 uint64_t now = now_nsec();
@@ -159,7 +172,7 @@ bool remote_thread_in_rseq(RemoteThread *thread, uint64_t pc) {
 }
 
 /* A call that was interrupted by us and returned -EINTR is made again. Only in an interrupt-stop. */
-static void repair(RemoteThread *thread) {
+void remote_thread_repair(RemoteThread *thread) {
         RemoteRegs regs;
         if (remote_guards(REMOTE_GUARD_EINTR) && remote_arch_get_regs(thread->tid, &regs) == 0 &&
             remote_arch_repair(&regs))
@@ -175,10 +188,16 @@ static RemoteThread *destroy(RemoteThread *thread) {
 
 /* A standing thread goes on as it would have. False: it is not possible yet. */
 static bool let_go(RemoteThread *thread) {
+        /* In the middle of a program it must not be called back: it ends by itself, as if we had died. */
+        if (thread->stage == REMOTE_STAGE_INSIDE && remote_in_program(thread)) {
+                if (ptrace(PTRACE_DETACH, thread->tid, 0, thread->inject) < 0)
+                        (void)remote_thread_gone(thread);
+                return true;
+        }
         if (thread->stage == REMOTE_STAGE_INSIDE && remote_leave(thread) != 0)
                 return false;
         if (!thread->inject)
-                repair(thread);
+                remote_thread_repair(thread);
         if (ptrace(PTRACE_DETACH, thread->tid, 0, thread->inject) < 0) {
                 (void)remote_thread_gone(thread);
                 return thread->dead;

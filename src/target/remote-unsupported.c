@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-#include "target/remote.h"
+#include "target/remote-program.h"
 
 /*
  * Where remote calls are not to be had: every architecture but x86_64. On aarch64 the protocol would hold as it is (svc #0;
@@ -11,6 +11,7 @@ int remote_new(Remote **ret) { return -EOPNOTSUPP; }
 Remote *remote_free(Remote *remote) { return NULL; }
 int remote_call(Remote *remote, Target *target, RemoteCall *calls, size_t n, size_t *ret_done) { return -EOPNOTSUPP; }
 int remote_adopt(Remote *remote, Target *target, int *ret_uffd, TargetSkip *ret) { return -EOPNOTSUPP; }
+int remote_transact(Remote *remote, Target *target, RemoteTransaction *transaction) { return -EOPNOTSUPP; }
 void remote_reap(Remote *remote) {}
 bool remote_has_lingering(const Remote *remote) { return false; }
 void remote_stats(const Remote *remote, RemoteStats *ret) { *ret = (RemoteStats){}; }

@@ -8,7 +8,6 @@
 #include <signal.h>
 #include <string.h>
 #include <sys/ptrace.h>
-#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 
@@ -235,7 +234,7 @@ void remote_arch_aim_stub(RemoteRegs *regs, uint64_t region, uint64_t frame, uin
         r->rsp = frame;
         r->rax = 0;
         r->r12 = region;
-        r->r13 = n;
+        r->r13 = n; /* of a program, which says itself where it ends: 0 */
         r->rbx = frame;
         r->r15 = cookie;
         regs->nr = -1;
@@ -266,133 +265,4 @@ ssize_t remote_arch_find_sigreturn(const uint8_t *text, size_t size) {
                 p = memmem(text, size, "\xb8\x0f\x00\x00\x00\x0f\x05", 7); /* mov $15,%eax; syscall */
         return p ? p - text : -1;
 }
-
-/*
- * The stub. In: r12 the region, r13 descriptors to make, rbx the frame, r15 the cookie that says these registers are
- * ours. It uses registers only: no stack, no calls, no vector registers. Afterwards it waits in user mode, not in a
- * call: without its tracer a seccomp filter may not like that call. A descriptor that one of the calls made it holds
- * meanwhile, and closes it when told to, if it is still the same file. Nobody coming, it goes home by the frame, and closes the descriptor and takes
- * the region away on the way when there is no filter to object: by the borrowed `syscall; ret`, which lands in
- * sigreturn.
- */
-#define STR_(x) #x
-#define STR(x) STR_(x)
-#define HEAD_STOP 16
-#define HEAD_SPINS 24
-#define HEAD_UNMAP 32
-#define HEAD_CALL 40
-#define HEAD_RELEASE 56
-#define CALLS_OFFSET 4096
-#define RESULTS_OFFSET 69632
-#define RESULTS_BYTES 12288
-#define REGION_BYTES 81920
-_Static_assert(HEAD_STOP == offsetof(RemoteHead, stop) && HEAD_SPINS == offsetof(RemoteHead, spins) &&
-               HEAD_UNMAP == offsetof(RemoteHead, unmap) && HEAD_CALL == offsetof(RemoteHead, call) &&
-               HEAD_RELEASE == offsetof(RemoteHead, release), "");
-_Static_assert(CALLS_OFFSET == REMOTE_REGION_CALLS_OFFSET && RESULTS_OFFSET == REMOTE_REGION_RESULTS_OFFSET &&
-               REGION_BYTES == REMOTE_REGION_BYTES && RESULTS_OFFSET + RESULTS_BYTES == REGION_BYTES, "");
-_Static_assert(sizeof(RemoteDescriptor) == 64 && sizeof(RemoteResults) == 64 &&
-               offsetof(RemoteDescriptor, ignore_error) == 56 && offsetof(RemoteDescriptor, hold) == 60 &&
-               offsetof(RemoteResults, home) == 16 && offsetof(RemoteResults, held) == 24, "");
-#define RESULTS_HELD "24+" STR(RESULTS_OFFSET) "(%r12)"
-#define MADE_OFFSET 78848
-#define FOUND_OFFSET 79872
-_Static_assert(MADE_OFFSET == REMOTE_REGION_MADE_OFFSET && FOUND_OFFSET == REMOTE_REGION_FOUND_OFFSET &&
-               FOUND_OFFSET + sizeof(struct stat) <= REGION_BYTES && offsetof(struct stat, st_dev) == 0 &&
-               offsetof(struct stat, st_ino) == 8 &&
-               RESULTS_OFFSET + sizeof(RemoteResults) + REMOTE_BATCH_MAX * sizeof(int64_t) <= MADE_OFFSET, "");
-
-asm(".pushsection .rodata\n"
-    ".globl remote_stub_start, remote_stub_made, remote_stub_end\n"
-    "remote_stub_start:\n"
-    "       xor     %r14d, %r14d\n" /* as long as it is 0 the results cannot be written */
-    "       mov     $28, %eax\n" /* madvise(region, all, MADV_DONTFORK) */
-    "       mov     %r12, %rdi\n"
-    "       mov     $" STR(REGION_BYTES) ", %esi\n"
-    "       mov     $10, %edx\n"
-    "       syscall\n"
-    "       test    %rax, %rax\n"
-    "       jnz     3f\n"
-    "       mov     $10, %eax\n" /* mprotect(results, PROT_READ|PROT_WRITE) */
-    "       lea     " STR(RESULTS_OFFSET) "(%r12), %rdi\n"
-    "       mov     $" STR(RESULTS_BYTES) ", %esi\n"
-    "       mov     $3, %edx\n"
-    "       syscall\n"
-    "       test    %rax, %rax\n"
-    "       jnz     3f\n"
-    "       lea     " STR(CALLS_OFFSET) "(%r12), %r14\n"
-    "       lea     64+" STR(RESULTS_OFFSET) "(%r12), %rbp\n"
-    "1:     test    %r13, %r13\n"
-    "       jz      2f\n"
-    "       cmpq    $0, " STR(HEAD_STOP) "(%r12)\n"
-    "       jne     2f\n"
-    "       mov     0(%r14), %rax\n"
-    "       mov     8(%r14), %rdi\n"
-    "       mov     16(%r14), %rsi\n"
-    "       mov     24(%r14), %rdx\n"
-    "       mov     32(%r14), %r10\n"
-    "       mov     40(%r14), %r8\n"
-    "       mov     48(%r14), %r9\n"
-    "       syscall\n"
-    "remote_stub_made:\n"
-    "       mov     %rax, (%rbp)\n"
-    "       add     $8, %rbp\n"
-    "       add     $64, %r14\n"
-    "       dec     %r13\n"
-    "       cmp     $-4095, %rax\n" /* unsigned: below it is no error */
-    "       jae     10f\n"
-    "       cmpl    $0, 60-64(%r14)\n"
-    "       je      1b\n"
-    "       mov     %rax, %rdi\n"
-    "       inc     %rax\n"
-    "       mov     %rax, " RESULTS_HELD "\n"
-    "       mov     $5, %eax\n" /* fstat(held, made) */
-    "       lea     " STR(MADE_OFFSET) "(%r12), %rsi\n"
-    "       syscall\n"
-    "       jmp     1b\n"
-    "10:    cmpl    $0, 56-64(%r14)\n"
-    "       jne     1b\n"
-    "2:     mov     %r13, 8+" STR(RESULTS_OFFSET) "(%r12)\n"
-    "       movq    $1, " STR(RESULTS_OFFSET) "(%r12)\n"
-    "3:     mov     " STR(HEAD_SPINS) "(%r12), %rcx\n"
-    "4:     pause\n"
-    "       cmpq    $0, " STR(HEAD_RELEASE) "(%r12)\n"
-    "       je      5f\n"
-    "       cmpq    $0, " RESULTS_HELD "\n"
-    "       jne     6f\n"
-    "5:     dec     %rcx\n"
-    "       jnz     4b\n"
-    "       cmpq    $0, " STR(HEAD_UNMAP) "(%r12)\n"
-    "       je      8f\n"
-    "       cmpq    $0, " RESULTS_HELD "\n"
-    "       je      7f\n"
-    "6:     mov     $5, %eax\n" /* fstat(held, found) */
-    "       mov     " RESULTS_HELD ", %rdi\n"
-    "       dec     %rdi\n"
-    "       lea     " STR(FOUND_OFFSET) "(%r12), %rsi\n"
-    "       syscall\n"
-    "       mov     " STR(MADE_OFFSET) "(%r12), %rax\n"
-    "       cmp     " STR(FOUND_OFFSET) "(%r12), %rax\n"
-    "       jne     11f\n"
-    "       mov     8+" STR(MADE_OFFSET) "(%r12), %rax\n"
-    "       cmp     8+" STR(FOUND_OFFSET) "(%r12), %rax\n"
-    "       jne     11f\n"
-    "       mov     $3, %eax\n" /* close(held) */
-    "       syscall\n"
-    "11:    movq    $0, " RESULTS_HELD "\n"
-    "       cmpq    $0, " STR(HEAD_RELEASE) "(%r12)\n"
-    "       jne     3b\n" /* we are there, and will come and stop it */
-    "7:     mov     %rbx, %rsp\n"
-    "       mov     $11, %eax\n" /* munmap(region, all) */
-    "       mov     %r12, %rdi\n"
-    "       mov     $" STR(REGION_BYTES) ", %esi\n"
-    "       jmp     *" STR(HEAD_CALL) "(%r12)\n"
-    "8:     test    %r14, %r14\n"
-    "       jz      9f\n"
-    "       movq    $1, 16+" STR(RESULTS_OFFSET) "(%r12)\n"
-    "9:     lea     8(%rbx), %rsp\n"
-    "       mov     $15, %eax\n"
-    "       syscall\n"
-    "remote_stub_end:\n"
-    ".popsection\n");
 #endif

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "base/clock.h"
 #include "target/remote-internal.h"
 
 #include <signal.h>
@@ -11,6 +12,7 @@
  * step of the protocol for the VISITth time, with a thread of a target in its hands.
  */
 unsigned remote_test_leave_out;
+uint64_t remote_test_program_wait_nsec = NSEC_PER_SEC;
 static unsigned end_at_step = _REMOTE_STEP_MAX, end_at_visit;
 
 __attribute__((constructor)) static void read_environment(void) {

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-#include "target/remote-internal.h"
+#include "remote-transaction.h"
 #include "test.h"
 
 #include <getopt.h>
@@ -29,10 +29,12 @@ typedef struct Hammer {
         FILE *lines;
         uint64_t range, range_bytes;
         uint64_t outcomes[8];   /* by REMOTE_E_* */
-        uint64_t kills, made, taken;
+        uint64_t kills, made, taken, transacted, moved;
+        bool transact;          /* always; otherwise now and then */
 } Hammer;
 
 unsigned remote_test_leave_out;
+uint64_t remote_test_program_wait_nsec = NSEC_PER_SEC;
 static int end_at_step = -1;
 static unsigned long end_after;
 static useconds_t dawdle_usec; /* while a descriptor is held */
@@ -110,7 +112,13 @@ static int hammer_once(Hammer *hammer, Remote *remote) {
         }
         _cleanup_(target_freep) Target *target = NULL;
         int r = target_new(hammer->target_pid, &target), uffd = -EBADF;
-        if (r == 0 && random() % 2) { /* every other visit is an adoption */
+        if (r == 0 && (hammer->transact || random() % 3 == 0)) {
+                bool moved = false;
+                uint64_t page = hammer->range + (uint64_t)random() % (hammer->range_bytes / PAGE_BYTES) * PAGE_BYTES;
+                r = transaction_once(remote, target, hammer->target_pid == hammer->victim ? page : 0, &moved);
+                hammer->transacted += r == 0;
+                hammer->moved += moved;
+        } else if (r == 0 && random() % 2) { /* every other visit is an adoption */
                 TargetSkip skip;
                 r = remote_adopt(remote, target, &uffd, &skip);
                 if (r == 0) {
@@ -133,7 +141,8 @@ static int hammer_once(Hammer *hammer, Remote *remote) {
 
 static bool has_ended(pid_t pid) {
         siginfo_t info = {};
-        return waitid(P_PID, (id_t)pid, &info, WEXITED | WNOHANG | WNOWAIT) < 0 || info.si_pid == pid;
+        return waitid(P_PID, (id_t)pid, &info, WEXITED | WNOHANG | WNOWAIT) < 0 || info.si_code == CLD_EXITED ||
+               info.si_code == CLD_KILLED || info.si_code == CLD_DUMPED; /* a stop of one that we trace shows too */
 }
 
 static void hammer_until_killed(Hammer *hammer, Remote *remote) {
@@ -161,17 +170,22 @@ static void hammer_and_die(Hammer *hammer, Remote *remote, uint64_t end_nsec) {
                         kill(caller, SIGKILL);
                 }
                 int status = 0;
+                bool late = false; /* it did not come there in time */
                 for (int wait = 0; waitpid(caller, &status, WNOHANG) == 0; wait++) {
-                        if (wait == 2000)
+                        if (wait == 2000) {
+                                late = true;
                                 kill(caller, SIGKILL);
+                        }
                         usleep(100);
                 }
                 CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL, "the caller ended with %#x", status);
                 hammer->kills++;
-                if (has_ended(hammer->victim))
-                        printf("  the victim ended after a kill at step %d\n", step);
+                if (has_ended(hammer->victim)) {
+                        printf("  the victim ended after kill %lu, at step %d\n", hammer->kills, step);
+                        return;
+                }
                 if (step >= 0)
-                        steps[step]++;
+                        steps[step] += !late;
                 if (i % 8 == 0)
                         (void)hammer_once(hammer, remote);
                 usleep(2000);
@@ -200,6 +214,8 @@ static void hammer_victim(Hammer *hammer) {
         while (hammer->range == 0 && listen_to_victim(hammer, 1000))
                 if (has_ended(hammer->victim))
                         break;
+        if (hammer->expect)
+                usleep(50000); /* what is to be refused it becomes after it said so */
         uint64_t end = now_nsec() + (uint64_t)(hammer->seconds * 0.9e9);
         if (hammer->kill_at_random || hammer->kill_at_steps)
                 hammer_and_die(hammer, remote, end);
@@ -226,8 +242,8 @@ static void hammer_victim(Hammer *hammer) {
 
         RemoteStats stats;
         remote_stats(remote, &stats);
-        printf("%s: %lu stops, %lu calls, %lu userfaultfds, stop p50 %lu p99 %lu max %lu us, reached p50 %lu p99 %lu us, %lu kills;",
-               hammer->kind, stats.stops, stats.calls, hammer->taken,
+        printf("%s: %lu stops, %lu calls, %lu userfaultfds, %lu transactions (%lu pages moved), stop p50 %lu p99 %lu max %lu us, reached p50 %lu p99 %lu us, %lu kills;",
+               hammer->kind, stats.stops, stats.calls, hammer->taken, hammer->transacted, hammer->moved,
                remote_stop_percentile(&stats, 500) / 1000, remote_stop_percentile(&stats, 990) / 1000,
                stats.stop_nsec_max / 1000, remote_reach_percentile(&stats, 500) / 1000,
                remote_reach_percentile(&stats, 990) / 1000, hammer->kills);
@@ -253,7 +269,8 @@ int main(int argc, char **argv) {
                 {"pause-usec", required_argument, NULL, 'p'}, {"leave-out", required_argument, NULL, 'l'},
                 {"kill", no_argument, NULL, 'k'},            {"kill-steps", no_argument, NULL, 'K'},
                 {"expect", required_argument, NULL, 'e'},    {"lenient", no_argument, NULL, 'L'},
-                {"dawdle-usec", required_argument, NULL, 'd'},
+                {"dawdle-usec", required_argument, NULL, 'd'}, {"transact", no_argument, NULL, 't'},
+                {"program-wait-usec", required_argument, NULL, 'w'},
                 {},
         };
         for (int o; (o = getopt_long(argc, argv, "", options, NULL)) >= 0;)
@@ -265,6 +282,8 @@ int main(int argc, char **argv) {
                 case 'k': hammer.kill_at_random = true; break;
                 case 'K': hammer.kill_at_steps = true; break;
                 case 'L': hammer.lenient = true; break;
+                case 't': hammer.transact = true; break;
+                case 'w': remote_test_program_wait_nsec = strtoull(optarg, NULL, 0) * NSEC_PER_USEC; break;
                 case 'd': dawdle_usec = (useconds_t)atoi(optarg); break;
                 case 'e':
                         for (int e = 1; e < 8; e++)

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "victims.h"
 
+#include <grp.h>
 #include <linux/audit.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
@@ -314,6 +315,15 @@ void victim_namespaces(void) {
         victim_ready();
         int status;
         CHECK(waitpid(child, &status, 0) == child && status == 0, "child ended with %#x", status);
+}
+
+/* Another user than the visitor, with nothing it may do but what everybody may. */
+void victim_nobody(void) {
+        CHECK(setgroups(0, NULL) == 0 && setresgid(65534, 65534, 65534) == 0 && setresuid(65534, 65534, 65534) == 0);
+        CHECK(prctl(PR_SET_DUMPABLE, 1) == 0 && prctl(PR_SET_PDEATHSIG, SIGKILL) == 0);
+        victim_ready();
+        while (victim_goes_on())
+                usleep(500);
 }
 
 /* A child traced by us, as by a debugger: its stops are ours, and only ours. */

@@ -29,6 +29,7 @@ static const Victim victims[] = {
         {"strict", victim_strict, "seccomp strict mode"},
         {"mdwe", victim_mdwe, "PR_SET_MDWE: no memory writable and executable"},
         {"namespaces", victim_namespaces, "other pid, mount and user namespaces"},
+        {"nobody", victim_nobody, "another user, without privileges"},
         {"bare", victim_bare, "a static program without a C library"},
         {"traced", victim_traced, "a debugger is attached"},
 };

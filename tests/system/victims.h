@@ -56,5 +56,6 @@ void victim_filter(void);
 void victim_strict(void);
 void victim_mdwe(void);
 void victim_namespaces(void);
+void victim_nobody(void);
 void victim_traced(void);
 void victim_bare(void);

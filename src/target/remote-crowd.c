@@ -1,0 +1,168 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "target/remote-internal.h"
+
+#include "base/clock.h"
+
+#include <sys/ptrace.h>
+
+/*
+ * All threads of a process, made to stand at once: while they do, none of them maps, forks, closes or writes. Threads are
+ * interrupted first and waited for afterwards, so that they stop side by side; the list of them is read again until a
+ * look at it that began when all stood shows nobody new (only one that runs can start another).
+ *
+ * Nothing is run in these threads: each has its interrupted call repaired the moment it stands, for we may die, and is let go
+ * with its registers as they are. A thread in a restartable sequence may stand there; the kernel restarts it as after any
+ * other interruption. io_uring's workers cannot be stopped by ptrace(2) and are counted instead: what they touch must be
+ * guarded by other means.
+ */
+#define CROWD_WAIT_NSEC (60 * NSEC_PER_MSEC)
+#define CROWD_LOOK_NSEC (5 * NSEC_PER_USEC)
+#define CROWD_LOOK_MAX_NSEC (50 * NSEC_PER_USEC)
+
+static bool is_known(const RemoteCrowd *crowd, pid_t tid) {
+        for (size_t i = 0; i < crowd->n; i++)
+                if (crowd->threads[i]->tid == tid)
+                        return true;
+        for (size_t i = 0; i < crowd->n_workers; i++)
+                if (crowd->workers[i] == tid)
+                        return true;
+        return false;
+}
+
+/* A thread that ended meanwhile is no failure, here and below. */
+static int interrupt(Remote *remote, const Target *target, pid_t tid, RemoteCrowd *crowd) {
+        RemoteThreadStatus status;
+        if (remote_is_worker(target, tid)) {
+                if (GROW(crowd->workers, crowd->n_workers, crowd->allocated_workers) < 0)
+                        return -ENOMEM;
+                crowd->workers[crowd->n_workers++] = tid;
+                return 0;
+        }
+        int r = remote_thread_status(target, tid, &status);
+        if (r == REMOTE_E_GONE || (r == 0 && (status.state == 'Z' || status.state == 'X')))
+                return 0;
+        if (r != 0)
+                return r;
+        if (status.tracer)
+                return REMOTE_E_TRACED;
+        if (status.state != 'S' && status.state != 'R')
+                return REMOTE_E_BUSY; /* in a fork of its own, in the kernel's hands, stopped or frozen */
+        if (GROW(crowd->threads, crowd->n, crowd->allocated) < 0)
+                return -ENOMEM;
+        RemoteThread *thread;
+        r = remote_thread_seize(remote, target, tid, &status, NULL, &thread);
+        if (r == REMOTE_E_GONE)
+                return 0;
+        if (r != 0)
+                return r;
+        crowd->threads[crowd->n++] = thread;
+        if (crowd->interrupted_nsec == 0)
+                crowd->interrupted_nsec = now_nsec();
+        r = remote_thread_interrupt(thread);
+        remote_step(REMOTE_STEP_CROWD);
+        return r == REMOTE_E_GONE ? 0 : r;
+}
+
+/* Interrupts whom it does not know yet. */
+static int gather(Remote *remote, const Target *target, pid_t only, RemoteCrowd *crowd, bool *ret_new) {
+        _cleanup_(remote_tasks_close) DIR *tasks = NULL;
+        size_t before = crowd->n;
+        int r = remote_tasks_open(target, &tasks);
+        for (const struct dirent *entry; r == 0 && (entry = readdir(tasks));) {
+                pid_t tid = atoi(entry->d_name);
+                if (tid <= 0 || is_known(crowd, tid) || (only && tid != only))
+                        continue;
+                r = interrupt(remote, target, tid, crowd);
+        }
+        *ret_new = crowd->n > before;
+        return r;
+}
+
+/* One look at each that does not stand yet. */
+static int look_around(RemoteCrowd *crowd, bool *ret_all) {
+        bool all = true;
+        for (size_t i = 0; i < crowd->n;) {
+                RemoteThread *thread = crowd->threads[i];
+                int r = 0;
+                if (!thread->stopped && !thread->dead) {
+                        r = remote_thread_await(thread, 0);
+                        if (r == REMOTE_E_BUSY && thread->stopped)
+                                return REMOTE_E_BUSY; /* job control */
+                        if (r == 0) {
+                                remote_thread_repair(thread);
+                                if (crowd->stood_nsec == 0 || thread->stopped_nsec < crowd->stood_nsec)
+                                        crowd->stood_nsec = thread->stopped_nsec;
+                        }
+                }
+                if (r < 0)
+                        return r;
+                if (thread->dead) {
+                        remote_thread_free(thread);
+                        crowd->threads[i] = crowd->threads[--crowd->n];
+                        continue;
+                }
+                all &= thread->stopped;
+                i++;
+        }
+        *ret_all = all;
+        return 0;
+}
+
+/* Whom waking would harm is found before anybody is woken. */
+static int ask_leave(const Target *target, pid_t only) {
+        _cleanup_(remote_tasks_close) DIR *tasks = NULL;
+        int r = remote_tasks_open(target, &tasks);
+        for (const struct dirent *entry; r == 0 && (entry = readdir(tasks));) {
+                pid_t tid = atoi(entry->d_name);
+                if (tid > 0 && (!only || tid == only) && !remote_is_worker(target, tid) &&
+                    remote_must_sleep_on(target, tid))
+                        r = REMOTE_E_BUSY;
+        }
+        return r;
+}
+
+int remote_crowd_stop(Remote *remote, const Target *target, uint64_t patience_nsec, pid_t only, RemoteCrowd *crowd) {
+        int r = ask_leave(target, only);
+        if (r != 0)
+                return r;
+        uint64_t started = now_nsec(), pause = CROWD_LOOK_NSEC;
+        for (bool all = false;;) {
+                bool found;
+                bool stood = all;
+                r = gather(remote, target, only, crowd, &found);
+                if (r != 0)
+                        return r;
+                if (stood && !found)
+                        break;
+                r = look_around(crowd, &all);
+                if (r != 0)
+                        return r;
+                if (all)
+                        continue;
+                uint64_t now = now_nsec();
+                if (now - started > CROWD_WAIT_NSEC || (crowd->stood_nsec && now - crowd->stood_nsec > patience_nsec))
+                        return REMOTE_E_BUSY;
+                remote_nap(pause);
+                pause = MIN_OF(pause + pause / 2, (uint64_t)CROWD_LOOK_MAX_NSEC);
+        }
+        remote_step(REMOTE_STEP_STANDING);
+        return crowd->n > 0 ? 0 : REMOTE_E_GONE;
+}
+
+RemoteThread *remote_crowd_find(const RemoteCrowd *crowd, pid_t tid) {
+        for (size_t i = 0; i < crowd->n; i++)
+                if (crowd->threads[i]->tid == tid)
+                        return crowd->threads[i];
+        return NULL;
+}
+
+/* The one that was inside has three more steps to go: the others need not wait for that. */
+void remote_crowd_done(RemoteCrowd *crowd) {
+        for (int inside = 0; inside <= 1; inside++)
+                for (size_t i = 0; i < crowd->n; i++)
+                        if (crowd->threads[i] && (crowd->threads[i]->stage == REMOTE_STAGE_INSIDE) == (inside == 1))
+                                crowd->threads[i] = remote_thread_free(crowd->threads[i]);
+        free(crowd->threads);
+        free(crowd->workers);
+        *crowd = (RemoteCrowd){};
+}

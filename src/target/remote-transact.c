@@ -1,0 +1,270 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "target/remote-internal.h"
+
+#include "base/clock.h"
+
+#include <fcntl.h>
+#include <linux/seccomp.h>
+#include <string.h>
+#include <sys/syscall.h>
+
+/*
+ * A transaction: all threads of a process stand, one of them runs a program to its end (remote-program.h). On top of what
+ * holds for every remote call (remote-inject.c) this must always hold:
+ *
+ *   - A program that was begun is never called back. Whatever becomes of us or of our patience, its thread runs on in the
+ *     stub until the program's own end, and goes home from there by its frame. Only before its first instruction and
+ *     after its last do we put registers back.
+ *   - So every call of the program has to work without us: where a seccomp filter does not allow one, which it is asked for
+ *     all of them beforehand, nothing is begun.
+ *   - Nothing is waited for in the program but our answers, and for them not longer than the stub would wait at its end.
+ */
+#define PATIENCE_NSEC (1500 * NSEC_PER_USEC)
+#define RUN_NSEC (1100 * NSEC_PER_USEC)
+#ifdef REMOTE_TEST
+#define PROGRAM_WAIT_NSEC remote_test_program_wait_nsec
+#else
+#define PROGRAM_WAIT_NSEC NSEC_PER_SEC
+#endif
+#define STOP_LONG_NSEC (2 * NSEC_PER_MSEC)
+
+static uint64_t words_at(const RemoteThread *thread) { return thread->region + REMOTE_REGION_WORDS_OFFSET; }
+
+static int write_program(RemoteThread *thread, const RemoteProgram *program) {
+        _cleanup_free_ uint8_t *text = calloc(1, REMOTE_REGION_HEAD_BYTES);
+        if (!text)
+                return -ENOMEM;
+        remote_head_write(thread, text)->program = 1;
+        const struct {
+                const void *data;
+                size_t size;
+                uint64_t offset;
+        } parts[] = {
+                {text, REMOTE_REGION_HEAD_BYTES, 0},
+                {program->ops, program->n_ops * sizeof *program->ops, REMOTE_REGION_CALLS_OFFSET},
+                {program->words, program->n_words * sizeof *program->words, REMOTE_REGION_WORDS_OFFSET},
+        };
+        int r = 0;
+        for (size_t i = 0; i < ELEMENTSOF(parts) && r == 0; i++)
+                r = parts[i].size == 0 ? 0 : remote_write(thread, parts[i].data, parts[i].size, thread->region + parts[i].offset);
+        return r;
+}
+
+static int read_words(const RemoteThread *thread, RemoteProgram *program) {
+        size_t size = program->n_words * sizeof *program->words;
+        return pread(thread->memfd, program->words, size, (off_t)words_at(thread)) == (ssize_t)size ? 0 : REMOTE_E_LOST;
+}
+
+/* The stub waits for us. Whatever we fail in, it is told so, or finds out by itself. */
+static int answer(RemoteThread *thread, RemoteProgram *program, const Target *target, uint64_t question) {
+        uint64_t refused = 1;
+        remote_step(REMOTE_STEP_ASKED);
+        if (question <= program->n_asks && read_words(thread, program) == 0) {
+                const RemoteAsk *ask = &program->asks[question - 1];
+                refused = ask->answer(ask->userdata, program, target) != 0;
+                if (!refused && program->n_words > 0 &&
+                    remote_write(thread, program->words, program->n_words * sizeof *program->words, words_at(thread)) != 0)
+                        return REMOTE_E_LOST;
+        }
+        if (remote_write(thread, &refused, sizeof refused, thread->region + offsetof(RemoteHead, refused)) != 0 ||
+            remote_write(thread, &question, sizeof question, thread->region + offsetof(RemoteHead, answered)) != 0)
+                return REMOTE_E_LOST;
+        remote_step(REMOTE_STEP_ANSWERED);
+        return 0;
+}
+
+/* Until the program has ended. */
+static int attend(RemoteThread *thread, RemoteProgram *program, const Target *target, uint64_t deadline_nsec) {
+        uint64_t results_at = thread->region + REMOTE_REGION_RESULTS_OFFSET, started = now_nsec(), answered = 0;
+        uint64_t quiet_since = started;
+        for (bool told = false;;) {
+                RemoteResults results;
+                if (pread(thread->memfd, &results, sizeof results, (off_t)results_at) != sizeof results)
+                        return REMOTE_E_LOST;
+                if (results.done)
+                        return 0;
+                int r = remote_tend(thread);
+                if (r != 0)
+                        return r;
+                uint64_t now = now_nsec();
+                if (now - started > PROGRAM_WAIT_NSEC)
+                        return REMOTE_E_LOST;
+                if (results.asked && results.asked != answered) {
+                        r = answer(thread, program, target, results.asked);
+                        if (r != 0)
+                                return r;
+                        answered = results.asked;
+                        quiet_since = now;
+                }
+                if (!told && now >= deadline_nsec) {
+                        const uint64_t yes = 1;
+                        (void)remote_write(thread, &yes, sizeof yes, thread->region + offsetof(RemoteHead, stop));
+                        told = true;
+                }
+                uint64_t pause = MAX_OF((now - quiet_since) / 8, 5 * NSEC_PER_USEC);
+                remote_nap(MIN_OF(pause, 100 * NSEC_PER_USEC));
+        }
+}
+
+bool remote_in_program(const RemoteThread *thread) {
+        RemoteRegs regs;
+        uint64_t done;
+        if (!thread->program || !remote_guards(REMOTE_GUARD_WHOLE))
+                return false;
+        if (remote_arch_get_regs(thread->tid, &regs) < 0 || remote_arch_cookie(&regs) != thread->cookie ||
+            !remote_region_has(remote_arch_pc(&regs)))
+                return false; /* at its borrowed call, before or after; or gone home */
+        return pread(thread->memfd, &done, sizeof done, (off_t)(thread->region + REMOTE_REGION_RESULTS_OFFSET)) != sizeof done ||
+               !done;
+}
+
+static int run(RemoteThread *thread, const Target *target, RemoteTransaction *transaction, uint64_t stood_nsec) {
+        RemoteProgram *program = transaction->program;
+        int r = write_program(thread, program);
+        if (r != 0)
+                return r;
+        remote_step(REMOTE_STEP_PROGRAM);
+        uint64_t started = now_nsec();
+        thread->program = true;
+        r = remote_launch(thread, 0);
+        if (r == 0)
+                r = attend(thread, program, target,
+                           stood_nsec + (transaction->run_nsec ? transaction->run_nsec : RUN_NSEC));
+        if (r == 0)
+                r = read_words(thread, program);
+        transaction->ran_nsec = now_nsec() - started;
+        remote_step(REMOTE_STEP_DONE);
+        if (r != 0)
+                return r == REMOTE_E_GONE ? r : REMOTE_E_LOST;
+        /* It waits for us. What happens to it now cannot undo what was done. */
+        thread->program = false;
+        if (!thread->stopped)
+                (void)remote_thread_stop(thread, REMOTE_STEP_NSEC);
+        return 0;
+}
+
+static int check_filters(RemoteThread *thread, const RemoteProgram *program, uint64_t region) {
+        _cleanup_free_ RemoteCall *calls = calloc(program->n_ops, sizeof *calls);
+        size_t n = 0;
+        if (!calls)
+                return -ENOMEM;
+        for (unsigned i = 0; i < program->n_ops; i++)
+                n += remote_program_call_at(program, i, region, &calls[n]);
+        return remote_filter_check(thread, region, calls, n, true);
+}
+
+/* Of the standing threads, one that may be used. */
+static int pick(RemoteCrowd *crowd, const RemoteVisit *visit, const RemoteCandidate *candidates, size_t n,
+                RemoteThread **ret, uint64_t *ret_floor) {
+        int last = REMOTE_E_BUSY;
+        for (size_t i = 0; i < n + crowd->n; i++) {
+                pid_t tid = i < n ? candidates[i].tid : crowd->threads[i - n]->tid;
+                RemoteThread *thread = remote_crowd_find(crowd, tid);
+                if (!thread || thread->memfd >= 0)
+                        continue; /* ended, or tried already */
+                thread->memfd = fcntl(visit->memfd, F_DUPFD_CLOEXEC, 3);
+                if (thread->memfd < 0)
+                        return -errno;
+                thread->code = visit->code;
+                int r = remote_visit_check(thread, visit, ret_floor);
+                if (r == 0 && remote_thread_in_rseq(thread, remote_arch_pc(&thread->regs)))
+                        r = REMOTE_E_BUSY;
+                if (r == 0) {
+                        *ret = thread;
+                        return 0;
+                }
+                if (r < 0)
+                        return r;
+                if (r != REMOTE_E_GONE)
+                        last = r;
+        }
+        return last;
+}
+
+/* What dead callers left is taken away first, in a visit of its own. */
+static int prepare(Remote *remote, Target *target, RemoteVisit *visit) {
+        for (unsigned try = 0;; try++) {
+                int r = remote_visit_prepare(remote, target, visit);
+                if (r != 0 || visit->n_leftovers == 0 || try > 0)
+                        return r;
+                RemoteCall nothing = {.nr = SYS_getppid};
+                size_t done;
+                remote_visit_done(visit);
+                visit->memfd = -EBADF;
+                r = remote_call(remote, target, &nothing, 1, &done);
+                if (r != 0)
+                        return r;
+        }
+}
+
+static int transact(Remote *remote, Target *target, RemoteTransaction *transaction, RemoteCrowd *crowd) {
+        _cleanup_(remote_visit_done) RemoteVisit visit = {.target = target, .memfd = -EBADF, .maps.fd = -EBADF};
+        RemoteCandidate candidates[REMOTE_CANDIDATES];
+        size_t n_candidates = 0;
+        int r = prepare(remote, target, &visit);
+        if (r == 0)
+                r = remote_choose(target, &visit.maps, candidates, &n_candidates);
+        if (r != 0)
+                return r;
+        if (n_candidates > 0 && candidates[0].sleep == REMOTE_SLEEP_NONE && !remote_may_be_slow(remote) &&
+            remote_cpus_are_contended())
+                return REMOTE_E_BUSY;
+        pid_t only = remote_guards(REMOTE_GUARD_CROWD) ? 0 : n_candidates > 0 ? candidates[0].tid : target->pid;
+        r = remote_crowd_stop(remote, target, transaction->patience_nsec ? transaction->patience_nsec : PATIENCE_NSEC,
+                              only, crowd);
+        if (r != 0)
+                return r;
+        transaction->threads = crowd->n;
+        transaction->workers = crowd->n_workers;
+
+        RemoteThread *chosen = NULL;
+        RemoteThreadStatus status;
+        uint64_t floor = 0;
+        r = pick(crowd, &visit, candidates, n_candidates, &chosen, &floor);
+        if (r == 0)
+                r = remote_thread_status(target, chosen->tid, &status);
+        if (r == 0 && (status.shadow_stack || (status.seccomp == SECCOMP_MODE_STRICT && remote_guards(REMOTE_GUARD_FILTER))))
+                r = REMOTE_E_UNFIT;
+        if (r == 0)
+                r = remote_thread_suspend_seccomp(chosen);
+        if (r == 0 && chosen->seccomp && remote_guards(REMOTE_GUARD_FILTER))
+                r = check_filters(chosen, transaction->program, visit.region);
+        if (r == 0)
+                r = remote_enter(chosen, floor, visit.region);
+        if (r == 0)
+                r = run(chosen, target, transaction, crowd->stood_nsec);
+        return r;
+}
+
+int remote_transact(Remote *remote, Target *target, RemoteTransaction *transaction) {
+        int r = remote_program_finish(transaction->program);
+        if (r < 0)
+                return r;
+        remote_reap(remote);
+        if (!target_alive(target))
+                return REMOTE_E_GONE;
+        if (remote_lingers_inside(remote, target))
+                return REMOTE_E_BUSY;
+        RemoteCrowd crowd = {};
+        transaction->threads = transaction->workers = 0;
+        transaction->stop_nsec = transaction->ran_nsec = 0;
+        {
+                _cleanup_(remote_haste_end) RemoteHaste haste = {};
+                remote_haste_begin(&haste);
+                r = transact(remote, target, transaction, &crowd);
+                uint64_t interrupted = crowd.interrupted_nsec, stood = crowd.stood_nsec;
+                remote_crowd_done(&crowd);
+                if (stood) {
+                        uint64_t detached = now_nsec();
+                        transaction->stop_nsec = detached - stood;
+                        remote_stats_count(&remote->stats, MIN_OF(interrupted, stood), stood, detached);
+                        if (detached - stood > STOP_LONG_NSEC) {
+                                remote->slow_stops++;
+                                remote->slow_stop_nsec = detached;
+                        }
+                }
+        }
+        if (r != 0)
+                remote->stats.failures++;
+        return r;
+}
