@@ -380,10 +380,17 @@ class Host:
                                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=20)
         return result.returncode, result.stdout
 
-    def passes(self, n=1):
-        """Waits for whole passes, each begun after the call."""
-        for _ in range(n):
+    def passes(self, n=1, seconds=60):
+        """Waits for whole passes, each begun after the call. One in which a process could not be called, which comes of
+        a machine that is busy and may go on for some seconds, does not count, unless it is always so."""
+        end = time.monotonic() + seconds * PATIENCE
+        while n > 0:
+            busy = self.stats()["merge_failures"]["busy"]
             self.ctl("scan")
+            if self.stats()["merge_failures"]["busy"] == busy or time.monotonic() > end:
+                n -= 1
+            else:
+                time.sleep(0.2)
 
     def converge(self, *workloads, share=0.99, passes=8):
         """Until the frames say that what is mergeable is merged."""

@@ -54,7 +54,7 @@ def process_moved_out():
         elsewhere = host.cgroup("elsewhere")
         for pid in load.pids:
             host.move(elsewhere, pid)
-        wait_for("unmarked", lambda: load.marked() == 0, 5)
+        wait_for("unmarked", lambda: load.marked() == 0)
         apart(load, before, "moved out")
         check(host.call("GetStatus")["processes"] == 0, "still managed")
         for pid in load.pids:
@@ -77,7 +77,7 @@ def section_removed():
             else:
                 said = host.ctl("reload")
                 check(("test.conf:" in said) == (what == "malformed"), f"{what}: {said!r}")
-            wait_for(f"{what}: unmarked", lambda: load.marked() == 0, 5)
+            wait_for(f"{what}: unmarked", lambda: load.marked() == 0)
             apart(load, before, what)
             host.passes(2)
             apart(load, before, what + ", two passes later")
@@ -139,7 +139,7 @@ def orphans():
             host.stop(daemon, signal.SIGKILL)
             check(load.marked() > 0 and load.merged() > 0, "the kill undid it, so this proves nothing")
             daemon = host.daemon(host.configure(conf() if how == "removed" else conf(group, merge="dry-run")))
-            wait_for("unmarked", lambda: load.marked() == 0, 5)
+            wait_for("unmarked", lambda: load.marked() == 0)
             apart(load, before, how)
             check(str(load.pids[0]) in daemon.log(), f"not told: {daemon.log()}")
             check(host.stop(daemon) == 0, "end")

@@ -201,7 +201,7 @@ def released_when_asked():
         host.passes(2)
         check(two.tracked() > 0 and one.tracked() == 0, "Track=auto did not begin it again")
         host.stop(daemon, signal.SIGKILL)
-        wait_for("the kernel to take registrations back", lambda: two.tracked() == 0, 5)
+        wait_for("the kernel to take registrations back", lambda: two.tracked() == 0)
         daemon = host.daemon(host.configure(conf(group)))
         host.passes(2)
         check(two.tracked() > 0, "the next daemon does not track")
