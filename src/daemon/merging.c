@@ -100,6 +100,7 @@ static int mark_member(Pass *pass, Member *member) {
         r = advise_apply(m->advise, member->target, &plan, &member->marks, &result);
         m->merge_failures[MERGE_FAILURE_CHANGED] += result.failed_ranges;
         m->pass_changes += result.pages_marked;
+        pass->newly_marked += result.pages_marked;
         pass->marks_changed |= result.pages_marked + result.pages_unmarked > 0;
         member->plan_again = r > 0 || member->marks.n_idle > 0;
         if (r > 0)
@@ -143,6 +144,9 @@ static bool burst_is_due(Manager *m, const Pass *pass) {
         if (m->once)
                 return true;
         m->passes_waited++;
+        /* A process that could not be called before: what is marked in it may be what the last burst missed. */
+        if (pass->newly_marked * PROGRESS_SHARE > m->burst_missed)
+                m->burst_missed = m->burst_backoff = 0;
         if (pass->expected > 2 * m->burst_missed && (!few || m->passes_waited >= BURST_PATIENCE))
                 return true;
         return m->passes_waited >= m->burst_backoff && (!few || m->passes_waited >= BURST_PATIENCE);

@@ -58,16 +58,22 @@ static void remember_sharing(Manager *m) {
                 m->sharing_seen = counters.pages_sharing;
 }
 
+static void recheck_slot(Manager *m, const Slot *slot) {
+        for (size_t i = 0; i < m->roster.n_groups; i++)
+                for (size_t k = 0; m->roster.groups[i]->slot == slot && k < m->roster.groups[i]->n_members; k++)
+                        select_recheck(&m->roster.groups[i]->members[k]->space);
+}
+
 static int pass_begin(Manager *m, Pass *pass) {
         size_t n = roster_count_members(&m->roster);
+
+        bool recheck = m->recheck_in > 0 && --m->recheck_in == 0;
 
         *pass = (Pass){ .manager = m, .asked_for = manager_scan_requested(m) };
         pass->members = calloc(n + 1, sizeof(Member *));
         pass->slots = calloc(m->roster.n_slots + 1, sizeof(Slot *));
         if (!pass->members || !pass->slots)
                 return -ENOMEM;
-        if (m->recheck_in > 0)
-                pass->recheck = --m->recheck_in == 0;
         for (size_t i = 0; i < m->roster.n_slots; i++) {
                 Slot *slot = m->roster.slots[i];
 
@@ -76,7 +82,8 @@ static int pass_begin(Manager *m, Pass *pass) {
                 pass->slots[pass->n_slots++] = slot;
                 domain_begin_pass(slot->domain);
                 slot->recheck_forked = slot->domain->fork_twin;
-                slot->recheck = pass->recheck || (slot->dry_run && slot->domain->pass % DRY_RECHECK_PASSES == 0);
+                if (recheck || (slot->dry_run && slot->domain->pass % DRY_RECHECK_PASSES == 0))
+                        recheck_slot(m, slot);
                 slot->domain->fork_twin = false;
         }
         for (size_t i = 0; i < m->roster.n_groups; i++)
@@ -177,9 +184,6 @@ int manager_pass(Manager *m) {
         remember_sharing(m);
         log_step("counted", &since);
 
-        /* What a pass did not come to must be rechecked by the next one. */
-        if (pass.recheck && (r < 0 || pass.cut))
-                m->recheck_in = 1;
         if (r == 0) {
                 add_up(&pass);
                 m->full_scans += !pass.cut;

@@ -19,7 +19,7 @@ typedef struct Pass {
         uint64_t first_read_nsec;
         uint64_t pages_read;
         uint64_t expected, marked;      /* over all domains that merge */
-        bool recheck;                   /* what was wanted and did not get merged is read again */
+        uint64_t newly_marked;          /* pages, of any member */
         bool asked_for;                 /* somebody waits for it: quiet blocks are looked at too */
         size_t fresh, fresh_sampled;    /* blocks read for the first time; of them those that are not tracked */
         bool cut;                       /* read its share, and there is more */

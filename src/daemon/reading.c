@@ -81,7 +81,6 @@ static void select_pages(const Pass *pass, Member *member) {
         SelectRules rules = {
                 .pass = domain->pass,
                 .faults = member->faults,
-                .recheck = pass_slot(member)->recheck,
                 .recheck_forked = pass_slot(member)->recheck_forked,
                 .all_due = m->once || pass->asked_for,
         };

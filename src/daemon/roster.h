@@ -27,7 +27,7 @@ typedef struct Slot {
         const char *idle_reason;        /* … why this domain merges nothing; NULL when it merges */
         Domain *domain;                 /* NULL while idle_reason is set and it is no dry run */
         unsigned n_groups;
-        bool recheck, recheck_forked;   /* what the running pass reads again (SelectRules) */
+        bool recheck_forked;            /* the running pass reads these again (SelectRules) */
         PageStats stats;
 } Slot;
 

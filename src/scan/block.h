@@ -39,6 +39,7 @@ typedef struct Block {
         bool tracked;           /* what is written in it is told (but not of a huge page) */
         bool whole;             /* the next look reads all of it, not a sample */
         bool unsettled;         /* changed is not empty */
+        bool recheck;           /* what is in changed is to be read again */
         PageSet hashed;         /* check[] holds something */
         PageSet zero;           /* all zero when last read, on a frame of its own */
         PageSet merged;         /* maps a KSM frame */

@@ -261,27 +261,18 @@ static void settle(Selection *selection, Block *block, const PageSet written) {
                 block->busy = 0;
 }
 
-static void forget_unmerged(Block *block, PageSet pages) {
-        for (unsigned i = 0; i < ELEMENTSOF(block->twin); i++) {
-                uint64_t wanted = (block->twin[i] | block->zero[i]) & ~block->merged[i];
-
-                pages[i] |= wanted;
-                block->twin[i] &= ~wanted;
-                block->saves[i] &= ~wanted;
-        }
-}
-
 static int select_block(Selection *selection, Block *block, const Track *track, const VmaList *vmas,
                         const SelectRules *rules, const PageSet written) {
         PageSet pages;
 
         memcpy(pages, written, sizeof pages);
+        for (unsigned i = 0; i < ELEMENTSOF(pages) && block->recheck; i++)
+                pages[i] |= block->changed[i];
+        block->recheck = false;
         if (is_sampled(block))
                 select_sampled(block, track, vmas, rules, pages);
         else
                 settle(selection, block, written);
-        if (rules->recheck)
-                forget_unmerged(block, pages);
         if (rules->recheck_forked)
                 for (unsigned i = 0; i < ELEMENTSOF(pages); i++)
                         pages[i] |= block->forked[i] & block->hashed[i] & ~block->merged[i] & ~block->twin[i];
@@ -392,6 +383,22 @@ void select_learn(const ScanBatch *batch, uint32_t pass) {
                         changed += p->changed || (p->first && block->first_pass != pass);
                 }
                 learn(block, pass, read, changed);
+        }
+}
+
+void select_recheck(Space *space) {
+        for (size_t b = 0; b < space->n; b++) {
+                Block *block = space->blocks[b];
+
+                for (unsigned i = 0; i < ELEMENTSOF(block->twin); i++) {
+                        uint64_t wanted = (block->twin[i] | block->zero[i]) & ~block->merged[i];
+
+                        block->changed[i] |= wanted;
+                        block->twin[i] &= ~wanted;
+                        block->saves[i] &= ~wanted;
+                        block->recheck |= wanted != 0;
+                }
+                block->unsettled |= block->recheck;
         }
 }
 

@@ -29,7 +29,6 @@ typedef struct SelectRules {
         uint32_t pass;
         uint64_t faults;        /* of the process since the last time: each first write to a tracked page is one.
                                  * UINT64_MAX: look everywhere */
-        bool recheck;           /* forget that pages are wanted that are not merged, and read them again */
         bool recheck_forked;    /* read again what is on shared frames: one of them was found to have a twin */
         bool all_due;           /* look at every block, however quiet */
 } SelectRules;
@@ -47,6 +46,11 @@ void selection_take(Selection *selection, const VmaList *vmas, Target *target, S
 
 /* What was read of each block of the batch decides when it is looked at next. */
 void select_learn(const ScanBatch *batch, uint32_t pass);
+
+/* Forgets that pages are wanted that are not merged; the next selection has them read again, whichever pass that is
+ * in. To be done with all members of a domain before any of them is read: one that is read later would forget again
+ * what an earlier one found out about it. */
+void select_recheck(Space *space);
 
 /* The block is to be looked at, all of it, by the next pass. */
 void select_soon(Block *block, uint32_t pass);

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 
-from harness import KSM, Frames, Host, check, run_tests, smaps, wait_for
+from harness import KSM, Frames, Host, check, ksmd_ticks, run_tests, smaps, wait_for
 
 # Areas of pages whose contents follow from a seed; obeys lines, answers "ok". Contents are checked by heart.
 VICTIM = r"""
@@ -211,6 +211,24 @@ def released_when_asked():
         check(host.stop(daemon) == 0, "end")
 
 
+def partner_comes_late():
+    """a process that could not be called when its twin was marked is merged as soon as it can be"""
+    with Host("late") as host:
+        _, (one, two), daemon = start(host)
+        base = merged(one, two)
+        for victim in one, two:
+            victim.order("fill", 0, 0, 512, "same")
+        two.process.send_signal(signal.SIGSTOP)
+        bursts = ksmd_ticks()
+        for _ in range(8):  # ksmd is let run in vain, and then ever more seldom
+            host.ctl("scan")
+        check(ksmd_ticks() > bursts and merged(one, two) < base + 100, "nothing was tried in vain: this proves nothing")
+        two.process.send_signal(signal.SIGCONT)
+        until_merged(host, base + 1024, one, two, passes=3)
+        one.order("check"), two.order("check")
+        check(host.stop(daemon) == 0, "end")
+
+
 def unmerging_is_noticed():
     """an administrator has everything unmerged: no process did anything, and yet it is merged again"""
     with Host("unmerged") as host:
@@ -262,5 +280,5 @@ def memory_is_limited():
 
 
 if __name__ == "__main__":
-    run_tests(only_what_changed_is_read, mappings_come_and_go, released_when_asked, unmerging_is_noticed,
-              dry_run_registers_nothing, memory_is_limited)
+    run_tests(only_what_changed_is_read, mappings_come_and_go, released_when_asked, partner_comes_late,
+              unmerging_is_noticed, dry_run_registers_nothing, memory_is_limited)
