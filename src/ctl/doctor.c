@@ -12,6 +12,7 @@
 #include "conf/conf.h"
 #include "host/kernel.h"
 #include "host/ksm.h"
+#include "probe/probe.h"
 
 #include <dirent.h>
 #include <fcntl.h>
@@ -168,6 +169,41 @@ static json_t *ksm_json(void) {
                                  : "ksmd rests: the daemon runs it in bursts and puts its settings back");
 }
 
+/* Attaches each for a moment, whether a daemon has them attached or not. */
+static json_t *probes_json(const HostKernel *kernel, const Conf *conf) {
+        const ProbeOptions options = { .off = conf->daemon.probes == CONF_NO, .memory_bytes = kernel->memory_bytes };
+        _cleanup_(probes_freep) Probes *probes = NULL;
+        json_t *array = json_array();
+
+        if (probes_new(&options, &probes) < 0)
+                return array;
+        for (unsigned i = 0; i < _PROBE_MAX; i++) {
+                ProbeState state = probes_state(probes, (ProbeId)i);
+                bool works = state.way != PROBE_WAY_NONE;
+
+                json_array_append_new(array, json_pack("{s:s, s:b, s:s, s:s?, s:s}", "name", probe_name((ProbeId)i),
+                                                       "works", works, "way", probe_way_name(state.way), "reason",
+                                                       works ? NULL : probe_error_name(state.error), "follows",
+                                                       probe_follows((ProbeId)i, works)));
+        }
+        return array;
+}
+
+static void print_probes(const json_t *probes) {
+        const json_t *one;
+        size_t i;
+
+        printf("\nProbes\n");
+        json_array_foreach(probes, i, one) {
+                bool works = json_is_true(json_object_get(one, "works"));
+
+                printf("  %-8s %s%s%s\n           %s\n", works ? "ok" : "no",
+                       json_string_value(json_object_get(one, "name")), works ? " by " : ": ",
+                       json_string_value(json_object_get(one, works ? "way" : "reason")),
+                       json_string_value(json_object_get(one, "follows")));
+        }
+}
+
 static void print_text(const json_t *report) {
         const json_t *one;
         size_t i;
@@ -186,6 +222,7 @@ static void print_text(const json_t *report) {
                        works ? "" : json_string_value(json_object_get(one, "state")));
                 printf("           %s\n", json_string_value(json_object_get(one, "follows")));
         }
+        print_probes(json_object_get(report, "probes"));
         printf("\nKSM\n  %s\n", json_string_value(json_object_get(json_object_get(report, "ksm"), "verdict")));
         json_array_foreach(json_object_get(report, "foreign"), i, one)
                 printf("  process %lld (%s, cgroup %s) offers its memory to KSM itself: it shares the merge space\n",
@@ -222,9 +259,10 @@ int command_doctor(const Ctl *ctl, int argc, char **argv) {
         host_kernel_probe(&kernel);
         check_sections(&doctor);
         check_foreign(&doctor);
-        report = json_pack("{s:s, s:i, s:i, s:I, s:o, s:o, s:o, s:o, s:o}", "kernel", kernel.release, "cpus",
+        report = json_pack("{s:s, s:i, s:i, s:I, s:o, s:o, s:o, s:o, s:o, s:o}", "kernel", kernel.release, "cpus",
                            (int)kernel.n_cpus, "numa_nodes", (int)kernel.n_nodes, "memory_bytes",
-                           (json_int_t)kernel.memory_bytes, "features", features_json(&kernel), "ksm", ksm_json(),
+                           (json_int_t)kernel.memory_bytes, "features", features_json(&kernel), "probes",
+                           probes_json(&kernel, doctor.conf), "ksm", ksm_json(),
                            "foreign", doctor.foreign, "warnings", doctor.warnings, "sections", doctor.sections);
         r = CTL_DONE;
         if (ctl->json)

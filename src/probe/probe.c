@@ -1,0 +1,439 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Loading the probes: one object each, so that what one kernel refuses costs no more than that one; typed first, then
+ * raw. A map that several objects name is made by the first that loads, and used by the others.
+ *
+ * Nothing survives us: maps, programs and links are descriptors, and the kernel detaches what nobody holds.
+ */
+#include "config.h"
+
+#include "probe/probe.h"
+
+#if HAVE_PROBES
+#include "probe/probe-objects.h"
+
+#include "base/log.h"
+
+#include <bpf/bpf.h>
+#include <bpf/libbpf.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#define PROGRAMS_MAX 8
+#define INIT_PID_NAMESPACE 0xEFFFFFFCU  /* PROC_PID_INIT_INO of include/linux/proc_ns.h */
+/* Blocks that hold merged pages: four times what would be all the memory if nothing were saved. */
+#define BLOCKS_PER_MEMORY 4U
+#define BLOCKS_MIN 4096U
+#define BLOCKS_MAX ((uint64_t)1 << 24)
+/* What the kernel takes for an element of a hash of such blocks (6.18: 48 of its own, rounded to a slab). */
+#define BLOCK_ELEMENT_BYTES 192U
+#define BUCKET_BYTES 16U
+
+enum { SHARED_CGROUPS, SHARED_TARGETS, SHARED_BLOCKS, N_SHARED };
+
+static const char *const shared_names[N_SHARED] = {
+        [SHARED_CGROUPS] = "cgroups",
+        [SHARED_TARGETS] = "targets",
+        [SHARED_BLOCKS] = "blocks",
+};
+
+typedef struct Probe {
+        struct bpf_object *object;
+        struct bpf_link *links[PROGRAMS_MAX];
+        size_t n_links;
+        ProbeState state;
+} Probe;
+
+struct Probes {
+        Probe probes[_PROBE_MAX];
+        int shared[N_SHARED];           /* of maps that are loaded; -EBADF */
+        struct ring_buffer *ring;
+        ProbeHandler handler;           /* while events are read */
+        void *userdata;
+        int n_cpus;
+        uint64_t blocks_max, n_blocks;
+        uint64_t *cgroups;              /* told, ascending */
+        size_t n_cgroups;
+        pid_t *targets;
+        size_t n_targets;
+};
+
+static __attribute__((format(printf, 2, 0))) int print(enum libbpf_print_level level, const char *format, va_list ap) {
+        _cleanup_free_ char *text = NULL;
+
+        if (level == LIBBPF_DEBUG || log_level() < LOG_LEVEL_DEBUG)
+                return 0;
+        if (vasprintf(&text, format, ap) < 0)
+                text = NULL;
+        if (text)
+                log_debug("%.*s", (int)strcspn(text, "\n"), text);
+        return 0;
+}
+
+static void probe_close(Probe *probe) {
+        while (probe->n_links > 0)
+                bpf_link__destroy(probe->links[--probe->n_links]);
+        bpf_object__close(probe->object);
+        probe->object = NULL;
+}
+
+/* The section of the object's variables: its name is cut off and has the object's before it. */
+static struct bpf_map *section(const struct bpf_object *object, const char *name) {
+        struct bpf_map *map;
+
+        bpf_object__for_each_map(map, object)
+                if (strstr(bpf_map__name(map), name))
+                        return map;
+        return NULL;
+}
+
+static int use_shared(const Probes *probes, const struct bpf_object *object) {
+        for (size_t i = 0; i < N_SHARED; i++) {
+                struct bpf_map *map = bpf_object__find_map_by_name(object, shared_names[i]);
+                int r = 0;
+
+                if (!map)
+                        continue;
+                if (probes->shared[i] >= 0)
+                        r = bpf_map__reuse_fd(map, probes->shared[i]);
+                else if (i == SHARED_BLOCKS)
+                        r = bpf_map__set_max_entries(map, (uint32_t)probes->blocks_max);
+                if (r < 0)
+                        return r;
+        }
+        return 0;
+}
+
+static void keep_shared(Probes *probes, const struct bpf_object *object) {
+        for (size_t i = 0; i < N_SHARED; i++)
+                if (probes->shared[i] < 0) {
+                        int fd = bpf_object__find_map_fd_by_name(object, shared_names[i]);
+
+                        if (fd >= 0)
+                                probes->shared[i] = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+                }
+}
+
+static int probe_open(Probes *probes, const ProbeOptions *options, Probe *probe, const ProbeObject *from,
+                      const char *name) {
+        LIBBPF_OPTS(bpf_object_open_opts, opts, .object_name = name);
+        struct probe_settings settings = { .daemon_tgid = (uint32_t)getpid(), .ksmd_tgid = (uint32_t)options->ksmd };
+        struct bpf_map *rodata;
+        struct bpf_program *program;
+        size_t size = 0;
+        int r;
+
+        const void *bytes = from->bytes(&size);
+        probe->object = bpf_object__open_mem(bytes, size, &opts);
+        if (!probe->object)
+                return -errno;
+        rodata = section(probe->object, ".rodata");
+        if (rodata)
+                (void)bpf_map__set_initial_value(rodata, &settings, sizeof settings);
+        r = use_shared(probes, probe->object);
+        if (r == 0)
+                r = bpf_object__load(probe->object);
+        if (r < 0)
+                return r;
+        bpf_object__for_each_program(program, probe->object) {
+                struct bpf_link *link = probe->n_links < PROGRAMS_MAX ? bpf_program__attach(program) : NULL;
+
+                if (!link)
+                        return errno ? -errno : -EINVAL;
+                probe->links[probe->n_links++] = link;
+        }
+        keep_shared(probes, probe->object);
+        return 0;
+}
+
+/* Why the typed way failed is what is told, unless there is a raw one. */
+static void probe_try(Probes *probes, const ProbeOptions *options, ProbeId id) {
+        Probe *probe = &probes->probes[id];
+
+        for (unsigned way = 0; way < 2; way++) {
+                const ProbeObject *object = &probe_objects[id][way];
+                int r;
+
+                if (!object->bytes || (way == 0 ? options->raw_only : options->typed_only))
+                        continue;
+                r = probe_open(probes, options, probe, object, probe_name(id));
+                if (r == 0) {
+                        probe->state = (ProbeState){ .way = way == 0 ? PROBE_WAY_TYPED : PROBE_WAY_RAW };
+                        return;
+                }
+                log_debug("probe %s, %s: %s", probe_name(id), probe_way_name(way == 0 ? PROBE_WAY_TYPED : PROBE_WAY_RAW),
+                          strerror(-r));
+                probe_close(probe);
+                probe->state.error = r;
+        }
+}
+
+/* Processes and ksmd are told apart by their number in the first pid namespace. */
+static bool in_first_namespace(void) {
+        struct stat st;
+
+        return stat("/proc/self/ns/pid", &st) < 0 || st.st_ino == INIT_PID_NAMESPACE;
+}
+
+static int on_event(void *userdata, void *data, size_t size) {
+        Probes *probes = userdata;
+
+        if (size >= sizeof(struct probe_event) && probes->handler)
+                probes->handler(probes->userdata, data);
+        return 0;
+}
+
+int probes_new(const ProbeOptions *options, Probes **ret) {
+        _cleanup_(probes_freep) Probes *probes = calloc(1, sizeof *probes);
+        int error = options->off ? -ECANCELED : !in_first_namespace() ? -EXDEV : -ENOSYS, fd;
+
+        if (!probes)
+                return -ENOMEM;
+        for (size_t i = 0; i < N_SHARED; i++)
+                probes->shared[i] = -EBADF;
+        for (size_t i = 0; i < _PROBE_MAX; i++)
+                probes->probes[i].state.error = error;
+        probes->blocks_max = MAX_OF(options->memory_bytes / BLOCK_BYTES * BLOCKS_PER_MEMORY, (uint64_t)BLOCKS_MIN);
+        probes->blocks_max = MIN_OF(probes->blocks_max, BLOCKS_MAX);
+        probes->n_cpus = libbpf_num_possible_cpus();
+        if (error == -ENOSYS && probes->n_cpus > 0) {
+                libbpf_print_fn_t before = libbpf_set_print(print);
+
+                for (size_t i = 0; i < _PROBE_MAX; i++)
+                        probe_try(probes, options, (ProbeId)i);
+                libbpf_set_print(before);
+        }
+        if (probes_have(probes, PROBE_ROSTER)) {
+                fd = bpf_object__find_map_fd_by_name(probes->probes[PROBE_ROSTER].object, "events");
+                probes->ring = ring_buffer__new(fd, on_event, probes, NULL);
+                if (!probes->ring) {
+                        probes->probes[PROBE_ROSTER].state = (ProbeState){ .error = -errno };
+                        probe_close(&probes->probes[PROBE_ROSTER]);
+                }
+        }
+        *ret = TAKE_PTR(probes);
+        return 0;
+}
+
+Probes *probes_free(Probes *probes) {
+        if (!probes)
+                return NULL;
+        ring_buffer__free(probes->ring);
+        for (size_t i = 0; i < _PROBE_MAX; i++)
+                probe_close(&probes->probes[i]);
+        for (size_t i = 0; i < N_SHARED; i++)
+                safe_close(probes->shared[i]);
+        free(probes->cgroups);
+        free(probes->targets);
+        free(probes);
+        return NULL;
+}
+
+ProbeState probes_state(const Probes *probes, ProbeId id) { return probes->probes[id].state; }
+
+int probes_event_fd(const Probes *probes) { return probes && probes->ring ? ring_buffer__epoll_fd(probes->ring) : -EBADF; }
+
+void probes_read_events(Probes *probes, ProbeHandler handler, void *userdata) {
+        if (!probes->ring)
+                return;
+        probes->handler = handler;
+        probes->userdata = userdata;
+        (void)ring_buffer__consume(probes->ring);
+        probes->handler = NULL;
+}
+
+static int note(int *result, int r) {
+        if (r < 0 && r != -ENOENT)
+                *result = r;
+        return r;
+}
+
+int probes_watch_cgroups(Probes *probes, const uint64_t *ids, size_t n) {
+        int fd = probes->shared[SHARED_CGROUPS], r = 0;
+        const uint32_t watched = PROBE_WATCHED;
+        size_t i = 0, k = 0;
+        uint64_t *copy;
+
+        if (fd < 0)
+                return 0;
+        copy = malloc((n + 1) * sizeof *copy);
+        if (!copy)
+                return -ENOMEM;
+        memcpy(copy, ids, n * sizeof *copy);
+        while (i < n || k < probes->n_cgroups)
+                if (i < n && (k >= probes->n_cgroups || ids[i] < probes->cgroups[k]))
+                        note(&r, bpf_map_update_elem(fd, &ids[i++], &watched, BPF_ANY));
+                else if (i >= n || probes->cgroups[k] < ids[i])
+                        note(&r, bpf_map_delete_elem(fd, &probes->cgroups[k++]));
+                else {
+                        i++;
+                        k++;
+                }
+        free(probes->cgroups);
+        probes->cgroups = copy;
+        probes->n_cgroups = n;
+        return r;
+}
+
+static bool is_watched(const Probes *probes, uint32_t tgid) {
+        size_t low = 0, high = probes->n_targets;
+
+        while (low < high) {
+                size_t middle = low + (high - low) / 2;
+
+                if ((uint32_t)probes->targets[middle] < tgid)
+                        low = middle + 1;
+                else
+                        high = middle;
+        }
+        return low < probes->n_targets && (uint32_t)probes->targets[low] == tgid;
+}
+
+/* Deletes the blocks of one process, or (0) those of all that are not watched. Deleting the element before the next is
+ * asked for would begin the walk anew. */
+static void forget_blocks(Probes *probes, uint32_t tgid) {
+        int fd = probes->shared[SHARED_BLOCKS];
+        struct probe_block_key key, next;
+        bool more;
+
+        if (fd < 0 || probes->n_blocks == 0)
+                return;
+        more = bpf_map_get_next_key(fd, NULL, &next) == 0;
+        while (more) {
+                key = next;
+                more = bpf_map_get_next_key(fd, &key, &next) == 0;
+                if (tgid ? key.tgid == tgid : !is_watched(probes, key.tgid))
+                        probes->n_blocks -= bpf_map_delete_elem(fd, &key) == 0;
+        }
+}
+
+void probes_forget_blocks(Probes *probes, pid_t pid) { forget_blocks(probes, (uint32_t)pid); }
+
+int probes_watch_targets(Probes *probes, const pid_t *pids, size_t n) {
+        const struct probe_target nothing = { 0 };
+        int fd = probes->shared[SHARED_TARGETS], r = 0;
+        size_t i = 0, k = 0, left = 0;
+        pid_t *copy;
+
+        if (fd < 0)
+                return 0;
+        copy = malloc((n + 1) * sizeof *copy);
+        if (!copy)
+                return -ENOMEM;
+        memcpy(copy, pids, n * sizeof *copy);
+        while (i < n || k < probes->n_targets)
+                if (i < n && (k >= probes->n_targets || pids[i] < probes->targets[k]))
+                        note(&r, bpf_map_update_elem(fd, &pids[i++], &nothing, BPF_ANY));
+                else if (i >= n || probes->targets[k] < pids[i]) {
+                        note(&r, bpf_map_delete_elem(fd, &probes->targets[k++]));
+                        left++;
+                } else {
+                        i++;
+                        k++;
+                }
+        free(probes->targets);
+        probes->targets = copy;
+        probes->n_targets = n;
+        if (left > 0)
+                forget_blocks(probes, 0);
+        return r;
+}
+
+static struct probe_block_key key_of(pid_t pid, uint64_t addr) {
+        return (struct probe_block_key){ .block = addr >> PROBE_BLOCK_SHIFT, .tgid = (uint32_t)pid };
+}
+
+bool probes_block_get(const Probes *probes, pid_t pid, uint64_t addr, struct probe_block *ret) {
+        struct probe_block_key key = key_of(pid, addr);
+
+        return probes_have(probes, PROBE_FAULTS) &&
+               bpf_map_lookup_elem(probes->shared[SHARED_BLOCKS], &key, ret) == 0;
+}
+
+int probes_block_set(Probes *probes, pid_t pid, uint64_t addr, const struct probe_block *block) {
+        struct probe_block_key key = key_of(pid, addr);
+        int fd = probes->shared[SHARED_BLOCKS], r;
+        uint64_t any = 0;
+
+        if (!probes_have(probes, PROBE_FAULTS))
+                return 0;
+        for (size_t i = 0; i < PROBE_BLOCK_WORDS; i++)
+                any |= block->merged[i];
+        if (any == 0) {
+                probes->n_blocks -= bpf_map_delete_elem(fd, &key) == 0;
+                return 0;
+        }
+        r = bpf_map_update_elem(fd, &key, block, BPF_NOEXIST);
+        probes->n_blocks += r == 0;
+        if (r == -EEXIST)
+                r = bpf_map_update_elem(fd, &key, block, BPF_EXIST);
+        return r == -E2BIG ? -ENOSPC : r;
+}
+
+uint64_t probes_cow_breaks(const Probes *probes) {
+        const uint32_t zero = 0;
+        const struct bpf_map *bss;
+        uint64_t value = 0;
+
+        if (!probes_have(probes, PROBE_FAULTS))
+                return 0;
+        bss = section(probes->probes[PROBE_FAULTS].object, ".bss"); /* it holds this one variable */
+        if (!bss || bpf_map__value_size(bss) != sizeof value || bpf_map_lookup_elem(bpf_map__fd(bss), &zero, &value) < 0)
+                return 0;
+        return value;
+}
+
+/* Adds up an array's only element over the CPUs, word by word; returns the words of all of them, the caller frees it. */
+static uint64_t *sum_cpus(const Probes *probes, ProbeId id, const char *map, void *ret, size_t size) {
+        uint64_t *words, *sum = ret;
+        const uint32_t zero = 0;
+        size_t n = size / sizeof *words;
+        int fd;
+
+        memset(ret, 0, size);
+        if (!probes_have(probes, id))
+                return NULL;
+        fd = bpf_object__find_map_fd_by_name(probes->probes[id].object, map);
+        words = calloc((size_t)probes->n_cpus, size);
+        if (!words || bpf_map_lookup_elem(fd, &zero, words) < 0) {
+                free(words);
+                return NULL;
+        }
+        for (size_t i = 0; i < (size_t)probes->n_cpus * n; i++)
+                sum[i % n] += words[i];
+        return words;
+}
+
+void probes_flushes(const Probes *probes, struct probe_flushes *ret) {
+        free(sum_cpus(probes, PROBE_FLUSHES, "flushes", ret, sizeof *ret));
+}
+
+void probes_ksm(const Probes *probes, struct probe_ksm *ret) {
+        free(sum_cpus(probes, PROBE_KSM, "ksm", ret, sizeof *ret));
+}
+
+void probes_walks(const Probes *probes, struct probe_walks *ret) {
+        uint64_t *words = sum_cpus(probes, PROBE_WALKS, "walks", ret, sizeof *ret);
+
+        ret->nsec_max = 0;
+        for (int i = 0; words && i < probes->n_cpus; i++)
+                ret->nsec_max = MAX_OF(ret->nsec_max, ((const struct probe_walks *)words)[i].nsec_max);
+        free(words);
+}
+
+void probes_target(const Probes *probes, pid_t pid, struct probe_target *ret) {
+        const uint32_t tgid = (uint32_t)pid;
+
+        if (!probes || probes->shared[SHARED_TARGETS] < 0 ||
+            bpf_map_lookup_elem(probes->shared[SHARED_TARGETS], &tgid, ret) < 0)
+                *ret = (struct probe_target){ 0 };
+}
+
+uint64_t probes_bytes(const Probes *probes) {
+        if (!probes_have(probes, PROBE_FAULTS))
+                return 0;
+        return probes->n_blocks * BLOCK_ELEMENT_BYTES + probes->blocks_max * BUCKET_BYTES;
+}
+#endif

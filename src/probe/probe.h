@@ -1,0 +1,84 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#pragma once
+
+#include "base/util.h"
+#include "bpf/probe.h"
+
+#include <sys/types.h>
+
+/*
+ * Probes in the kernel (bpf/): what they say is a hint or a number, never something that work depends on. Each is loaded
+ * and attached by itself, in the best way that this kernel lets us; what cannot be had says why, and everything that asks
+ * for it is told nothing. A build without libbpf has this interface too, and no probe.
+ */
+typedef enum ProbeId {
+        PROBE_ROSTER,           /* who comes and goes in managed cgroups: the events */
+        PROBE_FAULTS,           /* writes to merged pages */
+        PROBE_FLUSHES,          /* TLB flushes */
+        PROBE_KSM,              /* what ksmd did */
+        PROBE_WALKS,            /* reverse-map walks over KSM pages */
+        _PROBE_MAX,
+} ProbeId;
+
+typedef enum ProbeWay {
+        PROBE_WAY_NONE,
+        PROBE_WAY_TYPED,        /* BTF tracepoints, or fentry */
+        PROBE_WAY_RAW,          /* raw tracepoints, without the kernel's types: less exact */
+} ProbeWay;
+
+typedef struct ProbeState {
+        ProbeWay way;
+        int error;              /* with PROBE_WAY_NONE why not, as a negative errno: */
+} ProbeState;
+
+/* "roster", …; what follows when it works and when it does not, a sentence each; why not, of an error of ours
+ * (-ENOSYS: not built in; -ECANCELED: switched off; -EXDEV: in a pid namespace of our own). */
+const char *probe_name(ProbeId id);
+const char *probe_follows(ProbeId id, bool works);
+const char *probe_error_name(int error);
+const char *probe_way_name(ProbeWay way);
+
+typedef struct ProbeOptions {
+        bool off;               /* Probes=no: all of them -ECANCELED */
+        bool typed_only, raw_only; /* for tests */
+        pid_t ksmd;             /* 0: not known */
+        uint64_t memory_bytes;  /* of the host: how many blocks there may be */
+} ProbeOptions;
+
+typedef struct Probes Probes;
+/* Attaches what can be attached; which, probes_state() tells. -ENOMEM only. */
+int probes_new(const ProbeOptions *options, Probes **ret);
+Probes *probes_free(Probes *probes);
+DEFINE_CLEANUP(Probes, probes_free)
+
+ProbeState probes_state(const Probes *probes, ProbeId id);
+static inline bool probes_have(const Probes *probes, ProbeId id) {
+        return probes && probes_state(probes, id).way != PROBE_WAY_NONE;
+}
+
+/* Which cgroups (by inode) and processes the probes look at: all of them, ascending. What is forgotten of a process is
+ * what was said of its blocks, too. -errno: some could not be told. */
+int probes_watch_cgroups(Probes *probes, const uint64_t *ids, size_t n);
+int probes_watch_targets(Probes *probes, const pid_t *pids, size_t n);
+/* The process runs another program. */
+void probes_forget_blocks(Probes *probes, pid_t pid);
+
+/* Readable when there are events; -EBADF without them. Never blocks. */
+int probes_event_fd(const Probes *probes);
+typedef void (*ProbeHandler)(void *userdata, const struct probe_event *event);
+void probes_read_events(Probes *probes, ProbeHandler handler, void *userdata);
+
+/* What is merged of the 2 MiB at addr, as last set and less what was written to since: false when nothing was set. */
+bool probes_block_get(const Probes *probes, pid_t pid, uint64_t addr, struct probe_block *ret);
+/* Sets it, wholly; nothing merged is forgotten. -ENOSPC, -errno. */
+int probes_block_set(Probes *probes, pid_t pid, uint64_t addr, const struct probe_block *block);
+
+/* Sums since the probes were attached; all zero without the probe. */
+uint64_t probes_cow_breaks(const Probes *probes);
+void probes_flushes(const Probes *probes, struct probe_flushes *ret);
+void probes_ksm(const Probes *probes, struct probe_ksm *ret);
+void probes_walks(const Probes *probes, struct probe_walks *ret);
+/* What one watched process met. */
+void probes_target(const Probes *probes, pid_t pid, struct probe_target *ret);
+/* Memory that the maps take at most for what is set now, in bytes. */
+uint64_t probes_bytes(const Probes *probes);
