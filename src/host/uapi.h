@@ -38,6 +38,7 @@ _Static_assert(sizeof(PagemapScan) == 96, "struct pm_scan_arg");
 #define PAGEMAP_SCAN_WRITTEN ((uint64_t)1 << 1)
 #define PAGEMAP_SCAN_FILE ((uint64_t)1 << 2)
 #define PAGEMAP_SCAN_PRESENT ((uint64_t)1 << 3)
+#define PAGEMAP_SCAN_SWAPPED ((uint64_t)1 << 4)
 #define PAGEMAP_SCAN_PFNZERO ((uint64_t)1 << 5)
 #define PAGEMAP_SCAN_HUGE ((uint64_t)1 << 6)
 

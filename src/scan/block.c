@@ -196,7 +196,7 @@ static int update(Space *space, const PresentList *present) {
                 } else if (!found || block->addr < found->addr) {
                         old++;
                         block->huge = false;
-                        if (++block->dead_passes > DEAD_PASSES_MAX) {
+                        if (!page_set_any(block->hole) && ++block->dead_passes > DEAD_PASSES_MAX) {
                                 block_free(space->table, block);
                                 continue;
                         }

@@ -40,6 +40,7 @@ typedef struct Block {
         bool whole;             /* the next look reads all of it, not a sample */
         bool unsettled;         /* changed is not empty */
         bool recheck;           /* what is in changed is to be read again */
+        bool refilled;          /* khugepaged filled in what was given back: not to be given back again */
         PageSet hashed;         /* check[] holds something */
         PageSet zero;           /* all zero when last read, on a frame of its own */
         PageSet merged;         /* maps a KSM frame */
@@ -49,6 +50,7 @@ typedef struct Block {
         PageSet saves;          /* of twin: merging it frees a frame (of each content one stays) */
         PageSet changed;        /* new or different when last read: no candidate before it stays the same for a pass */
         PageSet given;          /* was all zero on a frame of its own, maps the shared zero page since we marked it */
+        PageSet hole;           /* was given back to the kernel by us (merge/zero), and has not been filled since */
         uint8_t check[BLOCK_PAGES]; /* low byte of the key when last read */
 } Block;
 

@@ -300,6 +300,7 @@ static unsigned commit_word(const Scanner *scanner, ScanPage *pages, unsigned n)
         keep = ~asked;
         /* A page that was all zero and maps the zero page now was given back. */
         block->given[word] = (block->given[word] | (block->zero[word] & asked)) & (keep | kinds[SCAN_ZEROPAGE]);
+        block->hole[word] &= keep | kinds[SCAN_ZEROPAGE] | kinds[SCAN_NOTHING];
         block->hashed[word] = (before & keep) | known;
         block->zero[word] = (block->zero[word] & keep) | kinds[SCAN_ZERO];
         block->merged[word] = (block->merged[word] & keep) | kinds[SCAN_KSM];

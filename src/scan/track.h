@@ -66,3 +66,8 @@ bool track_covers(const Track *track, uint64_t addr);
  * free the track. */
 int track_written(Track *track, const Target *target, uint64_t start, uint64_t end, bool protect, TrackRange **ranges,
                   size_t *n, size_t *allocated);
+
+/* [start, end), within one mapping, belongs to another userfaultfd for a moment: what is written in it meanwhile is not
+ * seen, and track_resume() makes all of it count as written. -errno: it could not be given back, nothing changed. */
+int track_suspend(const Track *track, uint64_t start, uint64_t end);
+void track_resume(Track *track, uint64_t start, uint64_t end);

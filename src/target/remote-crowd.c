@@ -90,6 +90,8 @@ static int look_around(RemoteCrowd *crowd, bool *ret_all) {
                                 return REMOTE_E_BUSY; /* job control */
                         if (r == 0) {
                                 remote_thread_repair(thread);
+                                if (remote_thread_in_region(thread))
+                                        return REMOTE_E_BUSY; /* a dead caller's program has not come to its end */
                                 if (crowd->stood_nsec == 0 || thread->stopped_nsec < crowd->stood_nsec)
                                         crowd->stood_nsec = thread->stopped_nsec;
                         }

@@ -172,6 +172,7 @@ int remote_thread_interrupt(RemoteThread *thread);
 int remote_thread_await(RemoteThread *thread, uint64_t until_nsec);
 /* Standing: a call that we interrupted and that returned -EINTR is made again. */
 void remote_thread_repair(RemoteThread *thread);
+bool remote_thread_in_region(const RemoteThread *thread);
 int remote_thread_suspend_seccomp(RemoteThread *thread); /* REMOTE_E_*: it cannot be had */
 /* Waits for the next stop of any kind; *ret_status as from waitpid(). REMOTE_E_BUSY: not in time. REMOTE_E_GONE. */
 int remote_thread_wait(RemoteThread *thread, uint64_t timeout_nsec, int *ret_status);
@@ -339,6 +340,7 @@ enum {
         REMOTE_GUARD_FILTER = 1 << 10,  /* not where a seccomp filter would kill, should we die */
         REMOTE_GUARD_CROWD = 1 << 11,   /* all threads stand during a transaction */
         REMOTE_GUARD_WHOLE = 1 << 12,   /* a program is never called back in its middle */
+        REMOTE_GUARD_CALM = 1 << 13,    /* nobody who runs is stopped where CPUs are scarce */
 };
 
 #ifdef REMOTE_TEST

@@ -179,6 +179,11 @@ void remote_thread_repair(RemoteThread *thread) {
                 (void)remote_arch_set_regs(thread->tid, &regs);
 }
 
+bool remote_thread_in_region(const RemoteThread *thread) {
+        RemoteRegs regs;
+        return remote_arch_get_regs(thread->tid, &regs) == 0 && remote_region_has(remote_arch_pc(&regs));
+}
+
 static RemoteThread *destroy(RemoteThread *thread) {
         safe_close(thread->memfd);
         free(thread->below);

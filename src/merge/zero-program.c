@@ -1,0 +1,419 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "merge/zero-program.h"
+
+#include "host/uapi.h"
+
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+
+/*
+ * Giving zero pages back, as a program that the target runs itself (target/remote-program.h), all its threads standing:
+ *
+ *      Z = a userfaultfd of this process, which only it holds, for this one stop
+ *      scratch = a mapping, registered with Z
+ *      each run:  register it with Z (MISSING)         who touches it from outside from here on will wait
+ *                 move its pages to scratch            not those that are pinned or shared
+ *      unregister scratch                              takes the lock of the mappings for writing: whoever had looked up one
+ *                                                      of the pages to write into it has written by now
+ *      each run:  look at what lies in scratch         where nobody else can write
+ *                 move back what is not zero
+ *      close Z, unmap scratch                          what was zero is gone; who waits goes on, and finds a hole: zeros
+ *
+ * Why a page cannot be looked at where it is and then dropped (MADV_DONTNEED): threads that stand do not write, but
+ * io_uring's workers and other processes do (process_vm_writev(2), /proc/PID/mem), and what they wrote between the look
+ * and the drop would be lost.
+ *
+ * What always holds:
+ *   - A page that is away is in scratch, which nobody but this program touches, and whose place nobody can fill: an
+ *     accessor waits, for Z says MISSING and nobody answers. It waits until Z is closed.
+ *   - Nothing is unmapped before everything that is not zero is back. Whatever fails on the way back is tried again, but
+ *     for one thing: that the mapping is not there any more, when its content has no place either.
+ *   - Z asks for the events UNMAP, REMAP and REMOVE: should we be dead and other threads run, whoever changes a mapping
+ *     waits until Z was read, and moving fails (EAGAIN) until then, so that nothing comes back to where it was thrown
+ *     away, and what was moved (mremap) follows. What is not covered then is fork(2): the child misses what is away.
+ *   - Where the kernel refuses (no memory for a table, too many mappings) before anything was moved, the run is skipped;
+ *     a page that cannot be moved stays where it is.
+ *
+ * UFFDIO_MOVE's own promises (Linux 6.8, mm/userfaultfd.c; tests/kernel/zero-move): it moves a page only if this process
+ * alone maps it and nobody has it pinned, else EBUSY; it says how many bytes it moved before it failed.
+ */
+#define TABLE_WORDS 5U          /* of a run: where it is, bytes, where in scratch, bytes moved, bytes put back */
+#define SCRATCH_BYTES (ZERO_SCRATCH_PAGES * PAGE_BYTES)
+/* After so many pages of a run that could not be moved it is let be. */
+#define FAILURES_MAX 16U
+#define EVENTS (UFFD_FEATURE_EVENT_UNMAP | UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_EVENT_REMOVE)
+#define SIGN_BIT ((uint64_t)1 << 63)
+
+typedef struct Words {
+        unsigned device, uffd;
+        unsigned api, range, move, message; /* what the ioctls take */
+        unsigned entry, end;            /* of the table: addresses */
+        unsigned address, bytes, scratch; /* of the run at hand */
+        unsigned offset, length, moved, back, failures, result;
+        unsigned each, low, high, at;   /* while an event is looked into */
+        unsigned blind;                 /* scratch could not be looked at: everything goes back */
+        unsigned lost;
+} Words;
+
+static Words words_new(RemoteProgram *p) {
+        Words w = {
+                .device = remote_program_words(p, 1),
+                .uffd = remote_program_words(p, 1),
+                .api = remote_program_words(p, sizeof(struct uffdio_api) / 8),
+                .range = remote_program_words(p, sizeof(struct uffdio_register) / 8),
+                .move = remote_program_words(p, sizeof(UffdMove) / 8),
+                .message = remote_program_words(p, sizeof(struct uffd_msg) / 8),
+        };
+        unsigned *each[] = {&w.entry, &w.end, &w.address, &w.bytes, &w.scratch, &w.offset, &w.length, &w.moved, &w.back,
+                            &w.failures, &w.result, &w.each, &w.low, &w.high, &w.at, &w.blind, &w.lost};
+        for (size_t i = 0; i < ELEMENTSOF(each); i++)
+                *each[i] = remote_program_words(p, 1);
+        remote_program_set(p, w.api, UFFD_API);
+        remote_program_set(p, w.api + 1, EVENTS);
+        remote_program_set(p, w.range + 2, UFFDIO_REGISTER_MODE_MISSING);
+        remote_program_set(p, w.move + 3, UAPI_UFFD_MOVE_DONTWAKE);
+        return w;
+}
+
+static void set(RemoteProgram *p, unsigned word, RemoteOperand value) {
+        REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, word, value, remote_value(0));
+}
+
+static void add(RemoteProgram *p, unsigned word, RemoteOperand value) {
+        REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, word, remote_word(word), value);
+}
+
+static void jump_equal(RemoteProgram *p, unsigned label, unsigned word, uint64_t value) {
+        REMOTE_OPERATE(p, REMOTE_OP_EQUAL, label, REMOTE_NOTHING, remote_word(word), remote_value(value));
+}
+
+static void jump_below(RemoteProgram *p, unsigned label, unsigned word, RemoteOperand limit) {
+        REMOTE_OPERATE(p, REMOTE_OP_BELOW, label, REMOTE_NOTHING, remote_word(word), limit);
+}
+
+/* The field of the run at hand: loaded, or stored. */
+static void load_field(RemoteProgram *p, const Words *w, unsigned field, unsigned to) {
+        REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, to, remote_word(w->entry), remote_value(8 * field));
+        REMOTE_OPERATE(p, REMOTE_OP_LOAD, REMOTE_NOWHERE, to, remote_word(to));
+}
+
+static void store_field(RemoteProgram *p, const Words *w, unsigned field, unsigned from) {
+        REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, w->result, remote_word(w->entry), remote_value(8 * field));
+        REMOTE_OPERATE(p, REMOTE_OP_STORE, REMOTE_NOWHERE, REMOTE_NOTHING, remote_word(w->result), remote_word(from));
+}
+
+static void uffd_call(RemoteProgram *p, const Words *w, unsigned on_error, unsigned long request, unsigned argument) {
+        REMOTE_CALL(p, on_error, w->result, SYS_ioctl, remote_word(w->uffd), remote_value(request), remote_at(argument));
+}
+
+/* to + offset <- from + offset. */
+static void move(RemoteProgram *p, const Words *w, unsigned on_error, unsigned to, unsigned from, RemoteOperand length) {
+        REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, w->move, remote_word(to), remote_word(w->offset));
+        REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, w->move + 1, remote_word(from), remote_word(w->offset));
+        set(p, w->move + 2, length);
+        set(p, w->move + 4, remote_value(0));
+        uffd_call(p, w, on_error, UAPI_UFFDIO_MOVE, w->move);
+}
+
+static void next_run(RemoteProgram *p, const Words *w) { add(p, w->entry, remote_value(8 * TABLE_WORDS)); }
+
+/* Takes one run's pages away, around those that cannot be moved. */
+static void take_run(RemoteProgram *p, const Words *w, unsigned next) {
+        unsigned again = remote_program_label(p), partly = remote_program_label(p), skip = remote_program_label(p),
+                 on = remote_program_label(p), taken = remote_program_label(p);
+        load_field(p, w, 0, w->address);
+        load_field(p, w, 1, w->bytes);
+        load_field(p, w, 2, w->scratch);
+        set(p, w->range, remote_word(w->address));
+        set(p, w->range + 1, remote_word(w->bytes));
+        if (zero_guards(ZERO_GUARD_MISSING))
+                uffd_call(p, w, next, UFFDIO_REGISTER, w->range);
+        set(p, w->offset, remote_value(0));
+        set(p, w->moved, remote_value(0));
+        set(p, w->failures, remote_value(0));
+
+        remote_program_here(p, again);
+        REMOTE_OPERATE(p, REMOTE_OP_SUB, REMOTE_NOWHERE, w->length, remote_word(w->bytes), remote_word(w->offset));
+        move(p, w, partly, w->scratch, w->address, remote_word(w->length));
+        add(p, w->moved, remote_word(w->length));
+        remote_program_jump(p, taken);
+
+        remote_program_here(p, partly);
+        jump_equal(p, skip, w->move + 4, 0);
+        REMOTE_OPERATE(p, REMOTE_OP_BELOW, on, REMOTE_NOTHING, remote_word(w->move + 4), remote_value(SIGN_BIT));
+        remote_program_here(p, skip);
+        set(p, w->move + 4, remote_value(0));
+        add(p, w->offset, remote_value(PAGE_BYTES));
+        add(p, w->failures, remote_value(1));
+        jump_equal(p, taken, w->failures, FAILURES_MAX);
+        remote_program_here(p, on);
+        add(p, w->moved, remote_word(w->move + 4));
+        add(p, w->offset, remote_word(w->move + 4));
+        jump_below(p, again, w->offset, remote_word(w->bytes));
+        remote_program_here(p, taken);
+        store_field(p, w, 3, w->moved);
+}
+
+/* A mapping changes, which happens only when we are dead and other threads run. What is thrown away (REMOVE, UNMAP) is
+ * emptied in scratch too, so that it does not come back after that; what moves (REMAP) comes back where it is then. The
+ * thread that does it waits for us to read this. */
+static void heed_event(RemoteProgram *p, const Words *w, unsigned table, unsigned look) {
+        unsigned moves = remote_program_label(p), low = remote_program_label(p),
+                 high = remote_program_label(p), overlap = remote_program_label(p), next = remote_program_label(p),
+                 each = remote_program_label(p), begin = remote_program_label(p);
+        jump_equal(p, begin, w->message, UFFD_EVENT_REMOVE);
+        jump_equal(p, begin, w->message, UFFD_EVENT_UNMAP);
+        jump_equal(p, begin, w->message, UFFD_EVENT_REMAP);
+        remote_program_jump(p, look);
+        remote_program_here(p, begin);
+        set(p, w->each, remote_at(table));
+        remote_program_here(p, each);
+        REMOTE_OPERATE(p, REMOTE_OP_EQUAL, look, REMOTE_NOTHING, remote_word(w->each), remote_word(w->end));
+        REMOTE_OPERATE(p, REMOTE_OP_LOAD, REMOTE_NOWHERE, w->low, remote_word(w->each));
+        REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, w->at, remote_word(w->each), remote_value(8));
+        REMOTE_OPERATE(p, REMOTE_OP_LOAD, REMOTE_NOWHERE, w->high, remote_word(w->at));
+        add(p, w->high, remote_word(w->low));
+        jump_equal(p, moves, w->message, UFFD_EVENT_REMAP);
+
+        add(p, w->at, remote_value(8));
+        REMOTE_OPERATE(p, REMOTE_OP_LOAD, REMOTE_NOWHERE, w->at, remote_word(w->at));
+        REMOTE_OPERATE(p, REMOTE_OP_SUB, REMOTE_NOWHERE, w->at, remote_word(w->at), remote_word(w->low));
+        REMOTE_OPERATE(p, REMOTE_OP_BELOW, low, REMOTE_NOTHING, remote_word(w->message + 1), remote_word(w->low));
+        set(p, w->low, remote_word(w->message + 1));
+        remote_program_here(p, low);
+        REMOTE_OPERATE(p, REMOTE_OP_BELOW, high, REMOTE_NOTHING, remote_word(w->high), remote_word(w->message + 2));
+        set(p, w->high, remote_word(w->message + 2));
+        remote_program_here(p, high);
+        jump_below(p, overlap, w->low, remote_word(w->high));
+        remote_program_jump(p, next);
+        remote_program_here(p, overlap);
+        REMOTE_OPERATE(p, REMOTE_OP_SUB, REMOTE_NOWHERE, w->high, remote_word(w->high), remote_word(w->low));
+        add(p, w->at, remote_word(w->low));
+        REMOTE_CALL(p, REMOTE_NOWHERE, REMOTE_NOTHING, SYS_madvise, remote_word(w->at), remote_word(w->high),
+                    remote_value(MADV_DONTNEED));
+        remote_program_jump(p, next);
+
+        remote_program_here(p, moves); /* all of the run, or it is not ours to tell where its parts went */
+        jump_below(p, next, w->low, remote_word(w->message + 1));
+        REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, w->at, remote_word(w->message + 1), remote_word(w->message + 3));
+        REMOTE_OPERATE(p, REMOTE_OP_BELOW, next, REMOTE_NOTHING, remote_word(w->at), remote_word(w->high));
+        REMOTE_OPERATE(p, REMOTE_OP_SUB, REMOTE_NOWHERE, w->low, remote_word(w->low), remote_word(w->message + 1));
+        add(p, w->low, remote_word(w->message + 2));
+        REMOTE_OPERATE(p, REMOTE_OP_STORE, REMOTE_NOWHERE, REMOTE_NOTHING, remote_word(w->each), remote_word(w->low));
+
+        remote_program_here(p, next);
+        add(p, w->each, remote_value(8 * TABLE_WORDS));
+        remote_program_jump(p, each);
+}
+
+/* length bytes at offset go back, whatever it takes. */
+static void put_back(RemoteProgram *p, const Words *w, unsigned table, unsigned look) {
+        unsigned again = remote_program_label(p), failed = remote_program_label(p), some = remote_program_label(p),
+                 read = remote_program_label(p), none = remote_program_label(p), done = remote_program_label(p);
+        remote_program_here(p, again);
+        move(p, w, failed, w->address, w->scratch, remote_word(w->length));
+        add(p, w->back, remote_word(w->length));
+        add(p, w->offset, remote_word(w->length));
+        remote_program_jump(p, done);
+
+        remote_program_here(p, failed);
+        jump_equal(p, none, w->move + 4, 0);
+        REMOTE_OPERATE(p, REMOTE_OP_BELOW, some, REMOTE_NOTHING, remote_word(w->move + 4), remote_value(SIGN_BIT));
+        remote_program_here(p, none);
+        jump_equal(p, read, w->result, (uint64_t)-EAGAIN);
+        jump_equal(p, again, w->result, (uint64_t)-EBUSY);
+        jump_equal(p, again, w->result, (uint64_t)-ENOMEM);
+        /* No mapping of the kind it left is there. */
+        set(p, w->move + 4, remote_value(PAGE_BYTES));
+        add(p, w->lost, remote_value(1));
+        remote_program_here(p, some);
+        add(p, w->back, remote_word(w->move + 4));
+        add(p, w->offset, remote_word(w->move + 4));
+        REMOTE_OPERATE(p, REMOTE_OP_SUB, REMOTE_NOWHERE, w->length, remote_word(w->length), remote_word(w->move + 4));
+        jump_equal(p, done, w->length, 0);
+        remote_program_jump(p, again);
+        remote_program_here(p, read);
+        REMOTE_CALL(p, again, REMOTE_NOTHING, SYS_read, remote_word(w->uffd), remote_at(w->message),
+                    remote_value(sizeof(struct uffd_msg)));
+        jump_equal(p, again, w->blind, 1); /* scratch cannot be touched then */
+        heed_event(p, w, table, look);
+        remote_program_here(p, done);
+}
+
+/* Looks at what was taken of one run; what is not zero goes back. */
+static void look_at_run(RemoteProgram *p, const Words *w, unsigned table, unsigned next) {
+        unsigned look = remote_program_label(p), all = remote_program_label(p), back = remote_program_label(p),
+                 found = remote_program_label(p), over = remote_program_label(p), at = w->failures;
+        load_field(p, w, 3, w->moved);
+        jump_equal(p, next, w->moved, 0);
+        load_field(p, w, 1, w->bytes);
+        load_field(p, w, 2, w->scratch);
+        if (!zero_guards(ZERO_GUARD_MISSING)) { /* only where it comes back to must be registered, by then */
+                load_field(p, w, 0, w->range);
+                set(p, w->range + 1, remote_word(w->bytes));
+                uffd_call(p, w, next, UFFDIO_REGISTER, w->range);
+        }
+        set(p, w->offset, remote_value(0));
+        set(p, w->back, remote_value(0));
+
+        remote_program_here(p, look);
+        load_field(p, w, 0, w->address);
+        jump_equal(p, all, w->blind, 1);
+        REMOTE_OPERATE(p, REMOTE_OP_SUB, REMOTE_NOWHERE, w->length, remote_word(w->bytes), remote_word(w->offset));
+        REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, at, remote_word(w->scratch), remote_word(w->offset));
+        REMOTE_OPERATE(p, REMOTE_OP_ZEROS, REMOTE_NOWHERE, w->length, remote_word(at), remote_word(w->length));
+        add(p, w->offset, remote_word(w->length));
+        jump_below(p, found, w->offset, remote_word(w->bytes));
+        remote_program_jump(p, over);
+        remote_program_here(p, found);
+        REMOTE_OPERATE(p, REMOTE_OP_SUB, REMOTE_NOWHERE, w->length, remote_word(w->bytes), remote_word(w->offset));
+        REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, at, remote_word(w->scratch), remote_word(w->offset));
+        REMOTE_OPERATE(p, REMOTE_OP_NONZEROS, REMOTE_NOWHERE, w->length, remote_word(at), remote_word(w->length));
+        remote_program_jump(p, back);
+        remote_program_here(p, all);
+        REMOTE_OPERATE(p, REMOTE_OP_SUB, REMOTE_NOWHERE, w->length, remote_word(w->bytes), remote_word(w->offset));
+        remote_program_here(p, back);
+        if (zero_guards(ZERO_GUARD_BACK))
+                put_back(p, w, table, look);
+        else
+                add(p, w->offset, remote_word(w->length));
+        jump_below(p, look, w->offset, remote_word(w->bytes));
+        remote_program_here(p, over);
+        store_field(p, w, 4, w->back);
+}
+
+/* The control: looked at in place, and dropped when all were looked at. */
+static void look_in_place(RemoteProgram *p, const Words *w) {
+        load_field(p, w, 0, w->address);
+        load_field(p, w, 1, w->bytes);
+        REMOTE_OPERATE(p, REMOTE_OP_ZEROS, REMOTE_NOWHERE, w->moved, remote_word(w->address), remote_word(w->bytes));
+        store_field(p, w, 3, w->moved);
+}
+
+static void drop_in_place(RemoteProgram *p, const Words *w, unsigned next) {
+        load_field(p, w, 0, w->address);
+        load_field(p, w, 3, w->moved);
+        jump_equal(p, next, w->moved, 0);
+        REMOTE_CALL(p, next, REMOTE_NOTHING, SYS_madvise, remote_word(w->address), remote_word(w->moved),
+                    remote_value(MADV_DONTNEED));
+}
+
+static void begin(RemoteProgram *p, const Words *w, const int *devicefd, unsigned out, unsigned unmap) {
+        remote_program_give(p, devicefd, 1, w->device, out);
+        REMOTE_CALL(p, out, w->uffd, SYS_ioctl, remote_word(w->device), remote_value(USERFAULTFD_IOC_NEW),
+                    remote_value(O_CLOEXEC | O_NONBLOCK));
+        remote_program_note(p, w->uffd);
+        uffd_call(p, w, out, UFFDIO_API, w->api);
+        REMOTE_CALL(p, out, w->result, SYS_mmap, remote_value(ZERO_SCRATCH), remote_value(SCRATCH_BYTES),
+                    remote_value(PROT_READ | PROT_WRITE),
+                    remote_value(MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE),
+                    remote_value(UINT64_MAX), remote_value(0));
+        REMOTE_CALL(p, unmap, w->result, SYS_madvise, remote_value(ZERO_SCRATCH), remote_value(SCRATCH_BYTES),
+                    remote_value(MADV_DONTFORK));
+        REMOTE_CALL(p, REMOTE_NOWHERE, w->result, SYS_madvise, remote_value(ZERO_SCRATCH), remote_value(SCRATCH_BYTES),
+                    remote_value(MADV_NOHUGEPAGE)); /* a kernel without huge pages knows no such advice */
+        set(p, w->range, remote_value(ZERO_SCRATCH));
+        set(p, w->range + 1, remote_value(SCRATCH_BYTES));
+        uffd_call(p, w, unmap, UFFDIO_REGISTER, w->range);
+}
+
+static void dawdle(RemoteProgram *p, const Words *w) {
+        unsigned again = remote_program_label(p);
+        set(p, w->offset, remote_value(0));
+        remote_program_here(p, again);
+        REMOTE_OPERATE(p, REMOTE_OP_SAMES, REMOTE_NOWHERE, w->result, remote_at(0), remote_at(0), remote_value(4 * PAGE_BYTES));
+        add(p, w->offset, remote_value(1));
+        jump_below(p, again, w->offset, remote_value(zero_test_dawdle));
+}
+
+static void build(RemoteProgram *p, const Words *w, unsigned table, size_t n, const int *devicefd) {
+        unsigned out = remote_program_label(p), unmap = remote_program_label(p), take = remote_program_label(p),
+                 next = remote_program_label(p), taken = remote_program_label(p), look = remote_program_label(p),
+                 next_look = remote_program_label(p), blind = remote_program_label(p), looked = remote_program_label(p),
+                 seeing = remote_program_label(p);
+        begin(p, w, devicefd, out, unmap);
+
+        set(p, w->entry, remote_at(table));
+        REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, w->end, remote_at(table), remote_value(8 * TABLE_WORDS * n));
+        remote_program_here(p, take);
+        REMOTE_OPERATE(p, REMOTE_OP_EQUAL, taken, REMOTE_NOTHING, remote_word(w->entry), remote_word(w->end));
+        REMOTE_OPERATE(p, REMOTE_OP_STOPPED, taken, REMOTE_NOTHING, remote_value(0));
+        if (zero_guards(ZERO_GUARD_MOVE))
+                take_run(p, w, next);
+        else
+                look_in_place(p, w);
+        remote_program_here(p, next);
+        next_run(p, w);
+        remote_program_jump(p, take);
+        remote_program_here(p, taken);
+
+        if (zero_test_dawdle > 0)
+                dawdle(p, w);
+        set(p, w->end, remote_word(w->entry));
+        set(p, w->entry, remote_at(table));
+        set(p, w->range, remote_value(ZERO_SCRATCH));
+        set(p, w->range + 1, remote_value(SCRATCH_BYTES));
+        uffd_call(p, w, blind, UFFDIO_UNREGISTER, w->range);
+        remote_program_jump(p, seeing);
+        remote_program_here(p, blind);
+        set(p, w->blind, remote_value(1));
+        set(p, w->move + 3, remote_value(UAPI_UFFD_MOVE_DONTWAKE | UAPI_UFFD_MOVE_ALLOW_SRC_HOLES));
+        remote_program_here(p, seeing);
+        remote_program_here(p, look);
+        REMOTE_OPERATE(p, REMOTE_OP_EQUAL, looked, REMOTE_NOTHING, remote_word(w->entry), remote_word(w->end));
+        if (zero_guards(ZERO_GUARD_MOVE))
+                look_at_run(p, w, table, next_look);
+        else
+                drop_in_place(p, w, next_look);
+        remote_program_here(p, next_look);
+        next_run(p, w);
+        remote_program_jump(p, look);
+        remote_program_here(p, looked);
+
+        /* Z first: unmapping what is registered with it would wait for somebody to read of that. */
+        remote_program_here(p, unmap);
+        remote_program_close(p, w->uffd);
+        REMOTE_CALL(p, REMOTE_NOWHERE, REMOTE_NOTHING, SYS_munmap, remote_value(ZERO_SCRATCH), remote_value(SCRATCH_BYTES));
+        remote_program_here(p, out);
+        remote_program_close(p, w->uffd);
+        remote_program_close(p, w->device);
+}
+
+int zero_batch_make(const ZeroRun *runs, size_t n, int devicefd, ZeroBatch *ret) {
+        _cleanup_(remote_program_freep) RemoteProgram *p = NULL;
+        uint64_t at = ZERO_SCRATCH;
+        size_t n_runs = 0;
+        int r = remote_program_new(&p);
+        if (r < 0)
+                return r;
+        Words w = words_new(p);
+        unsigned table = remote_program_words(p, TABLE_WORDS * MIN_OF(n, (size_t)ZERO_RUNS_MAX));
+        for (; n_runs < MIN_OF(n, (size_t)ZERO_RUNS_MAX); n_runs++) {
+                const ZeroRun *run = &runs[n_runs];
+                unsigned entry = table + TABLE_WORDS * (unsigned)n_runs;
+                if (run->huge)
+                        at = (at + BLOCK_BYTES - 1) & ~(BLOCK_BYTES - 1);
+                if (at + (run->end - run->start) > ZERO_SCRATCH + SCRATCH_BYTES)
+                        break;
+                remote_program_set(p, entry, run->start);
+                remote_program_set(p, entry + 1, run->end - run->start);
+                remote_program_set(p, entry + 2, at);
+                at += run->end - run->start;
+        }
+        if (n_runs == 0)
+                return -EINVAL;
+        build(p, &w, table, n_runs, &devicefd);
+        *ret = (ZeroBatch){.program = TAKE_PTR(p), .n_runs = n_runs, .table = table, .lost = w.lost};
+        return 0;
+}
+
+void zero_batch_outcome(const ZeroBatch *batch, size_t run, ZeroOutcome *ret) {
+        unsigned entry = batch->table + TABLE_WORDS * (unsigned)run;
+        *ret = (ZeroOutcome){
+                .pages_moved = remote_program_get(batch->program, entry + 3) / PAGE_BYTES,
+                .pages_back = remote_program_get(batch->program, entry + 4) / PAGE_BYTES,
+        };
+}

@@ -1,0 +1,41 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#pragma once
+
+#include "merge/zero-plan.h"
+#include "target/remote-program.h"
+
+/* The program that gives a batch of runs back, and what it left. Its scratch lies behind the regions of remote calls, on an
+ * address that a huge page can be moved to as it is. */
+#define ZERO_SCRATCH ((uint64_t)0x6b736da00000)
+#define ZERO_SCRATCH_PAGES ((uint64_t)8192)
+#define ZERO_RUNS_MAX 192U
+
+typedef struct ZeroBatch {
+        RemoteProgram *program;
+        size_t n_runs;
+        unsigned table, lost;   /* words */
+} ZeroBatch;
+
+/* In tests single safeguards are left out, to see that it is noticed. */
+enum {
+        ZERO_GUARD_MISSING = 1 << 0,    /* who touches a page that is away waits */
+        ZERO_GUARD_BACK = 1 << 1,       /* what is not zero is put back */
+        ZERO_GUARD_MOVE = 1 << 2,       /* taken away first, looked at there: not looked at in place and dropped */
+};
+#ifdef ZERO_TEST
+extern unsigned zero_test_leave_out;
+extern uint64_t zero_test_patience_nsec; /* RemoteTransaction.patience_nsec */
+extern uint64_t zero_test_dawdle; /* rounds of some 2 us between taking and looking: whatever can happen then, happens */
+#define zero_guards(guard) (!(zero_test_leave_out & (guard)))
+#else
+#define zero_guards(guard) true
+#define zero_test_patience_nsec ((uint64_t)0)
+#define zero_test_dawdle ((uint64_t)0)
+#endif
+
+/* As many of the runs as fit: *ret->n_runs; the program is the caller's to free. devicefd is borrowed until it was run. */
+int zero_batch_make(const ZeroRun *runs, size_t n, int devicefd, ZeroBatch *ret);
+typedef struct ZeroOutcome {
+        uint64_t pages_moved, pages_back;
+} ZeroOutcome;
+void zero_batch_outcome(const ZeroBatch *batch, size_t run, ZeroOutcome *ret);

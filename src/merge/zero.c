@@ -1,0 +1,231 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "merge/zero.h"
+
+#include "base/clock.h"
+#include "base/io.h"
+#include "host/uapi.h"
+#include "merge/zero-program.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <linux/kcmp.h>
+#include <linux/userfaultfd.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/syscall.h>
+
+/*
+ * Carries a plan out in batches, each of which is one stop: all that can be done before and after it is. Where writes are
+ * followed, the runs' own userfaultfd lets go of them for that long: a mapping has only one. What came of a batch is
+ * read from the page tables, not from what the program said.
+ */
+#define STOP_NSEC (900 * NSEC_PER_USEC)         /* for the runs of a batch; going in and out comes on top */
+#define RUN_NSEC_FIRST (4 * NSEC_PER_USEC)
+#define PAGE_NSEC_FIRST ((uint64_t)400)
+#define REGIONS 128
+
+struct Zero {
+        Remote *remote;
+        int devicefd;
+        uint64_t page_nsec;     /* learnt: of a page in a batch; a run counts as ten pages */
+};
+#define RUN_PAGES 10U
+
+static int try_move(int devicefd) {
+        struct uffdio_api api = {.api = UFFD_API, .features = UAPI_UFFD_MOVE};
+        _cleanup_close_ int fd = ioctl(devicefd, USERFAULTFD_IOC_NEW, O_CLOEXEC);
+        if (fd < 0)
+                return -errno;
+        return ioctl(fd, UFFDIO_API, &api) < 0 ? -EOPNOTSUPP : 0;
+}
+
+int zero_new(Remote *remote, Zero **ret) {
+        _cleanup_close_ int fd = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
+        if (fd < 0)
+                return -errno;
+        int r = try_move(fd);
+        if (r == 0 && syscall(SYS_kcmp, getpid(), getpid(), KCMP_VM, 0, 0) != 0)
+                r = -EOPNOTSUPP; /* nothing would tell who shares whose memory */
+        if (r < 0)
+                return r;
+        Zero *zero = calloc(1, sizeof *zero);
+        if (!zero)
+                return -ENOMEM;
+        *zero = (Zero){.remote = remote, .devicefd = TAKE_FD(fd), .page_nsec = PAGE_NSEC_FIRST};
+        *ret = zero;
+        return 0;
+}
+
+Zero *zero_free(Zero *zero) {
+        if (zero)
+                safe_close(zero->devicefd);
+        free(zero);
+        return NULL;
+}
+
+static bool has_peer(pid_t pid) {
+        DIR *proc = opendir("/proc");
+        bool found = !proc;
+        for (const struct dirent *entry; !found && (entry = readdir(proc));) {
+                pid_t other = entry->d_name[0] >= '1' && entry->d_name[0] <= '9' ? atoi(entry->d_name) : pid;
+                found = other != pid && syscall(SYS_kcmp, pid, other, KCMP_VM, 0, 0) == 0;
+        }
+        if (proc)
+                closedir(proc);
+        return found;
+}
+
+int zero_target_fits(const Target *target) {
+        _cleanup_free_ char *text = NULL;
+        int r = read_file(target->procfd, "status", &text, NULL);
+        if (r < 0)
+                return r == -ENOENT || r == -ESRCH ? ZERO_E_GONE : r;
+        const char *locked = strstr(text, "\nVmLck:");
+        if (locked && strtoul(locked + strlen("\nVmLck:"), NULL, 10) > 0)
+                return ZERO_E_LOCKED;
+        return has_peer(target->pid) ? ZERO_E_PEER : 0;
+}
+
+static void forget(Block *block, unsigned page) {
+        page_set_remove(block->zero, page);
+        page_set_remove(block->hashed, page);
+        page_set_remove(block->twin, page);
+        page_set_remove(block->saves, page);
+        page_set_remove(block->changed, page);
+}
+
+/* Which pages of [start, end) are filled: there with a frame of their own, or swapped out. first: the number of the first
+ * in its block. */
+static int find_filled(const Target *target, uint64_t start, uint64_t end, PageSet ret) {
+        PagemapRegion regions[REGIONS];
+        PagemapScan scan = {
+                .size = sizeof scan,
+                .start = start,
+                .end = end,
+                .vec = (uintptr_t)regions,
+                .vec_len = REGIONS,
+                .category_anyof_mask = PAGEMAP_SCAN_PRESENT | PAGEMAP_SCAN_SWAPPED,
+                .return_mask = PAGEMAP_SCAN_PRESENT | PAGEMAP_SCAN_SWAPPED | PAGEMAP_SCAN_PFNZERO,
+        };
+        memset(ret, 0, sizeof(PageSet));
+        while (scan.start < end) {
+                int n = ioctl(target->pagemapfd, PAGEMAP_SCAN_IOCTL, &scan);
+                if (n < 0)
+                        return errno == ESRCH ? TARGET_E_GONE : -errno;
+                for (int i = 0; i < n; i++)
+                        for (uint64_t at = regions[i].start; !(regions[i].categories & PAGEMAP_SCAN_PFNZERO) && at < regions[i].end;
+                             at += PAGE_BYTES)
+                                page_set_add(ret, (unsigned)(at % BLOCK_BYTES / PAGE_BYTES));
+                scan.start = pagemap_scan_resume(&scan, regions, n);
+        }
+        return 0;
+}
+
+static int note_run(Space *space, const ZeroRun *run, ZeroResult *result) {
+        Block *block = space_find(space, run->start - run->start % BLOCK_BYTES);
+        PageSet filled;
+        int r = find_filled(space->target, run->start, run->end, filled);
+        if (r != 0 || !block)
+                return r == TARGET_E_GONE ? REMOTE_E_GONE : r;
+        for (uint64_t at = run->start; at < run->end; at += PAGE_BYTES) {
+                unsigned page = (unsigned)(at % BLOCK_BYTES / PAGE_BYTES);
+                forget(block, page);
+                if (!page_set_has(filled, page)) {
+                        page_set_add(block->hole, page);
+                        result->pages_given++;
+                }
+        }
+        return 0;
+}
+
+/* How many of the runs a stop has time for. */
+static size_t fit(const Zero *zero, const ZeroRun *runs, size_t n) {
+        uint64_t pages = 0, max = STOP_NSEC / zero->page_nsec;
+        size_t i = 0;
+        for (; i < MIN_OF(n, (size_t)ZERO_RUNS_MAX); i++) {
+                pages += (runs[i].end - runs[i].start) / PAGE_BYTES + RUN_PAGES;
+                if (i > 0 && pages > max)
+                        break;
+        }
+        return i;
+}
+
+static void learn(Zero *zero, const ZeroBatch *batch, const ZeroRun *runs, uint64_t ran_nsec) {
+        uint64_t pages = 0;
+        for (size_t i = 0; i < batch->n_runs; i++)
+                pages += (runs[i].end - runs[i].start) / PAGE_BYTES + RUN_PAGES;
+        uint64_t nsec = MAX_OF(ran_nsec / pages, (uint64_t)50);
+        zero->page_nsec = (3 * zero->page_nsec + MIN_OF(nsec, 20 * NSEC_PER_USEC)) / 4;
+}
+
+static int give_batch(Zero *zero, Space *space, Track *track, const ZeroRun *runs, size_t *n, ZeroResult *result) {
+        ZeroBatch batch;
+        int r = zero_batch_make(runs, *n, zero->devicefd, &batch);
+        if (r < 0)
+                return r;
+        _cleanup_(remote_program_freep) RemoteProgram *program = batch.program;
+        *n = batch.n_runs;
+        for (size_t i = 0; i < batch.n_runs && track; i++)
+                (void)track_suspend(track, runs[i].start, runs[i].end);
+        RemoteTransaction transaction = {.program = program, .patience_nsec = zero_test_patience_nsec};
+        r = remote_transact(zero->remote, space->target, &transaction);
+        for (size_t i = 0; i < batch.n_runs && track; i++)
+                track_resume(track, runs[i].start, runs[i].end);
+        if (r != 0)
+                return r;
+        learn(zero, &batch, runs, transaction.ran_nsec);
+        result->runs += batch.n_runs;
+        result->pages_lost += remote_program_get(program, batch.lost);
+        for (size_t i = 0; i < batch.n_runs; i++) {
+                ZeroOutcome outcome;
+                zero_batch_outcome(&batch, i, &outcome);
+                result->pages_back += outcome.pages_back;
+                result->pages_refused += (runs[i].end - runs[i].start) / PAGE_BYTES - outcome.pages_moved;
+                r = note_run(space, &runs[i], result);
+                if (r != 0)
+                        return r;
+        }
+        return 0;
+}
+
+int zero_give_back(Zero *zero, Space *space, Track *track, const ZeroPlan *plan, ZeroResult *ret) {
+        for (size_t i = 0; i < plan->n;) {
+                size_t n = fit(zero, plan->runs + i, plan->n - i);
+                int r = give_batch(zero, space, track, plan->runs + i, &n, ret);
+                if (r != 0)
+                        return r;
+                i += n;
+        }
+        return 0;
+}
+
+static int count_block(const Space *space, Block *block, const VmaList *vmas, uint64_t *pages) {
+        PageSet filled;
+        int r = find_filled(space->target, block->addr, block->addr + BLOCK_BYTES, filled);
+        if (r != 0)
+                return r;
+        for (unsigned page = 0; page < BLOCK_PAGES; page++) {
+                if (!page_set_has(block->hole, page))
+                        continue;
+                if (!page_set_has(filled, page) && vma_list_find(vmas, block->addr + page * PAGE_BYTES)) {
+                        (*pages)++;
+                        continue;
+                }
+                page_set_remove(block->hole, page);
+                block->refilled |= block->huge;
+        }
+        return 0;
+}
+
+int zero_count(Space *space, const VmaList *vmas, uint64_t *ret_pages) {
+        uint64_t pages = 0;
+        for (size_t b = 0; b < space->n; b++) {
+                if (!page_set_any(space->blocks[b]->hole))
+                        continue;
+                int r = count_block(space, space->blocks[b], vmas, &pages);
+                if (r != 0)
+                        return r;
+        }
+        *ret_pages = pages;
+        return 0;
+}
