@@ -12,6 +12,7 @@
 #include <linux/magic.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/vfs.h>
 
 /* mountinfo writes space, tab, newline and backslash as \ooo. */
@@ -126,6 +127,18 @@ int cgroup_processes(const CgroupTree *tree, const char *path, pid_t **ret, size
                         pids[distinct++] = pids[i];
         *ret = TAKE_PTR(pids);
         *ret_n = distinct;
+        return 0;
+}
+
+int cgroup_id(const CgroupTree *tree, const char *path, uint64_t *ret) {
+        _cleanup_free_ char *full = NULL;
+        struct stat st;
+
+        if (asprintf(&full, "%s/%s", cgroup_tree_root(tree), path) < 0)
+                return -ENOMEM;
+        if (stat(full, &st) < 0)
+                return -errno;
+        *ret = st.st_ino;
         return 0;
 }
 

@@ -35,6 +35,8 @@ int cgroup_tree_foreach(CgroupTree *tree, CgroupHandler handler, void *userdata)
  * it is gone. Processes outside our pid namespace (0 in the file) are left out; a threaded cgroup holds threads of
  * processes that its domain's cgroup lists, and none of its own. */
 int cgroup_processes(const CgroupTree *tree, const char *path, pid_t **ret, size_t *ret_n);
+/* The number that the kernel has for the cgroup (bpf_get_current_cgroup_id(), the inode of its directory). -errno. */
+int cgroup_id(const CgroupTree *tree, const char *path, uint64_t *ret);
 /* Frozen now (v2 freezer of it or an ancestor); false when it cannot be told. */
 bool cgroup_frozen(const CgroupTree *tree, const char *path);
 /* The v2 cgroup of a process; the caller frees *ret. -ENOENT, -ESRCH: no such process. -EXDEV: the cgroup is outside

@@ -245,6 +245,10 @@ static const ConfKey keys[] = {
         DAEMON("MetadataMax", parse_metadata, metadata_max, "1%",
                "a share of memory like 1%, above 0% and up to 100%, or a size like 64M, from 1M", RANGE(1, CONF_SHARE_ONE)),
         DAEMON("Probes", parse_switch, probes, "auto", "auto, yes or no"),
+        DAEMON("Judgement", parse_boolean, judgement, "yes", YES_NO),
+        DAEMON("PayBack", parse_time, pay_back_nsec, "1min", "a time like 1min, from 1s to 1w", RANGE(NSEC_PER_SEC, WEEK)),
+        DAEMON("BreakQuota", parse_share, break_quota, "1%", "a share of one CPU like 1%, above 0%",
+               RANGE(1, UINT32_MAX)),
         DAEMON("OnStop", parse_on_stop, on_stop, "keep", "keep or unmerge"),
 
         CGROUP("Merge", parse_merge, merge, "no", "no, yes or dry-run"),

@@ -25,6 +25,9 @@ typedef struct ConfDaemon {
         uint32_t metadata_max;          /* share of the host's memory; counts only while the next field is 0 */
         uint64_t metadata_max_bytes;    /* given as a size; 0 = given as a share */
         ConfSwitch probes;
+        bool judgement;                 /* pages whose merges break too soon are left alone */
+        uint64_t pay_back_nsec;         /* so soon */
+        uint32_t break_quota;           /* share of one CPU that breaks may cost */
         ConfOnStop on_stop;
 } ConfDaemon;
 

@@ -12,6 +12,7 @@ static const char *const failure_names[_MERGE_FAILURE_MAX] = {
         [MERGE_FAILURE_GONE] = "gone",
         [MERGE_FAILURE_DENIED] = "denied",
         [MERGE_FAILURE_BUSY] = "busy",
+        [MERGE_FAILURE_HOT] = "hot",
         [MERGE_FAILURE_HUGE] = "huge",
         [MERGE_FAILURE_VMA_BUDGET] = "vma_budget",
         [MERGE_FAILURE_SHORT_RUN] = "short_run",

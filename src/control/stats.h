@@ -14,6 +14,7 @@ typedef enum MergeFailure {
         MERGE_FAILURE_GONE,             /* the process ended */
         MERGE_FAILURE_DENIED,
         MERGE_FAILURE_BUSY,             /* no thread could be stopped in time */
+        MERGE_FAILURE_HOT,              /* left alone for a while: its merges broke too soon */
         MERGE_FAILURE_HUGE,             /* in a huge page not worth splitting */
         MERGE_FAILURE_VMA_BUDGET,       /* would take too many mappings */
         MERGE_FAILURE_SHORT_RUN,        /* shorter than MinimumRun */

@@ -83,6 +83,9 @@ static void show_status(const json_t *reply) {
         line("own records", "%s", format_bytes(number(reply, "metadata_bytes")).text);
         line("CPU", "%.1f %% of one over 60 s, quota %g %%%s", 100 * share(reply, "cpu_used"),
              100 * share(reply, "cpu_quota"), json_is_true(json_object_get(reply, "throttled")) ? ", throttled" : "");
+        json_array_foreach(json_object_get(reply, "probes"), i, warning)
+                line(i == 0 ? "probes" : "", "%s: %s", text(warning, "name"),
+                     json_is_string(json_object_get(warning, "reason")) ? text(warning, "reason") : text(warning, "way"));
         json_array_foreach(json_object_get(reply, "warnings"), i, warning)
                 line("warning", "%s", json_string_value(warning) ?: "-");
 }
@@ -134,7 +137,8 @@ static void show_stats(const json_t *reply) {
              format_nsec((uint64_t)number(daemon, "stop_nsec_p50")).text,
              format_nsec((uint64_t)number(daemon, "stop_nsec_p99")).text,
              format_nsec((uint64_t)number(daemon, "stop_nsec_max")).text);
-        line("COW breaks", "%" PRId64, number(daemon, "cow_breaks"));
+        line("COW breaks", "%" PRId64 ", at a cost of %.2f %% of a CPU", number(daemon, "cow_breaks"),
+             100 * share(daemon, "break_share"));
         line("TLB flushes", "%" PRId64 " of %" PRId64 " pages", number(daemon, "tlb_flushes"),
              number(daemon, "tlb_flush_pages"));
 
@@ -180,6 +184,16 @@ static void pages_line(const char *label, const json_t *reply, const char *name)
         line(label, "%" PRId64 " (%s)", number(reply, name), pages_bytes(number(reply, name)).text);
 }
 
+static void show_judgement(const json_t *judgement) {
+        if (!json_is_object(judgement))
+                return;
+        line("judgement", "%s", json_is_true(json_object_get(judgement, "on")) ? "on" : "off");
+        line("  merges", "%" PRId64 ", of them written to %" PRId64 ", too soon %" PRId64, number(judgement, "merges"),
+             number(judgement, "breaks"), number(judgement, "losses"));
+        line("  pages left alone", "%" PRId64 ", for at most %s", number(judgement, "pages_alone"),
+             format_nsec((uint64_t)number(judgement, "alone_nsec_max")).text);
+}
+
 static void show_why(const json_t *reply) {
         _cleanup_free_ char *skipped = reasons_text(json_object_get(reply, "pages_skipped"));
         _cleanup_free_ char *failures = reasons_text(json_object_get(reply, "merge_failures"));
@@ -202,6 +216,7 @@ static void show_why(const json_t *reply) {
         pages_line("  changing", reply, "pages_volatile");
         line("  left alone", "%s", skipped ?: "-");
         line("  not merged", "%s", failures ?: "-");
+        show_judgement(json_object_get(reply, "judgement"));
 }
 
 static int show(const Ctl *ctl, const char *method, json_t *parameters, void (*print)(const json_t *reply)) {

@@ -25,6 +25,7 @@ static uint64_t natural_zero_pages(const Space *space, const PlanRange *range) {
 }
 
 void manager_add_failures(const MemberCounts *counts, PageStats *stats) {
+        stats->merge_failures[MERGE_FAILURE_HOT] += counts->alone;
         stats->merge_failures[MERGE_FAILURE_HUGE] += counts->left_huge;
         stats->merge_failures[MERGE_FAILURE_VMA_BUDGET] += counts->left_budget;
         stats->merge_failures[MERGE_FAILURE_SHORT_RUN] += counts->left_run;
@@ -40,15 +41,18 @@ void manager_total(const Manager *m, PageStats *ret) {
 
 /* Within a pass the event loop is let run now and then. */
 static void census_member(Manager *m, CensusFrames *frames, Member *member) {
+        JudgeLooking looking = { .manager = m, .frames = frames, .member = member };
         uint64_t pages = 0;
 
+        m->looks++;
         member->census = (Census){ 0 };
         member->natural_zero = 0;
         for (size_t i = 0; i < member->marks.ours.n; i++) {
                 const PlanRange *range = &member->marks.ours.ranges[i];
 
-                if (census_add(frames, member->target, range->start, range->end, &member->census) != 0)
-                        break;
+                if (census_add(frames, member->target, range->start, range->end, &member->census, manager_looked,
+                               &looking) != 0)
+                        return;
                 member->natural_zero += natural_zero_pages(&member->space, range);
                 pages += (range->end - range->start) / PAGE_BYTES;
                 if (pages >= BREATH_PAGES && m->in_pass) {
@@ -56,6 +60,7 @@ static void census_member(Manager *m, CensusFrames *frames, Member *member) {
                         pages = 0;
                 }
         }
+        manager_end_looking(&looking);
 }
 
 static void count_member(Member *member, PageStats *stats) {

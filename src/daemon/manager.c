@@ -108,6 +108,7 @@ static int on_tree(void *userdata, LoopSource *source, int fd, uint32_t revents)
                 log_warning("the cgroup tree cannot be read: %s", strerror(-r));
         m->tree_error = r;
         roster_refresh(&m->roster);
+        manager_watch(m);
         return 0;
 }
 
@@ -115,6 +116,8 @@ static int on_refresh(void *userdata, LoopSource *source) {
         Manager *m = userdata;
 
         roster_refresh(&m->roster);
+        manager_watch(m);
+        manager_judge(m);
         return 0;
 }
 
@@ -223,6 +226,9 @@ int manager_new(const char *config_path, bool once, Manager **ret) {
         r = advise_recorded(m->advise, on_recorded, m);
         if (r < 0)
                 log_warning("%s: %s", m->state_dir, strerror(-r));
+        r = manager_open_probes(m);
+        if (r < 0)
+                return r;
         r = watch_events(m);
         if (r < 0)
                 return r;
@@ -243,6 +249,7 @@ Manager *manager_free(Manager *m) {
         loop_source_free(m->tree_source);
         loop_source_free(m->refresh_timer);
         loop_source_free(m->watchdog_timer);
+        manager_close_probes(m);
         roster_done(&m->roster);
         advise_free(m->advise);
         burst_free(m->burst);
@@ -323,6 +330,14 @@ static void swap_config(Manager *m) {
 
         m->conf = TAKE_PTR(m->new_conf);
         roster_reconfigure(&m->roster, m->conf);
+        if (old->daemon.probes != m->conf->daemon.probes) {
+                manager_close_probes(m);
+                if (manager_open_probes(m) < 0)
+                        log_error("probes: out of memory");
+        }
+        if (old->daemon.pay_back_nsec != m->conf->daemon.pay_back_nsec ||
+            old->daemon.judgement != m->conf->daemon.judgement)
+                manager_forget_judgement(m);
         conf_free(old);
         budget_set_quota(&m->budget, m->conf->daemon.cpu_quota);
         m->next_pass_nsec = 0;

@@ -7,6 +7,8 @@
 #include "host/kernel.h"
 #include "host/ksm.h"
 #include "merge/burst.h"
+#include "merge/judge.h"
+#include "probe/probe.h"
 #include "target/remote.h"
 
 /*
@@ -52,6 +54,15 @@ typedef struct Manager {
         Crew *crew;                     /* that reads and matches */
         ScanBatch *batches;             /* n_batches of them, for one round of the crew */
         size_t n_batches;
+        Probes *probes;
+        LoopSource *probe_source, *probe_timer;
+        struct ProbeNews *news;         /* what the probes said and was not carried out yet */
+        JudgeBudget judge_budget;       /* BreakQuota= */
+        bool breaks_too_dear;           /* it is exceeded: no burst begins */
+        uint64_t breaks_found;          /* by looking, without the probe */
+        uint64_t breaks_seen;           /* by the probe, as of the last collection */
+        uint32_t looks;                 /* at one member each: JudgeRecord.looked */
+        uint16_t turn;                  /* JudgeRecord.turn */
         uint64_t managed_pages;         /* present in all members, as last counted */
         Remote *remote;
         Advise *advise;
@@ -134,6 +145,36 @@ void manager_count(Manager *manager);
 void manager_add_failures(const MemberCounts *counts, PageStats *stats);
 /* The sum over all domains, as last counted. */
 void manager_total(const Manager *manager, PageStats *ret);
+
+/* watch.c: the probes, as the configuration wants them; again after it changed. What they say of who comes and goes is
+ * carried out at once, but not more often than every few milliseconds. */
+int manager_open_probes(Manager *manager);
+void manager_close_probes(Manager *manager);
+/* Who is managed may have changed: the probes are told. */
+void manager_watch(Manager *manager);
+
+/* judging.c: what breaks, and what follows from it (docs/judgement.md). A look of the census at one member goes block by
+ * block to manager_looked(); having seen all that is marked it is ended. */
+typedef struct JudgeLooking {
+        Manager *manager;
+        const CensusFrames *frames;
+        Member *member;
+        Block *block;                   /* being looked at; NULL: none that is known */
+        uint64_t addr;                  /* of it */
+        PageSet looked, merged, broken;
+} JudgeLooking;
+void manager_looked(void *looking, const CensusLook *look);
+void manager_end_looking(JudgeLooking *looking);
+/* Takes in what the probes counted since, and the time: once a second, and in each pass. */
+void manager_judge(Manager *manager);
+/* PayBack= or Judgement= changed: everybody is let go. */
+void manager_forget_judgement(Manager *manager);
+/* The probes are others: they were told of no block. */
+void manager_forget_told(Manager *manager);
+/* BreakQuota= is exceeded. */
+bool manager_breaks_too_dear(Manager *manager);
+uint64_t manager_cow_breaks(const Manager *manager);
+void manager_count_judged(const Manager *manager, const Member *member, JudgeCounts *ret);
 
 /* report.c: what the service asks. */
 extern const ServiceOps manager_ops;

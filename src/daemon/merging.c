@@ -28,7 +28,7 @@
 /* What the bitmaps say, all in all. */
 static void count_member(Member *member) {
         MemberCounts *counts = &member->counts;
-        uint64_t known = 0, twin = 0, zero = 0, changed = 0, forked = 0, merged = 0, expected = 0;
+        uint64_t alone = 0, known = 0, twin = 0, zero = 0, changed = 0, forked = 0, merged = 0, expected = 0;
 
         for (size_t b = 0; b < member->space.n; b++) {
                 const Block *block = member->space.blocks[b];
@@ -37,7 +37,8 @@ static void count_member(Member *member) {
                         uint64_t stands = ~block->changed[i] & ~block->merged[i];
                         uint64_t wanted = (block->twin[i] | block->zero[i]) & stands;
 
-                        known += (unsigned)__builtin_popcountll(block->hashed[i] | block->merged[i]);
+                        known += (unsigned)__builtin_popcountll(block->hashed[i] | block->merged[i] | block->alone[i]);
+                        alone += (unsigned)__builtin_popcountll(block->alone[i]);
                         merged += (unsigned)__builtin_popcountll(block->merged[i]);
                         changed += (unsigned)__builtin_popcountll(block->changed[i]);
                         twin += (unsigned)__builtin_popcountll(block->twin[i] & stands);
@@ -47,13 +48,14 @@ static void count_member(Member *member) {
                 }
         }
         counts->present = known;
+        counts->alone = alone;
         counts->merged = merged;
         counts->changed = changed;
         counts->twin = twin;
         counts->zero = zero;
         counts->wanted = twin + zero;
         counts->expected = expected;
-        counts->unique = known - MIN_OF(known, twin + zero + changed + merged + forked);
+        counts->unique = known - MIN_OF(known, twin + zero + changed + merged + forked + alone);
 }
 
 static bool plan_is_due(const Manager *m, Member *member) {
@@ -143,6 +145,8 @@ static bool burst_is_due(Manager *m, const Pass *pass) {
                 return false;
         if (m->once)
                 return true;
+        if (manager_breaks_too_dear(m))
+                return false;
         m->passes_waited++;
         /* A process that could not be called before: what is marked in it may be what the last burst missed. */
         if (pass->newly_marked * PROGRESS_SHARE > m->burst_missed)

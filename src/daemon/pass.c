@@ -160,6 +160,7 @@ int manager_pass(Manager *m) {
         if (r < 0)
                 return r;
         m->in_pass = true;
+        manager_judge(m);
         m->state = MANAGER_SCANNING;
         m->pass_changes = 0;
         m->young_waiting = m->busy_waiting = m->go_on = false;

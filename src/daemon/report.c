@@ -77,6 +77,19 @@ static json_t *warnings_json(const Manager *m) {
 
 static json_t *nullable(bool known, uint64_t value) { return known ? json_integer((json_int_t)value) : json_null(); }
 
+static json_t *probes_json(const Manager *m) {
+        json_t *array = json_array();
+
+        for (unsigned i = 0; array && i < _PROBE_MAX; i++) {
+                ProbeState state = probes_state(m->probes, (ProbeId)i);
+
+                json_array_append_new(array, json_pack("{s:s, s:s, s:s?}", "name", probe_name((ProbeId)i), "way",
+                                                       probe_way_name(state.way), "reason",
+                                                       state.way == PROBE_WAY_NONE ? probe_error_name(state.error) : NULL));
+        }
+        return array;
+}
+
 static json_t *get_status(void *userdata) {
         Manager *m = userdata;
         uint64_t now = now_nsec();
@@ -85,7 +98,7 @@ static json_t *get_status(void *userdata) {
 
         manager_total(m, &total);
         manager_budget_stats(m, &budget);
-        return json_pack("{s:s, s:i, s:s, s:I, s:I, s:I, s:I, s:I, s:o, s:o, s:I, s:I, s:f, s:f, s:b, s:o}", "version",
+        return json_pack("{s:s, s:i, s:s, s:I, s:I, s:I, s:I, s:I, s:o, s:o, s:I, s:I, s:f, s:f, s:b, s:o, s:o}", "version",
                          KSMD_USER_VERSION,
                          "pid", (int)getpid(), "state", state_name(m), "uptime_nsec",
                          (json_int_t)(now - m->started_nsec), "domains", (json_int_t)m->roster.n_slots, "cgroups",
@@ -98,7 +111,48 @@ static json_t *get_status(void *userdata) {
                          (json_int_t)total.metadata_bytes, "cpu_quota",
                          (double)m->conf->daemon.cpu_quota / CONF_SHARE_ONE, "cpu_used",
                          (double)budget.used_nsec / (double)BUDGET_WINDOW_NSEC, "throttled", (int)budget.throttled,
-                         "warnings", warnings_json(m));
+                         "probes", probes_json(m), "warnings", warnings_json(m));
+}
+
+static const char *const flush_names[PROBE_BY_N] = {
+        [PROBE_BY_OTHERS] = "others",
+        [PROBE_BY_TARGETS] = "targets",
+        [PROBE_BY_KSMD] = "ksmd",
+        [PROBE_BY_DAEMON] = "daemon",
+};
+
+static const char *const ksm_names[PROBE_KSM_N] = {
+        [PROBE_KSM_SCANS] = "scans",          [PROBE_KSM_MERGED] = "merged",
+        [PROBE_KSM_ZERO] = "zero",            [PROBE_KSM_CHANGED] = "changed",
+        [PROBE_KSM_NO_MEMORY] = "no_memory",  [PROBE_KSM_OTHER_ERROR] = "other_error",
+        [PROBE_KSM_DROPPED] = "dropped",
+};
+
+/* What the probes count, beside what is theirs in the statistics. */
+static void add_probe_counts(const Manager *m, DaemonStats *stats, json_t **ret_flushes, json_t **ret_ksm) {
+        struct probe_flushes flushes;
+        struct probe_ksm ksm;
+
+        *ret_flushes = json_object();
+        *ret_ksm = json_object();
+        probes_flushes(m->probes, &flushes);
+        probes_ksm(m->probes, &ksm);
+        stats->cow_breaks = manager_cow_breaks(m);
+        for (unsigned by = 0; by < PROBE_BY_N; by++) {
+                uint64_t n = 0, pages = 0;
+
+                for (unsigned i = 0; i < PROBE_FLUSH_REASONS; i++) {
+                        n += flushes.count[by][i].flushes;
+                        pages += flushes.count[by][i].pages;
+                }
+                json_object_set_new(*ret_flushes, flush_names[by], json_integer((json_int_t)n));
+                if (by == PROBE_BY_OTHERS)
+                        continue;
+                stats->tlb_flushes += n;
+                stats->tlb_flush_pages += pages;
+        }
+        for (unsigned i = 0; i < PROBE_KSM_N; i++)
+                json_object_set_new(*ret_ksm, ksm_names[i], json_integer((json_int_t)ksm.count[i]));
 }
 
 static json_t *daemon_json(Manager *m) {
@@ -106,6 +160,7 @@ static json_t *daemon_json(Manager *m) {
         RemoteStats remote;
         BurstStats burst = { 0 };
         BudgetStats budget;
+        json_t *flushes, *ksm, *object;
 
         manager_total(m, &stats.pages);
         stats.pages.full_scans = m->full_scans;
@@ -122,7 +177,13 @@ static json_t *daemon_json(Manager *m) {
         stats.stop_nsec_p50 = remote_stop_percentile(&remote, 500);
         stats.stop_nsec_p99 = remote_stop_percentile(&remote, 990);
         stats.stop_nsec_max = remote.stop_nsec_max;
-        return daemon_stats_json(&stats);
+        add_probe_counts(m, &stats, &flushes, &ksm);
+        object = daemon_stats_json(&stats);
+        json_object_set_new(object, "tlb_flushes_by", flushes);
+        json_object_set_new(object, "ksm_results", ksm);
+        json_object_set_new(object, "break_share",
+                            json_real((double)judge_budget_share(&m->judge_budget, now_nsec()) / CONF_SHARE_ONE));
+        return object;
 }
 
 json_t *manager_stats_json(Manager *m) {
@@ -228,13 +289,26 @@ static json_t *failures_json(const Member *member) {
         return failures;
 }
 
+static json_t *judgement_json(const Manager *m, const Member *member) {
+        struct probe_target met;
+        JudgeCounts counts;
+
+        manager_count_judged(m, member, &counts);
+        probes_target(m->probes, member->target->pid, &met);
+        return json_pack("{s:b, s:I, s:I, s:I, s:I, s:I, s:I}", "on", (int)m->conf->daemon.judgement, "merges",
+                         (json_int_t)counts.merges, "breaks", (json_int_t)counts.breaks, "losses",
+                         (json_int_t)counts.losses, "pages_alone", (json_int_t)counts.alone, "alone_nsec_max",
+                         (json_int_t)(counts.turns_left_max * m->conf->daemon.pay_back_nsec), "tlb_flushes",
+                         (json_int_t)met.tlb_flushes);
+}
+
 static int explain_managed(Manager *m, Member *member, json_t **ret) {
         const Group *group = member->group;
         const ConfCgroup *section = policy_find(m->conf, group->path);
         const MemberCounts *counts = &member->counts;
         const char *reason, *state = member_state(m, member, &reason);
 
-        *ret = json_pack("{s:i, s:o, s:o, s:o, s:s, s:o, s:s, s:s, s:s?, s:b, s:I, s:I, s:I, s:I, s:I, s:o, s:o}", "pid",
+        *ret = json_pack("{s:i, s:o, s:o, s:o, s:s, s:o, s:s, s:s, s:s?, s:b, s:I, s:I, s:I, s:I, s:I, s:o, s:o, s:o}", "pid",
                          (int)member->target->pid, "name", text(member->target->comm), "cgroup", text(group->path),
                          "section", text(section ? section->pattern : NULL), "merge",
                          group->slot->dry_run ? "dry-run" : "yes",
@@ -243,7 +317,7 @@ static int explain_managed(Manager *m, Member *member, json_t **ret) {
                          "pages_merged", (json_int_t)member_merged(member), "pages_zero", (json_int_t)counts->given,
                          "pages_unshared", (json_int_t)counts->unique, "pages_volatile", (json_int_t)counts->changed, "pages_skipped",
                          skipped_json(member),
-                         "merge_failures", failures_json(member));
+                         "merge_failures", failures_json(member), "judgement", judgement_json(m, member));
         return *ret ? 0 : -ENOMEM;
 }
 
@@ -273,7 +347,7 @@ static int explain(void *userdata, pid_t pid, json_t **ret, const char **ret_rea
                 (void)target_inspect(target, 0, &skip, &ask);
         if (cgroup_of_process(pid, &cgroup) == 0)
                 section = policy_find(m->conf, cgroup);
-        *ret = json_pack("{s:i, s:o, s:o, s:o, s:s, s:n, s:n, s:s, s:s, s:b, s:i, s:i, s:i, s:i, s:i, s:{}, s:{}}", "pid",
+        *ret = json_pack("{s:i, s:o, s:o, s:o, s:s, s:n, s:n, s:s, s:s, s:b, s:i, s:i, s:i, s:i, s:i, s:{}, s:{}, s:n}", "pid",
                          (int)pid, "name", text(target ? target->comm : ""), "cgroup", text(cgroup ?: ""), "section",
                          text(section ? section->pattern : NULL), "merge",
                          section ? conf_merge_name(section->merge) : "no",
@@ -285,7 +359,7 @@ static int explain(void *userdata, pid_t pid, json_t **ret, const char **ret_rea
                          : skip != TARGET_OK               ? target_skip_name(skip)
                                                            : "its cgroup was unmerged by command, until a reload",
                          "tracked", 0, "pages", 0, "pages_merged", 0, "pages_zero", 0, "pages_unshared", 0,
-                         "pages_volatile", 0, "pages_skipped", "merge_failures");
+                         "pages_volatile", 0, "pages_skipped", "merge_failures", "judgement");
         return *ret ? 0 : -ENOMEM;
 }
 

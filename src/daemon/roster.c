@@ -138,6 +138,7 @@ static int group_add(Roster *roster, const ConfCgroup *section, const char *path
         r = slot_get(roster, section, domain, &group->slot);
         if (r < 0)
                 return r;
+        (void)cgroup_id(roster->tree, path, &group->id);
         group->slot->n_groups++;
         group->minimum_run_pages = section->minimum_run_pages;
         group->huge_page_split = section->huge_page_split;
@@ -313,6 +314,12 @@ static void group_refresh(Roster *roster, Group *group) {
 void roster_refresh(Roster *roster) {
         for (size_t i = 0; i < roster->n_groups; i++)
                 group_refresh(roster, roster->groups[i]);
+}
+
+void roster_refresh_cgroup(Roster *roster, uint64_t id) {
+        for (size_t i = 0; i < roster->n_groups; i++)
+                if (roster->groups[i]->id == id && id != 0)
+                        group_refresh(roster, roster->groups[i]);
 }
 
 /* All cgroups there are, in the order of the sections: which domain comes first must not depend on the order of

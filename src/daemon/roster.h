@@ -33,6 +33,7 @@ typedef struct Slot {
 
 typedef struct Group {
         char *path;
+        uint64_t id;                    /* the kernel's; 0: not known */
         Slot *slot;
         /* Copies of what the section says, so that a reload cannot pull them away under a pass. */
         uint32_t minimum_run_pages, huge_page_split;
@@ -46,6 +47,7 @@ typedef struct Group {
 /* What is known of one process, in pages. */
 typedef struct MemberCounts {
         uint64_t present, zero, twin, merged, given, changed, unique;
+        uint64_t alone;                 /* left alone for a while (merge/judge.h) */
         uint64_t wanted, expected;      /* to be marked; of them frames that merging would free */
         uint64_t marked, left_huge, left_budget, left_run, left_stack, unmerged;
 } MemberCounts;
@@ -65,6 +67,7 @@ typedef struct Member {
         Marks marks;
         MemberCounts counts;
         Census census;                  /* of what is marked, as of the last census */
+        uint64_t breaks_seen;           /* by the probe, as of the last collection */
         uint64_t natural_zero;          /* of its zeropage: pages that were so before they were marked */
         unsigned passes_waited;         /* since it was planned last, while there was something to plan */
         TargetSkip skip;                /* why the last pass left it alone */
@@ -107,6 +110,8 @@ void roster_done(Roster *roster);
 
 /* Reads which processes the groups hold now: newcomers are opened, those that left go to the leaving. */
 void roster_refresh(Roster *roster);
+/* The same of one cgroup, by its id; an unknown one is ignored. */
+void roster_refresh_cgroup(Roster *roster, uint64_t id);
 /* The configuration was swapped: groups that are not opted in any more, or differently, leave; others come. */
 void roster_reconfigure(Roster *roster, const Conf *conf);
 /* One cgroup leaves, and is left alone until roster_reconfigure(). -ENOENT, -ENOMEM. */

@@ -13,7 +13,8 @@
  *     for a while must not make ranges flap;
  *   - at an end of a marked range, or in its middle from UNMARK_MIDDLE_PAGES on: a hole costs two mappings, the end
  *     none;
- *   - at once, whatever it holds, to what has become a secret (locked, DONTDUMP);
+ *   - at once, whatever it holds, to what has become a secret (locked, DONTDUMP), and to pages that are to be left alone because
+ *     their merges break too soon (merge/judge.h): what is merged there would be broken soon anyway;
  *   - by undo.
  * It takes about 10 µs for each page it un-shares, so it is made in pieces: remote_call() ends a stop between calls only.
  *
@@ -244,7 +245,7 @@ static int idle_due(const Marks *marks, Ranges *ret) {
 
 /* What a plan says of a target. */
 typedef struct Wish {
-        Ranges planned, mergeable, revoked, open;
+        Ranges planned, mergeable, revoked, open, hot;
 } Wish;
 
 static void wish_done(Wish *wish) {
@@ -252,6 +253,7 @@ static void wish_done(Wish *wish) {
         ranges_done(&wish->mergeable);
         ranges_done(&wish->revoked);
         ranges_done(&wish->open);
+        ranges_done(&wish->hot);
 }
 
 static int wish_read(const Plan *plan, Wish *ret) {
@@ -259,6 +261,8 @@ static int wish_read(const Plan *plan, Wish *ret) {
 
         for (size_t i = 0; i < plan->n && r == 0; i++)
                 r = ranges_append(&ret->planned, plan->ranges[i].start, plan->ranges[i].end);
+        for (size_t i = 0; i < plan->n_hot && r == 0; i++)
+                r = ranges_append(&ret->hot, plan->hot[i].start, plan->hot[i].end);
         for (size_t i = 0; i < plan->n_mergeable && r == 0; i++) {
                 const PlanMergeable *m = &plan->mergeable[i];
 
@@ -273,7 +277,7 @@ static int wish_read(const Plan *plan, Wish *ret) {
 
 /* The calls that make the marks what is wished. */
 static int wish_calls(const Wish *wish, Marks *marks, Batch *batch) {
-        _cleanup_(ranges_done) Ranges mark = {}, unmark = {}, revoke = {}, unwanted = {};
+        _cleanup_(ranges_done) Ranges mark = {}, unmark = {}, revoke = {}, unwanted = {}, hot = {};
         int r;
 
         r = ranges_intersect(&marks->ours, &wish->open, &unwanted);
@@ -287,6 +291,10 @@ static int wish_calls(const Wish *wish, Marks *marks, Batch *batch) {
                 r = ranges_intersect(&marks->ours, &wish->revoked, &revoke);
         if (r == 0)
                 r = ranges_unite(&unmark, &revoke, &unmark);
+        if (r == 0)
+                r = ranges_intersect(&marks->ours, &wish->hot, &hot);
+        if (r == 0)
+                r = ranges_unite(&unmark, &hot, &unmark);
         if (r == 0)
                 r = ranges_subtract(&wish->planned, &wish->mergeable, &mark);
         if (r == 0)

@@ -16,6 +16,8 @@
  *   a page that is not there, or is the zero page: 5 to 28 ns a scan; but it may be filled later, and not
  *     measured but assumed is that one in ten gets unique contents                              30 + 570 -> HOLE_NSEC
  *   madvise on part of a mapping: 2.4 µs, with 300 as with 25,000 ranges                           2,400 -> CALL_NSEC
+ *   a page left alone, because its merges broke too soon: merged again, it breaks again (a merge and a write fault with
+ *     its copy)                                                                                10,000 -> ALONE_NSEC
  *   a mapping: 192 bytes and its part of a maple node (some 30), and 0.25 µs of ksmd's walk a scan
  *                                                                                           310 + 500 -> VMA_NSEC
  *
@@ -33,12 +35,16 @@
  * A mapping that is mergeable already needs no call and no split for what it holds; nothing wanted in it is ever left
  * out, so that whatever is outside the plan may be unmarked without un-sharing a page. Wanted there is the zero page
  * too: it may be KSM's doing (use_zero_pages), and unmarking would put a frame of its own back in its place.
+ *
+ * The exception are pages left alone (merge/judge.h). What of them is mergeable is unmarked whatever it holds, run by run, the
+ * longest first for as long as there are mappings for it: a run in the middle of a mapping takes two.
  */
 
 #include "merge/plan.h"
 
 #define PAGE_NSEC 5700ULL
 #define HOLE_NSEC 600ULL
+#define ALONE_NSEC 10000ULL
 #define CALL_NSEC 2400ULL
 #define VMA_NSEC 800ULL
 
@@ -152,6 +158,59 @@ static void leave(Planner *p, const PageSet wanted, unsigned from, unsigned to, 
         gap_add(p, NSEC_BARRIER);
 }
 
+/* Mappings that marking the run makes; 0 where the mapping is mergeable already. */
+static unsigned run_vmas(const Run *run) {
+        return run->vma->mergeable ? 0 : (run->start > run->vma->start) + (run->end < run->vma->end);
+}
+
+/* Runs of pages that are left alone, in a mapping that is mergeable. */
+static int hot_add(Plan *plan, const Block *block, unsigned from, unsigned to) {
+        for (unsigned page = from; page < to;) {
+                unsigned start = set_next(block->alone, page, to, true), end = set_next(block->alone, start, to, false);
+                uint64_t first = block->addr + start * PAGE_BYTES, last = block->addr + end * PAGE_BYTES;
+
+                page = end;
+                if (start == end)
+                        break;
+                if (plan->n_hot > 0 && plan->hot[plan->n_hot - 1].end == first && start == 0 && from == 0) {
+                        plan->hot[plan->n_hot - 1].end = last;
+                        continue;
+                }
+                if (GROW(plan->hot, plan->n_hot, plan->hot_allocated) < 0)
+                        return -ENOMEM;
+                plan->hot[plan->n_hot++] = (PlanRange){ first, last };
+        }
+        return 0;
+}
+
+static int longer_first(const void *a, const void *b) {
+        uint64_t x = ((const PlanRange *)a)->end - ((const PlanRange *)a)->start;
+        uint64_t y = ((const PlanRange *)b)->end - ((const PlanRange *)b)->start;
+
+        return x > y ? -1 : x < y;
+}
+
+static int by_address(const void *a, const void *b) {
+        uint64_t x = ((const PlanRange *)a)->start, y = ((const PlanRange *)b)->start;
+
+        return x < y ? -1 : x > y;
+}
+
+/* At two mappings a run, the longest that there are mappings for. */
+static void hot_keep_budget(Planner *p) {
+        Plan *plan = p->plan;
+        size_t needed = p->rules->vmas_now, room;
+
+        for (size_t i = 0; i < p->n; i++)
+                needed += run_vmas(&p->runs[i]);
+        room = (p->rules->vmas_max - MIN_OF(needed, p->rules->vmas_max)) / 2;
+        if (plan->n_hot <= room)
+                return;
+        qsort(plan->hot, plan->n_hot, sizeof *plan->hot, longer_first);
+        plan->n_hot = room;
+        qsort(plan->hot, plan->n_hot, sizeof *plan->hot, by_address);
+}
+
 /* The part of a block that lies in the mapping being walked. */
 static int block_add(Planner *p, const Block *block, unsigned from, unsigned to) {
         PageSet wanted;
@@ -161,6 +220,7 @@ static int block_add(Planner *p, const Block *block, unsigned from, unsigned to)
                 wanted[i] = ((block->twin[i] | block->zero[i]) & ~block->changed[i]) | block->merged[i];
                 if (p->vma->mergeable)
                         wanted[i] |= block->zeropage[i];
+                wanted[i] &= ~block->alone[i];
         }
         if (block->huge && !p->vma->mergeable &&
             (uint64_t)set_count(wanted, 0, BLOCK_PAGES) * 10000 < (uint64_t)p->rules->huge_page_split * BLOCK_PAGES) {
@@ -173,12 +233,19 @@ static int block_add(Planner *p, const Block *block, unsigned from, unsigned to)
                 leave(p, wanted, from, to, &p->plan->pages_left_stack);
                 return 0;
         }
+        p->plan->pages_left_hot += set_count(block->alone, from, to);
+        if (p->vma->mergeable) {
+                r = hot_add(p->plan, block, from, to);
+                if (r < 0)
+                        return r;
+        }
         for (unsigned page = from; page < to;) {
                 unsigned start = set_next(wanted, page, to, true);
                 unsigned end = set_next(wanted, start, to, false);
-                unsigned unique = set_count(block->hashed, page, start);
+                unsigned unique = set_count(block->hashed, page, start), alone = set_count(block->alone, page, start);
+                unsigned holes = start - page - MIN_OF(unique + alone, start - page);
 
-                gap_add(p, unique * PAGE_NSEC + (start - page - unique) * HOLE_NSEC);
+                gap_add(p, unique * PAGE_NSEC + alone * ALONE_NSEC + holes * HOLE_NSEC);
                 if (start < end) {
                         r = run_add(p, block->addr + start * PAGE_BYTES, block->addr + end * PAGE_BYTES);
                         if (r < 0)
@@ -217,11 +284,6 @@ static int vma_add(Planner *p, const Space *space, const Vma *vma, size_t *block
                         last->end = vma->end;
         }
         return 0;
-}
-
-/* Mappings that marking the run makes; 0 where the mapping is mergeable already. */
-static unsigned run_vmas(const Run *run) {
-        return run->vma->mergeable ? 0 : (run->start > run->vma->start) + (run->end < run->vma->end);
 }
 
 /* Whether the run begins or ends where a mapping that is marked already does: it makes that one longer. */
@@ -372,6 +434,7 @@ static int keep_budget(Planner *p) {
 void plan_done(Plan *plan) {
         free(plan->ranges);
         free(plan->mergeable);
+        free(plan->hot);
         *plan = (Plan){};
 }
 
@@ -411,6 +474,7 @@ int plan_make(const Space *space, const VmaList *vmas, const PlanRules *rules, P
         r = keep_budget(&planner);
         if (r < 0)
                 return r;
+        hot_keep_budget(&planner);
         plan.ranges = reallocarray(NULL, MAX_OF(planner.n, (size_t)1), sizeof *plan.ranges);
         if (!plan.ranges)
                 return -ENOMEM;

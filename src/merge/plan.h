@@ -28,8 +28,11 @@ typedef struct Plan {
         size_t n, allocated;
         PlanMergeable *mergeable; /* by address */
         size_t n_mergeable, mergeable_allocated;
+        PlanRange *hot;         /* by address: mergeable, and all of it to be left alone (block->alone): to be unmarked at once */
+        size_t n_hot, hot_allocated;
         uint64_t pages_wanted;          /* in mappings that may be merged: those in ranges + pages_left_… */
         uint64_t pages_marked;          /* in ranges, bridged gaps included */
+        uint64_t pages_left_hot;        /* that are to be left alone, wanted or not */
         uint64_t pages_left_huge;       /* of a huge page that is not worth splitting */
         uint64_t pages_left_budget;     /* would have cost more mappings than the process may have */
         uint64_t pages_left_run;        /* of a run shorter than minimum_run_pages */
@@ -37,6 +40,6 @@ typedef struct Plan {
 } Plan;
 
 void plan_done(Plan *plan);
-/* Wanted are the pages of twin and zero that are not in changed, and those of merged; in mappings that are mergeable
+/* Wanted are the pages of twin and zero that are not in changed, and those of merged, all without those of alone; in mappings that are mergeable
  * already also those of zeropage, which KSM may have given back. -ENOMEM. */
 int plan_make(const Space *space, const VmaList *vmas, const PlanRules *rules, Plan *ret);

@@ -35,8 +35,11 @@ bool page_set_any(const PageSet set) {
 }
 
 void block_table_done(BlockTable *table) {
-        for (uint32_t id = 0; id < table->n; id++)
+        for (uint32_t id = 0; id < table->n; id++) {
+                if (table->blocks[id])
+                        free(table->blocks[id]->judge);
                 free(table->blocks[id]);
+        }
         free(table->blocks);
         free(table->free_ids);
         free(table->quarantine);
@@ -92,7 +95,8 @@ int block_new(BlockTable *table, Space *space, uint64_t addr, Block **ret) {
 void block_free(BlockTable *table, Block *block) {
         table->blocks[block->id] = NULL;
         table->quarantine[table->n_quarantine++] = block->id;
-        table->bytes -= malloc_usable_size(block);
+        table->bytes -= malloc_usable_size(block) + malloc_usable_size(block->judge);
+        free(block->judge);
         free(block);
 }
 

@@ -12,6 +12,9 @@ typedef struct Space Space;
 
 typedef uint64_t PageSet[BLOCK_PAGES / 64];
 
+/* What judgement keeps of a block (merge/judge.h): one allocation, that goes with it. */
+typedef struct JudgeRecord JudgeRecord;
+
 static inline bool page_set_has(const PageSet set, unsigned page) { return set[page / 64] >> (page % 64) & 1; }
 static inline void page_set_add(PageSet set, unsigned page) { set[page / 64] |= (uint64_t)1 << (page % 64); }
 static inline void page_set_remove(PageSet set, unsigned page) { set[page / 64] &= ~((uint64_t)1 << (page % 64)); }
@@ -51,6 +54,8 @@ typedef struct Block {
         PageSet changed;        /* new or different when last read: no candidate before it stays the same for a pass */
         PageSet given;          /* was all zero on a frame of its own, maps the shared zero page since we marked it */
         PageSet hole;           /* was given back to the kernel by us (merge/zero), and has not been filled since */
+        PageSet alone;          /* left alone for a while: neither read nor wanted (merge/judge.h) */
+        JudgeRecord *judge;     /* NULL: nothing was merged in it yet */
         uint8_t check[BLOCK_PAGES]; /* low byte of the key when last read */
 } Block;
 

@@ -70,7 +70,7 @@ static int learn(CensusFrames *frames, size_t i, size_t n) {
 }
 
 /* A frame's value: whether it was counted. */
-static int count(CensusFrames *frames, size_t n, Census *census) {
+static int count(CensusFrames *frames, size_t n, Census *census, CensusLook *look) {
         for (size_t i = 0; i < n; i++) {
                 uint64_t entry = frames->entries[i];
                 Frame *frame;
@@ -90,22 +90,35 @@ static int count(CensusFrames *frames, size_t n, Census *census) {
                 }
                 if (frame->tag == FRAME_ZEROPAGE) {
                         census->zeropage++;
+                        page_set_add(look->zeropage, look->first + (unsigned)i);
                         continue;
                 }
                 census->pages++;
                 if (frame->tag == FRAME_KSM) {
                         census->ksm_mappings++;
+                        page_set_add(look->merged, look->first + (unsigned)i);
                         census->ksm_frames += frame->value++ == 0;
                 }
         }
         return 0;
 }
 
-int census_add(CensusFrames *frames, Target *target, uint64_t start, uint64_t end, Census *add) {
+CensusPage census_page(const CensusFrames *frames, uint64_t entry) {
+        uint64_t flags;
+
+        if (!pagemap_is_anonymous(entry) || scanner_page_flags(frames->scanner, entry & PAGEMAP_PFN, 1, &flags) < 0)
+                return CENSUS_ABSENT;
+        return flags & (KPAGEFLAGS_KSM | KPAGEFLAGS_ZERO_PAGE) ? CENSUS_MERGED : CENSUS_OTHER;
+}
+
+int census_add(CensusFrames *frames, Target *target, uint64_t start, uint64_t end, Census *add, CensusLooked looked,
+               void *userdata) {
         Census census = *add;
 
         for (uint64_t addr = start; addr < end;) {
-                uint64_t want = MIN_OF((end - addr) / PAGE_BYTES, (uint64_t)BLOCK_PAGES);
+                unsigned first = (unsigned)(addr % BLOCK_BYTES / PAGE_BYTES);
+                uint64_t want = MIN_OF((end - addr) / PAGE_BYTES, (uint64_t)(BLOCK_PAGES - first));
+                CensusLook look = { .block = addr - addr % BLOCK_BYTES, .first = first, .entries = frames->entries };
                 ssize_t got = pread(target->pagemapfd, frames->entries, want * sizeof *frames->entries,
                                     (off_t)(addr / PAGE_BYTES * sizeof *frames->entries));
                 size_t n;
@@ -116,9 +129,12 @@ int census_add(CensusFrames *frames, Target *target, uint64_t start, uint64_t en
                 if (got == 0)
                         return TARGET_E_GONE;
                 n = (size_t)got / sizeof *frames->entries;
-                r = count(frames, n, &census);
+                r = count(frames, n, &census, &look);
                 if (r < 0)
                         return r;
+                look.n = (unsigned)n;
+                if (looked)
+                        looked(userdata, &look);
                 addr += n * PAGE_BYTES;
         }
         *add = census;

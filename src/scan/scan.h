@@ -95,11 +95,26 @@ typedef struct Census {
         uint64_t pages;         /* present anonymous pages */
 } Census;
 
+/* What one look at a stretch of pages of one block saw. Sets are of pages of the block. */
+typedef struct CensusLook {
+        uint64_t block;         /* its address */
+        unsigned first, n;      /* the pages looked at */
+        const uint64_t *entries; /* of the pagemap, one a page */
+        PageSet merged;         /* map a KSM frame that is mapped elsewhere too, */
+        PageSet zeropage;       /* or the shared zero page */
+} CensusLook;
+typedef void (*CensusLooked)(void *userdata, const CensusLook *look);
+
 typedef struct CensusFrames CensusFrames; /* the distinct frames met so far, over any number of targets */
 int census_frames_new(Scanner *scanner, CensusFrames **ret);
 CensusFrames *census_frames_free(CensusFrames *frames);
 DEFINE_CLEANUP(CensusFrames, census_frames_free)
-/* Adds [start, end) of the target; ksm_frames counts only frames that frames had not met. TARGET_E_GONE, -errno. */
-int census_add(CensusFrames *frames, Target *target, uint64_t start, uint64_t end, Census *add);
+/* Adds [start, end) of the target; ksm_frames counts only frames that frames had not met. looked (may be NULL) is told of
+ * each block, in pieces by address. TARGET_E_GONE, -errno. */
+int census_add(CensusFrames *frames, Target *target, uint64_t start, uint64_t end, Census *add, CensusLooked looked,
+               void *userdata);
+/* What the entry of a pagemap says, asking about a frame that is mapped once, too. */
+typedef enum CensusPage { CENSUS_ABSENT, CENSUS_MERGED /* KSM's, or the zero page */, CENSUS_OTHER } CensusPage;
+CensusPage census_page(const CensusFrames *frames, uint64_t entry);
 /* How often the frame was met so far, as a KSM frame; 1 for a KSM frame that was not, 0 for any other. */
 uint32_t census_mappings(const CensusFrames *frames, uint64_t pfn);

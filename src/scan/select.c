@@ -6,7 +6,8 @@
  * so a write in a chunk that was not visited shows at once.
  *
  * A tracked block that is rewritten as fast as it is protected costs its process a fault a page and us a reading a page
- * for nothing: after some passes of that it is left unprotected and sampled, until a sample stands still.
+ * for nothing: after some passes of that it is left unprotected and sampled, until a sample stands still. The same goes for
+ * one of which most pages are left alone (block->alone); of any other these pages are protected with the rest, and not read.
  *
  * What must hold: pages reported as written were protected again in that moment, so each of them stays in a selection
  * until it was read. A page that changed is no candidate before it stood still for a pass; where writes are tracked,
@@ -49,7 +50,12 @@ void selection_done(Selection *selection) {
         *selection = (Selection) {};
 }
 
-static bool is_sampled(const Block *block) { return !block->tracked || block->huge || block->busy >= BUSY_LOOKS; }
+/* Not worth protecting. */
+static bool is_busy(const Block *block) {
+        return block->busy >= BUSY_LOOKS || page_set_count(block->alone) > BUSY_SHARE;
+}
+
+static bool is_sampled(const Block *block) { return !block->tracked || block->huge || is_busy(block); }
 
 /* The pages written in a chunk; its parts that are too busy are left as they are. */
 static int scan_chunk(Space *space, Track *track, const TrackChunk *chunk, TrackRanges *ranges) {
@@ -59,7 +65,7 @@ static int scan_chunk(Space *space, Track *track, const TrackChunk *chunk, Track
                 const Block *block = space->blocks[b];
                 int r;
 
-                if (block->busy < BUSY_LOOKS)
+                if (!is_busy(block))
                         continue;
                 r = add_written(space, track, from, block->addr, ranges);
                 if (r != 0)
@@ -276,6 +282,8 @@ static int select_block(Selection *selection, Block *block, const Track *track, 
         if (rules->recheck_forked)
                 for (unsigned i = 0; i < ELEMENTSOF(pages); i++)
                         pages[i] |= block->forked[i] & block->hashed[i] & ~block->merged[i] & ~block->twin[i];
+        for (unsigned i = 0; i < ELEMENTSOF(pages); i++)
+                pages[i] &= ~block->alone[i];
         if (!page_set_any(pages))
                 return 0;
         if (GROW(selection->blocks, selection->n, selection->allocated) < 0)

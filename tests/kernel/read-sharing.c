@@ -114,7 +114,7 @@ static void test_census(void) {
                 CHECK(target_new((i < 2 ? merged : forked)->pids[i % 2], &target) == 0);
                 CHECK(target_open_memory(target) == 0);
                 CHECK(census_add(frames, target, (uintptr_t)pair_area(), (uintptr_t)pair_area() + PAIR_BYTES,
-                                 &census) == 0);
+                                 &census, NULL, NULL) == 0);
         }
         CHECK(census.pages == 4 * PAIR_PAGES);
         CHECK(census.zeropage == 0);
