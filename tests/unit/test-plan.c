@@ -60,12 +60,22 @@ static void world_set(World *w, unsigned from, unsigned to, bool wanted) {
 
 static void world_random(World *w) {
         unsigned at = 0, n = 0, density = 1 + rnd(100), present = 30 + rnd(71), longest = 1U << rnd(8);
+        unsigned alone = rnd(3) ? 0 : 1 + rnd(60);
 
         world_init(w);
         for (unsigned i = 0; i < N_PAGES;) {
                 unsigned run = 1 + rnd(longest), kind = rnd(100) < density ? 1 + rnd(3) : 0;
+                bool is_alone = rnd(100) < alone;
+
                 for (unsigned end = MIN_OF(i + run, (unsigned)N_PAGES); i < end; i++) {
                         Block *b = &w->blocks[i / BLOCK_PAGES];
+
+                        if (is_alone) {
+                                page_set_add(b->alone, i % BLOCK_PAGES);
+                                if (kind == 3)
+                                        page_set_add(b->merged, i % BLOCK_PAGES);
+                                continue;
+                        }
                         if (kind == 1)
                                 page_set_add(b->twin, i % BLOCK_PAGES);
                         else if (kind == 2)
@@ -98,7 +108,7 @@ static void world_random(World *w) {
 
 typedef struct Page {
         const Vma *vma; /* NULL: unmapped, or one that must not be merged */
-        bool wanted, hashed, huge, zeropage;
+        bool wanted, hashed, huge, zeropage, alone;
 } Page;
 
 static void world_pages(const World *w, Page *pages) {
@@ -110,6 +120,8 @@ static void world_pages(const World *w, Page *pages) {
                         Page *p = &pages[first + j];
                         p->zeropage = page_set_has(b->zeropage, j);
                         p->wanted = page_set_has(b->twin, j) || page_set_has(b->zero, j) || page_set_has(b->merged, j);
+                        p->alone = page_set_has(b->alone, j);
+                        p->wanted &= !p->alone;
                         p->hashed = page_set_has(b->hashed, j);
                         n += p->wanted;
                 }
@@ -121,7 +133,7 @@ static void world_pages(const World *w, Page *pages) {
                 for (uint64_t a = v->start; v->skip == VMA_OK && a < v->end; a += PAGE_BYTES) {
                         Page *p = &pages[(a - BASE) / PAGE_BYTES];
                         p->vma = v;
-                        p->wanted |= v->mergeable && p->zeropage;
+                        p->wanted |= v->mergeable && p->zeropage && !p->alone;
                 }
         }
 }
@@ -139,7 +151,7 @@ static uint64_t cost(const Page *pages, const bool *marked) {
                 if (before && marked[i] != marked[i - 1])
                         nsec += VMA_NSEC;
                 if (marked[i] && !pages[i].wanted)
-                        nsec += pages[i].hashed ? PAGE_NSEC : HOLE_NSEC;
+                        nsec += pages[i].alone ? ALONE_NSEC : pages[i].hashed ? PAGE_NSEC : HOLE_NSEC;
         }
         return nsec;
 }
@@ -148,12 +160,40 @@ static bool limited(const PlanRules *rules) {
         return rules->minimum_run_pages > 1 || rules->vmas_max < 16000;
 }
 
+/* What is to be unmarked: pages left alone in mergeable mappings, all of them where there are mappings for it. */
+static const char *hot_broken(const World *w, const Plan *plan, const Page *pages, const bool *marked, size_t added) {
+        bool hot[N_PAGES] = {};
+        unsigned left_out = 0;
+
+        for (size_t i = 0; i < plan->n_hot; i++) {
+                const PlanRange *r = &plan->hot[i];
+
+                if (r->start >= r->end || (i > 0 && r[-1].end > r->start))
+                        return "hot ranges are not in order";
+                for (uint64_t at = r->start; at < r->end; at += PAGE_BYTES)
+                        hot[(at - BASE) / PAGE_BYTES] = true;
+        }
+        for (unsigned i = 0; i < N_PAGES; i++) {
+                bool should = pages[i].vma && pages[i].vma->mergeable && pages[i].alone;
+
+                if (hot[i] && (!should || marked[i]))
+                        return "something is unmarked that is not to be left alone";
+                left_out += should && !hot[i];
+        }
+        if (plan->n_hot > 0 && w->rules.vmas_now + added + 2 * plan->n_hot > w->rules.vmas_max)
+                return "too many mappings for what is to be left alone";
+        if (left_out > 0 && w->rules.vmas_now + added + 2 * (plan->n_hot + 1) <= w->rules.vmas_max)
+                return "left marked without need";
+        return NULL;
+}
+
 /* NULL, or the promise that the plan breaks. */
 static const char *broken(const World *w, const Plan *plan) {
         static Page pages[N_PAGES];
         bool marked[N_PAGES] = {}, each[N_PAGES] = {}, all[N_PAGES] = {}, vma_wanted[ELEMENTSOF(w->mappings)] = {};
         uint64_t wanted = 0, left = 0, n = 0;
         size_t added = 0;
+        const char *why;
         bool any_huge = false;
 
         world_pages(w, pages);
@@ -203,6 +243,9 @@ static const char *broken(const World *w, const Plan *plan) {
                 return "wanted pages are unaccounted for";
         if (added > 0 && w->rules.vmas_now + added > w->rules.vmas_max)
                 return "too many mappings";
+        why = hot_broken(w, plan, pages, marked, added);
+        if (why)
+                return why;
         if (limited(&w->rules))
                 return NULL;
         if (left != plan->pages_left_huge)
@@ -222,7 +265,7 @@ static const char *broken(const World *w, const Plan *plan) {
 
 static void test_promises(void **unused) {
         static World w;
-        uint64_t ranges = 0, huge = 0, budget = 0, run = 0;
+        uint64_t ranges = 0, huge = 0, budget = 0, run = 0, hot = 0;
 
         for (unsigned seed = 1; seed <= 4000; seed++) {
                 _cleanup_(plan_done) Plan plan = {};
@@ -238,9 +281,10 @@ static void test_promises(void **unused) {
                 huge += plan.pages_left_huge;
                 budget += plan.pages_left_budget;
                 run += plan.pages_left_run;
+                hot += plan.n_hot;
         }
         /* The random worlds reach every rule. */
-        assert_true(ranges > 10000 && huge > 1000 && budget > 1000 && run > 1000);
+        assert_true(ranges > 10000 && huge > 1000 && budget > 1000 && run > 1000 && hot > 1000);
 }
 
 /* The check itself: each naive plan breaks the promise it is bound to break. */

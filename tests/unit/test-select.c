@@ -294,9 +294,35 @@ static void test_batches_hold_whole_blocks(void **state) {
         assert_int_equal(batches, 5);
 }
 
+/* What is left alone is not read when it is written; where that is most of a block it is not even protected. Let go, it is
+ * read whether it was written or not. */
+static void test_left_alone_is_not_read(void **state) {
+        Fixture *f = *state;
+        Block *block = add_block(f, BASE);
+
+        block->tracked = true;
+        wrote(BASE, BLOCK_PAGES);
+        assert_int_equal(run_pass(f, true, everything, NULL, NULL), BLOCK_PAGES);
+        for (unsigned i = 0; i < 100; i++)
+                page_set_add(block->alone, 2 * i);
+        wrote(BASE, BLOCK_PAGES);
+        assert_int_equal(run_pass(f, true, everything, NULL, NULL), BLOCK_PAGES - 100);
+        assert_int_equal(asked, 3 * CHUNK);
+        for (unsigned i = 0; i < 400; i++)
+                page_set_add(block->alone, i);
+        assert_true(run_pass(f, true, everything, NULL, NULL) <= BLOCK_PAGES - 400);
+        assert_int_equal(asked, 3 * CHUNK - BLOCK_BYTES);
+        memset(block->alone, 0, sizeof block->alone);
+        page_set_add(block->changed, 7);
+        block->recheck = block->unsettled = true;
+        assert_int_equal(run_pass(f, true, everything, NULL, NULL), 1);
+        assert_int_equal(asked, 3 * CHUNK);
+}
+
 int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test_setup_teardown(test_untracked_is_sampled_ever_more_seldom, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_left_alone_is_not_read, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_untracked_rewritten_is_left_alone_mostly, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_tracked_is_exact, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_quiet_chunks_are_spared, setup, teardown),
