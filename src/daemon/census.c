@@ -8,22 +8,6 @@
 /* 2 to 3 ms. */
 #define BREATH_PAGES ((uint64_t)1 << 16)
 
-/* Pages of the range that mapped the zero page before we marked it: they were read and never written, which is no
- * saving of ours. */
-static uint64_t natural_zero_pages(const Space *space, const PlanRange *range) {
-        const Block *block = NULL;
-        uint64_t n = 0;
-
-        for (uint64_t at = range->start; at < range->end; at += PAGE_BYTES) {
-                unsigned page = (unsigned)(at % BLOCK_BYTES / PAGE_BYTES);
-
-                if (at == range->start || page == 0)
-                        block = space_find(space, at - at % BLOCK_BYTES);
-                n += block && page_set_has(block->zeropage, page) && !page_set_has(block->given, page);
-        }
-        return n;
-}
-
 void manager_add_failures(const MemberCounts *counts, PageStats *stats) {
         stats->merge_failures[MERGE_FAILURE_HOT] += counts->alone;
         stats->merge_failures[MERGE_FAILURE_HUGE] += counts->left_huge;
@@ -39,28 +23,78 @@ void manager_total(const Manager *m, PageStats *ret) {
                 page_stats_add(ret, &m->roster.slots[i]->stats);
 }
 
+static int compare_kin(const void *a, const void *b) {
+        uint64_t x = (*(Member *const *)a)->kin, y = (*(Member *const *)b)->kin;
+
+        return x < y ? -1 : x > y;
+}
+
+/* Who of these has others beside him that were forked from one another. -ENOMEM. */
+static int find_relatives(Member *const *members, size_t n) {
+        _cleanup_free_ Member **sorted = calloc(n + 1, sizeof(Member *));
+
+        if (!sorted)
+                return -ENOMEM;
+        for (size_t i = 0; i < n; i++)
+                sorted[i] = members[i];
+        qsort(sorted, n, sizeof *sorted, compare_kin);
+        for (size_t i = 0; i < n; i++) {
+                uint64_t kin = sorted[i]->kin;
+
+                sorted[i]->has_relatives = kin != 0 && ((i > 0 && sorted[i - 1]->kin == kin) ||
+                                                        (i + 1 < n && sorted[i + 1]->kin == kin));
+        }
+        return 0;
+}
+
+/* The member as the census wants it. */
+static CensusPart part_of(Member *member) {
+        return (CensusPart){
+                .target = member->target,
+                .notes = &member->group->slot->notes,
+                .space = &member->space,
+                .all_known = domain_knows_all(member->group->slot->domain),
+                .kin = member->has_relatives ? member->kin : 0,
+        };
+}
+
 /* Within a pass the event loop is let run now and then. */
+static void breathe(Manager *m, const PlanRange *range, uint64_t *pages) {
+        *pages += (range->end - range->start) / PAGE_BYTES;
+        if (*pages >= BREATH_PAGES && m->in_pass) {
+                (void)manager_breathe(m, 0); /* whoever wants the pass to end gets it a moment later */
+                *pages = 0;
+        }
+}
+
 static void census_member(Manager *m, CensusFrames *frames, Member *member) {
         JudgeLooking looking = { .manager = m, .frames = frames, .member = member };
+        CensusPart part = part_of(member);
         uint64_t pages = 0;
 
         m->looks++;
         member->census = (Census){ 0 };
-        member->natural_zero = 0;
         for (size_t i = 0; i < member->marks.ours.n; i++) {
                 const PlanRange *range = &member->marks.ours.ranges[i];
 
-                if (census_add(frames, member->target, range->start, range->end, &member->census, manager_looked,
-                               &looking) != 0)
+                if (census_add(frames, &part, range->start, range->end, &member->census, manager_looked, &looking) != 0)
                         return;
-                member->natural_zero += natural_zero_pages(&member->space, range);
-                pages += (range->end - range->start) / PAGE_BYTES;
-                if (pages >= BREATH_PAGES && m->in_pass) {
-                        (void)manager_breathe(m, 0); /* whoever wants the pass to end gets it a moment later */
-                        pages = 0;
-                }
+                breathe(m, range, &pages);
         }
         manager_end_looking(&looking);
+}
+
+static void note_member(Manager *m, CensusFrames *frames, Member *member) {
+        CensusPart part = part_of(member);
+        uint64_t pages = 0;
+
+        for (size_t i = 0; i < member->marks.ours.n; i++) {
+                const PlanRange *range = &member->marks.ours.ranges[i];
+
+                if (census_note(frames, &member->group->slot->notes, &part, range->start, range->end) != 0)
+                        return;
+                breathe(m, range, &pages);
+        }
 }
 
 static void count_member(Member *member, PageStats *stats) {
@@ -68,12 +102,12 @@ static void count_member(Member *member, PageStats *stats) {
         MemberCounts *counts = &member->counts;
         uint64_t left = counts->left_huge + counts->left_budget + counts->left_run + counts->left_stack;
 
-        counts->given = census->zeropage - MIN_OF(census->zeropage, member->natural_zero);
+        counts->given = census->given;
         counts->unmerged = counts->wanted + counts->merged;
         counts->unmerged -= MIN_OF(counts->unmerged, census->ksm_mappings + counts->given + left);
         stats->pages_shared += census->ksm_frames;
-        stats->pages_sharing += census->ksm_mappings - census->ksm_frames;
-        stats->pages_zero += counts->given;
+        stats->pages_sharing += census->ksm_unmerged - census->ksm_frames - (uint64_t)census->lagging;
+        stats->pages_zero += census->given_unmerged;
         stats->pages_unshared += counts->unique;
         stats->pages_volatile += counts->changed;
         stats->metadata_bytes += member->space.n * sizeof(Block);
@@ -84,6 +118,8 @@ static void count_member(Member *member, PageStats *stats) {
 
 static void finish_stats(PageStats *stats, uint64_t passes) {
         stats->full_scans = passes;
+        /* One lags in one cgroup for another's page. */
+        stats->pages_sharing = (int64_t)stats->pages_sharing < 0 ? 0 : stats->pages_sharing;
         stats->bytes_saved = (stats->pages_sharing + stats->pages_zero) * PAGE_BYTES;
         stats->general_profit_bytes += (int64_t)stats->bytes_saved - (int64_t)stats->metadata_bytes;
 }
@@ -134,20 +170,52 @@ static bool is_in(const Member *member, const Slot *slot) {
         return !member->gone && !member->leaving && member->group->slot == slot;
 }
 
+/* A snapshot of all members in the order of their cgroups. NULL: out of memory. */
+static Member **all_members(const Manager *m, size_t *ret_n) {
+        _cleanup_free_ Member **members = calloc(roster_count_members(&m->roster) + 1, sizeof(Member *));
+        size_t n = 0;
+
+        if (!members)
+                return NULL;
+        for (size_t i = 0; i < m->roster.n_groups; i++)
+                for (size_t k = 0; k < m->roster.groups[i]->n_members; k++)
+                        members[n++] = m->roster.groups[i]->members[k];
+        if (find_relatives(members, n) < 0)
+                return NULL;
+        *ret_n = n;
+        return TAKE_PTR(members);
+}
+
+void manager_note_frames(Manager *m) {
+        size_t n_slots = m->roster.n_slots, n = 0;
+        _cleanup_free_ Slot **slots = calloc(n_slots + 1, sizeof(Slot *));
+        _cleanup_free_ Member **members = all_members(m, &n);
+
+        for (size_t s = 0; slots && s < n_slots; s++)
+                slots[s] = m->roster.slots[s];
+        for (size_t s = 0; slots && members && s < n_slots; s++) {
+                _cleanup_(census_frames_freep) CensusFrames *frames = NULL;
+
+                if (!slots[s]->domain || census_frames_new(slots[s]->domain->scanner, &frames) < 0)
+                        continue;
+                census_notes_begin(&slots[s]->notes);
+                for (size_t i = 0; i < n; i++)
+                        if (is_in(members[i], slots[s]) && members[i]->has_relatives)
+                                note_member(m, frames, members[i]);
+        }
+}
+
 /* Goes by a snapshot: who is managed may change while the event loop runs. */
 void manager_census(Manager *m) {
         size_t n_slots = m->roster.n_slots, n = 0;
         _cleanup_free_ Slot **slots = calloc(n_slots + 1, sizeof(Slot *));
-        _cleanup_free_ Member **members = calloc(roster_count_members(&m->roster) + 1, sizeof(Member *));
+        _cleanup_free_ Member **members = all_members(m, &n);
 
         m->census_age = 0;
         if (!slots || !members)
                 return;
         for (size_t s = 0; s < n_slots; s++)
                 slots[s] = m->roster.slots[s];
-        for (size_t i = 0; i < m->roster.n_groups; i++)
-                for (size_t k = 0; k < m->roster.groups[i]->n_members; k++)
-                        members[n++] = m->roster.groups[i]->members[k];
         for (size_t s = 0; s < n_slots; s++) {
                 _cleanup_(census_frames_freep) CensusFrames *frames = NULL;
 

@@ -142,6 +142,8 @@ void manager_census(Manager *manager);
 /* Fills in the statistics of groups and slots from what is known. */
 void manager_count(Manager *manager);
 /* Pages of one member that have a twin and are not merged, by reason. */
+/* Right before a burst: notes which of the pages that it may merge lie on frames of their own. */
+void manager_note_frames(Manager *manager);
 void manager_add_failures(const MemberCounts *counts, PageStats *stats);
 /* The sum over all domains, as last counted. */
 void manager_total(const Manager *manager, PageStats *ret);

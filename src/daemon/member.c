@@ -128,6 +128,7 @@ static void forget_image(Manager *m, Member *member) {
                                  .owner = member };
         member->counts = (MemberCounts){ 0 };
         member->marks_loaded = member->adopted = member->track_tried = false;
+        member->kin = 0;
         member->vmas_nsec = member->last_pass = 0;
         member->remote_error = 0;
 }
@@ -176,11 +177,14 @@ static bool meet(Manager *m, Member *member) {
 /* The mappings, and where in them pages are present. */
 static int refresh(Manager *m, Member *member) {
         bool wants_its_own = member->track && target_has_userfaultfd(member->target);
+        TargetOrigin origin;
         int r = read_vmas(member);
 
         if (r != 0)
                 return r;
         member->vmas_changed = false;
+        if (member->kin == 0 && target_origin(member->target, &origin) == 0)
+                member->kin = target_origin_kin(&origin);
         if (!member->marks_loaded && !member->group->slot->dry_run) {
                 r = marks_load(m->advise, member->target, &member->vmas, &member->marks);
                 member->marks_loaded = r == 0;

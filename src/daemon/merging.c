@@ -250,6 +250,7 @@ int pass_burst(Pass *pass) {
         if (m->stranger_marked)
                 return 0;
         limit_sharing(m);
+        manager_note_frames(m);
         burst_stats(m->burst, &before);
         r = burst_start(m->burst, pass->expected, pass->marked);
         if (r < 0) {

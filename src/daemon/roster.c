@@ -37,6 +37,7 @@ static Slot *slot_free(Slot *slot) {
         if (!slot)
                 return NULL;
         domain_free(slot->domain);
+        census_notes_done(&slot->notes);
         free(slot->name);
         free(slot);
         return NULL;

@@ -7,6 +7,7 @@
 #include "loop/loop.h"
 #include "merge/advise.h"
 #include "merge/domain.h"
+#include "scan/census.h"
 #include "scan/select.h"
 #include "target/activity.h"
 
@@ -28,6 +29,7 @@ typedef struct Slot {
         Domain *domain;                 /* NULL while idle_reason is set and it is no dry run */
         unsigned n_groups;
         bool recheck_forked;            /* the running pass reads these again (SelectRules) */
+        CensusNotes notes;              /* of what is being merged */
         PageStats stats;
 } Slot;
 
@@ -48,7 +50,7 @@ typedef struct Group {
 typedef struct MemberCounts {
         uint64_t present, zero, twin, merged, given, changed, unique;
         uint64_t alone;                 /* left alone for a while (merge/judge.h) */
-        uint64_t wanted, expected;      /* to be marked; of them frames that merging would free */
+        uint64_t wanted, expected;      /* to be marked; of them those that will leave their frames */
         uint64_t marked, left_huge, left_budget, left_run, left_stack, unmerged;
 } MemberCounts;
 
@@ -68,7 +70,8 @@ typedef struct Member {
         MemberCounts counts;
         Census census;                  /* of what is marked, as of the last census */
         uint64_t breaks_seen;           /* by the probe, as of the last collection */
-        uint64_t natural_zero;          /* of its zeropage: pages that were so before they were marked */
+        uint64_t kin;                   /* the same for all that were forked from one another; 0: not known */
+        bool has_relatives;             /* among the members, as of the last census */
         unsigned passes_waited;         /* since it was planned last, while there was something to plan */
         TargetSkip skip;                /* why the last pass left it alone */
         int remote_error;               /* REMOTE_E_* of the last attempt to call it */

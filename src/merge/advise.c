@@ -58,6 +58,8 @@ int advise_new(Remote *remote, const char *state_dir, bool process_madvise, Advi
 Advise *advise_free(Advise *advise) {
         if (!advise)
                 return NULL;
+        for (size_t i = 0; i < advise->n_ended; i++)
+                ranges_done(&advise->ended[i].foreign);
         safe_close(advise->statefd);
         free(advise);
         return NULL;
@@ -383,5 +385,6 @@ int advise_undo(Advise *advise, Target *target, Marks *marks, AdviseResult *ret)
 }
 
 void advise_forget(Advise *advise, Target *target, Marks *marks) {
+        marks_end(advise, marks);
         marks_unrecord(advise, target, marks);
 }

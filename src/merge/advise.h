@@ -2,6 +2,7 @@
 #pragma once
 
 #include "merge/plan.h"
+#include "target/origin.h"
 #include "target/remote.h"
 
 /*
@@ -28,12 +29,14 @@ typedef struct Marks {
         Ranges foreign;         /* marked by the process itself before we came: never unmarked */
         bool marks_itself;      /* there was any: what becomes mergeable without us is the process's own as well */
         bool recorded;          /* the state file is written */
+        TargetOrigin origin;    /* of the process, while it lived */
         MarkIdle *idle;         /* by address */
         size_t n_idle;
 } Marks;
 
 /* Learns what is marked in a target at first contact: from the state file of an earlier daemon if there is one; from
- * that of the process it was forked from, whose marks it inherited; else every mergeable mapping is foreign.
+ * that of the process it was forked from, whose marks it inherited, or what is remembered of it if it has ended; else
+ * every mergeable mapping is foreign.
  * 0, -ENOMEM. */
 int marks_load(Advise *advise, Target *target, const VmaList *vmas, Marks *ret);
 void marks_done(Marks *marks);
@@ -52,7 +55,7 @@ int advise_apply(Advise *advise, Target *target, const Plan *plan, Marks *marks,
  * when some are left (un-sharing needs memory), otherwise the state file is removed. REMOTE_E_*, -errno. */
 int advise_undo(Advise *advise, Target *target, Marks *marks, AdviseResult *ret);
 
-/* Forgets a target that ended: removes its state file. */
+/* Forgets a target that ended, or replaced its program: removes its state file. */
 void advise_forget(Advise *advise, Target *target, Marks *marks);
 
 /* The living processes that an earlier daemon marked, or this one. */

@@ -173,14 +173,15 @@ static void match(Domain *domain, DomainShard *shard, const ScanPage *p, int res
                 return;
         }
         if (!p->writable_alone && scan_page_frame(twin, twin_page, &frame) == 0 && frame == p->pfn) {
-                if (page_set_has_shared(twin->twin, twin_page))
+                if (page_set_has_shared(twin->twin, twin_page)) {
                         page_set_add_shared(p->block->twin, p->page);
+                        page_set_add_shared(p->block->saves, p->page);
+                }
                 return;
         }
         page_set_add_shared(p->block->twin, p->page);
         page_set_add_shared(twin->twin, twin_page);
-        if (p->kind == SCAN_HASHED)
-                page_set_add_shared(p->block->saves, p->page);
+        page_set_add_shared(p->block->saves, p->page);
         shard->fork_twin |= page_set_has(twin->forked, twin_page) || page_set_has(p->block->forked, p->page);
 }
 
@@ -214,8 +215,7 @@ static size_t sift(const Domain *domain, DomainShard *shard, const ScanPage **pa
 
                 if (merged && hits[i].n_dups > 0) {
                         page_set_add_shared(p->block->twin, p->page);
-                        if (p->kind == SCAN_HASHED)
-                                page_set_add_shared(p->block->saves, p->page);
+                        page_set_add_shared(p->block->saves, p->page);
                 } else if (!unstable_in_sample(p->key, domain->sample_bits))
                         shard->left_out++;
                 else {

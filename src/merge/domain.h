@@ -75,3 +75,6 @@ void domain_limit_memory(Domain *domain, uint64_t bytes_max);
 
 /* All the memory that the domain's trees and blocks hold. */
 uint64_t domain_bytes(const Domain *domain);
+/* false: only a sample of the contents is remembered, of the merged ones too. */
+static inline bool domain_knows_all(const Domain *domain) { return domain->sample_bits == 0; }
+

@@ -33,43 +33,6 @@ static void state_name(pid_t pid, uint64_t start_ticks, char *ret) {
         snprintf(ret, STATE_NAME_BYTES, "%d.%llu", pid, (unsigned long long)start_ticks);
 }
 
-/* proc_pid_stat(5): fields 4, 22, 26, 28 and 47. */
-typedef struct Origin {
-        pid_t parent;
-        uint64_t start_ticks, start_code, start_stack, start_brk;
-} Origin;
-
-static int origin_read(int at, const char *path, Origin *ret) {
-        _cleanup_free_ char *text = NULL;
-        uint64_t fields[48] = {};
-        char *at_field;
-        int r;
-
-        r = read_file(at, path, &text, NULL);
-        if (r < 0)
-                return r;
-        at_field = strrchr(text, ')'); /* the name before it may hold anything */
-        if (!at_field || strlen(at_field) < 5)
-                return -EBADMSG;
-        at_field += 3; /* field 3, the state, is a letter */
-        for (unsigned i = 4; i < ELEMENTSOF(fields); i++) {
-                char *end;
-                fields[i] = strtoull(at_field + 1, &end, 10);
-                if (end == at_field + 1)
-                        return -EBADMSG;
-                at_field = end;
-        }
-        *ret = (Origin){ (pid_t)fields[4], fields[22], fields[26], fields[28], fields[47] };
-        return 0;
-}
-
-static int origin_of(pid_t pid, Origin *ret) {
-        char path[32];
-
-        snprintf(path, sizeof path, "/proc/%d/stat", pid);
-        return origin_read(AT_FDCWD, path, ret);
-}
-
 /* "START-END\n" in 16 hexadecimal digits each, by address. -EBADMSG. */
 static int state_parse(const char *text, Ranges *ret) {
         _cleanup_(ranges_done) Ranges ranges = {};
@@ -113,26 +76,34 @@ static int state_read(int statefd, pid_t pid, uint64_t start_ticks, Ranges *ret)
         return strlen(text) == size ? state_parse(text, ret) : -EBADMSG;
 }
 
-/* Looks for the state file of a process that this one was forked from. -ENOENT: there is none. */
-static int state_inherited(Advise *advise, const Target *target, Ranges *ret) {
-        Origin origin, parent;
-        int r;
+/* Of the processes that ended with marks of ours in them, the one this was forked from. -ENOENT: none is known. */
+static int ended_inherited(const Advise *advise, const Target *target, const TargetOrigin *origin, Ranges *ret) {
+        for (size_t i = 0; i < advise->n_ended; i++) {
+                const MarksEnded *ended = &advise->ended[i];
 
-        r = origin_read(target->procfd, "stat", &origin);
+                if (target_origin_same(&ended->origin, origin) && ended->origin.start_ticks <= origin->start_ticks)
+                        return target_layout_is_fixed(target) ? -ENOENT
+                                                              : ranges_unite(&ended->foreign, &(Ranges){}, ret);
+        }
+        return -ENOENT;
+}
+
+/* Looks for the state file of a process that this one was forked from. -ENOENT: there is none. */
+static int state_inherited(Advise *advise, const Target *target, const TargetOrigin *own, Ranges *ret) {
+        TargetOrigin origin = *own, parent;
+        int r = 0;
+
         for (unsigned i = 0; r == 0 && i < ANCESTORS_MAX && origin.parent > 1; i++) {
-                r = origin_of(origin.parent, &parent);
-                if (r < 0)
+                r = target_origin_of(origin.parent, &parent);
+                if (r < 0 || !target_origin_same(&parent, &origin) || parent.start_ticks > origin.start_ticks)
                         break;
-                if (parent.start_code != origin.start_code || parent.start_stack != origin.start_stack ||
-                    parent.start_brk != origin.start_brk || parent.start_ticks > origin.start_ticks)
-                        return -ENOENT;
                 r = state_read(advise->statefd, origin.parent, parent.start_ticks, ret);
                 if (r != -ENOENT)
                         return r;
                 r = 0;
                 origin = parent;
         }
-        return r < 0 ? r : -ENOENT;
+        return ended_inherited(advise, target, own, ret);
 }
 
 int marks_mergeable(const VmaList *vmas, Ranges *ret) {
@@ -150,7 +121,7 @@ int marks_mergeable(const VmaList *vmas, Ranges *ret) {
 int marks_load(Advise *advise, Target *target, const VmaList *vmas, Marks *ret) {
         _cleanup_(marks_done) Marks marks = {};
         _cleanup_(ranges_done) Ranges mergeable = {};
-        int r;
+        int origin_known = target_origin(target, &marks.origin), r;
 
         r = marks_mergeable(vmas, &mergeable);
         if (r < 0)
@@ -158,7 +129,7 @@ int marks_load(Advise *advise, Target *target, const VmaList *vmas, Marks *ret) 
         r = state_read(advise->statefd, target->pid, target->start_ticks, &marks.foreign);
         marks.recorded = r == 0;
         if (r == -ENOENT && mergeable.n > 0) {
-                r = state_inherited(advise, target, &marks.foreign);
+                r = origin_known < 0 ? -ENOENT : state_inherited(advise, target, &marks.origin, &marks.foreign);
                 /* From here on it does not depend on its parent; where that fails, the next daemon may ask again. */
                 if (r == 0)
                         (void)marks_record(advise, target, &marks);
@@ -238,7 +209,7 @@ static int state_each(int statefd, void (*handler)(void *userdata, int statefd, 
         for (const struct dirent *entry; (entry = readdir(dir));) {
                 char name[STATE_NAME_BYTES];
                 unsigned long long ticks;
-                Origin origin;
+                TargetOrigin origin;
                 int pid, end = 0;
 
                 if (sscanf(entry->d_name, "%d.%llu%n", &pid, &ticks, &end) != 2 || pid <= 0)
@@ -247,7 +218,7 @@ static int state_each(int statefd, void (*handler)(void *userdata, int statefd, 
                 if (strncmp(entry->d_name, name, strlen(name)) != 0)
                         continue;
                 handler(userdata, statefd, entry->d_name, pid,
-                        origin_of(pid, &origin) == 0 && origin.start_ticks == ticks, entry->d_name + end);
+                        target_origin_of(pid, &origin) == 0 && origin.start_ticks == ticks, entry->d_name + end);
         }
         closedir(dir);
         return 0;
@@ -260,6 +231,24 @@ static void sweep_one(void *userdata, int statefd, const char *name, pid_t pid, 
 }
 
 int marks_sweep(int statefd) { return state_each(statefd, sweep_one, NULL); }
+
+void marks_end(Advise *advise, Marks *marks) {
+        MarksEnded *at = NULL;
+
+        if (marks->ours.n == 0 || marks->origin.start_stack == 0)
+                return;
+        for (size_t i = 0; i < advise->n_ended && !at; i++)
+                if (target_origin_same(&advise->ended[i].origin, &marks->origin))
+                        at = &advise->ended[i];
+        if (at && at->origin.start_ticks <= marks->origin.start_ticks)
+                return;
+        if (!at)
+                at = &advise->ended[advise->n_ended < MARKS_ENDED_MAX ? advise->n_ended++
+                                                                      : advise->ended_next++ % MARKS_ENDED_MAX];
+        ranges_done(&at->foreign);
+        *at = (MarksEnded){ .origin = marks->origin, .foreign = marks->foreign };
+        marks->foreign = (Ranges){};
+}
 
 typedef struct Recorded {
         AdviseRecorded handler;

@@ -3,15 +3,27 @@
 
 #include "merge/advise.h"
 
+/* What was foreign in a process that ended, for children of it that are met later. */
+typedef struct MarksEnded {
+        TargetOrigin origin;
+        Ranges foreign;
+} MarksEnded;
+
+#define MARKS_ENDED_MAX 64
+
 /* The state files of the marks, inside the layer: see marks.c. */
 struct Advise {
         Remote *remote;
         int statefd;            /* the directory of the state files */
         bool process_madvise;
+        MarksEnded ended[MARKS_ENDED_MAX];
+        size_t n_ended, ended_next;     /* the next to be overwritten when it is full */
 };
 
 /* Writes the state file unless it is there: before the first mark. -errno. */
 int marks_record(Advise *advise, const Target *target, Marks *marks);
+/* The process ended, or runs another program: moves what was foreign in it to where its children find it. */
+void marks_end(Advise *advise, Marks *marks);
 void marks_unrecord(Advise *advise, const Target *target, Marks *marks);
 /* Removes the state files of processes that are gone. */
 int marks_sweep(int statefd);

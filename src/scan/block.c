@@ -36,8 +36,10 @@ bool page_set_any(const PageSet set) {
 
 void block_table_done(BlockTable *table) {
         for (uint32_t id = 0; id < table->n; id++) {
-                if (table->blocks[id])
+                if (table->blocks[id]) {
                         free(table->blocks[id]->judge);
+                        free(table->blocks[id]->nodes);
+                }
                 free(table->blocks[id]);
         }
         free(table->blocks);
@@ -95,9 +97,20 @@ int block_new(BlockTable *table, Space *space, uint64_t addr, Block **ret) {
 void block_free(BlockTable *table, Block *block) {
         table->blocks[block->id] = NULL;
         table->quarantine[table->n_quarantine++] = block->id;
-        table->bytes -= malloc_usable_size(block) + malloc_usable_size(block->judge);
+        table->bytes -= malloc_usable_size(block) + malloc_usable_size(block->judge) + malloc_usable_size(block->nodes);
         free(block->judge);
+        free(block->nodes);
         free(block);
+}
+
+int block_make_nodes(Block *block) {
+        if (block->nodes)
+                return 0;
+        block->nodes = calloc(1, BLOCK_PAGES);
+        if (!block->nodes)
+                return -ENOMEM;
+        block->space->table->bytes += malloc_usable_size(block->nodes);
+        return 0;
 }
 
 void block_table_release_quarantine(BlockTable *table, size_t n) {

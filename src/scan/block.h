@@ -50,13 +50,16 @@ typedef struct Block {
         PageSet zeropage;       /* maps the shared zero page */
         PageSet forked;         /* maps a frame, not KSM's, that is mapped more than once */
         PageSet twin;           /* another page like it was found when it, or that one, was last read */
-        PageSet saves;          /* of twin: merging it frees a frame (of each content one stays) */
+        PageSet saves;          /* of twin: it will leave its frame for another's (of each content one stays) */
         PageSet changed;        /* new or different when last read: no candidate before it stays the same for a pass */
         PageSet given;          /* was all zero on a frame of its own, maps the shared zero page since we marked it */
         PageSet hole;           /* was given back to the kernel by us (merge/zero), and has not been filled since */
         PageSet alone;          /* left alone for a while: neither read nor wanted (merge/judge.h) */
         JudgeRecord *judge;     /* NULL: nothing was merged in it yet */
+        PageSet own;            /* merging it freed a frame: its own, or one shared by fork, for all who did (census.c) */
+        PageSet again;          /* to be read again although nobody wrote it: its frame is not the one we know */
         uint8_t check[BLOCK_PAGES]; /* low byte of the key when last read */
+        uint8_t *nodes;         /* of each page, the NUMA node of its frame when last read; NULL: they do not matter */
 } Block;
 
 typedef struct BlockTable {
@@ -70,6 +73,7 @@ typedef struct BlockTable {
 void block_table_done(BlockTable *table);
 int block_new(BlockTable *table, Space *space, uint64_t addr, Block **ret);
 void block_free(BlockTable *table, Block *block);
+int block_make_nodes(Block *block); /* -ENOMEM */
 /* No tree names the n ids that have been freed the longest any more. */
 void block_table_release_quarantine(BlockTable *table, size_t n);
 
@@ -88,6 +92,7 @@ struct Space {
         void *owner;            /* whoever drives the scan may hang its own record here */
         Block **blocks;
         size_t n, allocated;
+        size_t moved_at;        /* how far domain_find_moved() has come */
         bool plain_pagemap;     /* PAGEMAP_SCAN is not to be used: the kernel lacks it, or a test wants it so */
 };
 

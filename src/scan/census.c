@@ -2,10 +2,26 @@
 /*
  * Counts KSM frames by what pagemap and kpageflags say. KSM's own counters go on claiming pages that were un-shared
  * (by a pinning read, for one), and our bookkeeping only knows what we wanted: neither proves a saving.
+ *
+ * What merged pages would take unmerged. Of a process without relatives each page would have a frame of its own. Of
+ * processes that were forked from one another, pages at one address would lie on one frame, as far as nobody wrote to
+ * his. So right before they are merged it is noted who had a frame to himself, and of those that shared one by fork, one
+ * is noted for them all: of all that will ever leave that frame, which may take several bursts, the last one looking as if
+ * he had it to himself. Pages at one address of which none was noted (the process was forked with the page merged
+ * already, or an earlier daemon merged it) count as one. So what is merged at one address of relatives is
+ *
+ *      the greater of 1 and the pages noted
+ *
+ * frames. That is exact while those live, and do not write, whose pages were noted. It is too little, by at most one
+ * frame an address each, where one ended or wrote that was noted for others. It is too much only where a relative outside
+ * the domain keeps a frame alive that our pages left.
  */
-#include "scan/frames.h"
+#include "scan/census.h"
+
 #include "scan/pagemap.h"
-#include "scan/scan.h"
+#include "scan/scanner.h"
+
+#include <xxhash.h>
 
 enum {
         FRAME_NEW,
@@ -14,9 +30,21 @@ enum {
         FRAME_ZEROPAGE,
 };
 
+enum {
+        KIN_NEW,
+        KIN_LENT,       /* counted as one, for a page that was not noted */
+        KIN_OWN,        /* counted for pages that were */
+};
+
+/* No frame has this number: pages that map the zero page would each lie on another. */
+#define ZERO_FRAME UINT64_MAX
+/* A frame that was shared is forgotten when it was not met for so many rounds. */
+#define NOTES_ROUNDS 64U
+
 struct CensusFrames {
         const Scanner *scanner;
         FrameMap map;
+        FrameMap kin;           /* merged pages of relatives, by (kin, address, frame) */
         uint64_t entries[BLOCK_PAGES], flags[BLOCK_PAGES];
 };
 
@@ -31,8 +59,10 @@ int census_frames_new(Scanner *scanner, CensusFrames **ret) {
 }
 
 CensusFrames *census_frames_free(CensusFrames *frames) {
-        if (frames)
+        if (frames) {
                 frame_map_done(&frames->map);
+                frame_map_done(&frames->kin);
+        }
         free(frames);
         return NULL;
 }
@@ -69,38 +99,233 @@ static int learn(CensusFrames *frames, size_t i, size_t n) {
         return 0;
 }
 
+static int find_frame(CensusFrames *frames, size_t i, size_t n, Frame **ret) {
+        uint64_t pfn = frames->entries[i] & PAGEMAP_PFN;
+
+        *ret = frame_map_find(&frames->map, pfn);
+        if (!*ret) {
+                int r = learn(frames, i, n);
+                if (r < 0)
+                        return r;
+                *ret = frame_map_find(&frames->map, pfn);
+        }
+        return 0;
+}
+
+/* A run of pages within one block. */
+typedef struct Run {
+        const CensusPart *part;
+        Block *block;           /* NULL: nothing is known of it */
+        uint64_t addr;
+        unsigned first;         /* page of the block */
+        size_t n;
+        CensusLook *look;
+} Run;
+
+/* What the page is called among those of its relatives, as one that lies on this frame. */
+static uint64_t kin_name(const Run *run, size_t i, uint64_t pfn) {
+        uint64_t name[3] = { run->part->kin, run->addr + i * PAGE_BYTES, pfn };
+
+        return XXH3_64bits(name, sizeof name) >> 8 | 1;
+}
+
+/* Whether the merged page counts as one frame more. *ret: 0 or 1. */
+static int count_kin(CensusFrames *frames, const Run *run, size_t i, uint64_t pfn, uint64_t *ret) {
+        unsigned page = run->first + (unsigned)i;
+        bool own = run->block && page_set_has(run->block->own, page);
+        Frame *kin;
+        int r;
+
+        *ret = 1;
+        if (run->part->kin == 0)
+                return 0;
+        r = frame_map_add(&frames->kin, kin_name(run, i, pfn), &kin);
+        if (r < 0)
+                return r;
+        *ret = kin->tag == KIN_NEW || (own && kin->tag == KIN_OWN);
+        if (own)
+                kin->tag = KIN_OWN;
+        else if (kin->tag == KIN_NEW)
+                kin->tag = KIN_LENT;
+        return 0;
+}
+
+/* It maps the zero page now. Those that did before they were marked were read and never written, which is no saving. */
+static int count_zeropage(CensusFrames *frames, const Run *run, size_t i, Census *census) {
+        const Block *block = run->block;
+        unsigned page = run->first + (unsigned)i;
+        uint64_t more;
+        int r;
+
+        census->zeropage++;
+        page_set_add(run->look->zeropage, page);
+        if (block && page_set_has(block->zeropage, page) && !page_set_has(block->given, page))
+                return 0;
+        r = count_kin(frames, run, i, ZERO_FRAME, &more);
+        if (r < 0)
+                return r;
+        census->given++;
+        census->given_unmerged += more;
+        return 0;
+}
+
+/* Compaction and NUMA balancing move merged pages: what we knew them by is gone. One page of each is to be read again. */
+static void look_up(const CensusFrames *frames, const Run *run, size_t i, uint64_t pfn) {
+        const Scanner *scanner = frames->scanner;
+        uint64_t key;
+
+        if (run->part->all_known && run->block && scanner->known && !scanner->known(scanner->known_userdata, pfn, &key))
+                page_set_add(run->block->again, run->first + (unsigned)i);
+}
+
+/* An unmerged page of relatives. The frame is in use for as long as any lies on it, whoever was noted for it. */
+static int count_lagging(CensusFrames *frames, const Run *run, size_t i, Census *census) {
+        uint64_t pfn = frames->entries[i] & PAGEMAP_PFN, name[2] = { pfn, run->part->kin };
+        bool own = run->block && page_set_has(run->block->own, run->first + (unsigned)i);
+        Frame *frame;
+        int r;
+
+        if (run->part->kin == 0 || !run->part->notes || !frame_map_find(&run->part->notes->frames, pfn))
+                return 0;
+        r = frame_map_add(&frames->kin, XXH3_64bits(name, sizeof name) >> 8 | 1, &frame);
+        if (r < 0)
+                return r;
+        if (own && frame->tag == KIN_LENT)
+                census->lagging--; /* it lies there itself */
+        else if (!own && frame->tag == KIN_NEW)
+                census->lagging++;
+        frame->tag = own || frame->tag == KIN_OWN ? KIN_OWN : KIN_LENT;
+        return 0;
+}
+
 /* A frame's value: whether it was counted. */
-static int count(CensusFrames *frames, size_t n, Census *census, CensusLook *look) {
-        for (size_t i = 0; i < n; i++) {
-                uint64_t entry = frames->entries[i];
+static int count(CensusFrames *frames, const Run *run, void *userdata) {
+        Census *census = userdata;
+
+        for (size_t i = 0; i < run->n; i++) {
+                uint64_t entry = frames->entries[i], more;
                 Frame *frame;
+                int r;
 
                 if (!pagemap_is_anonymous(entry))
                         continue;
                 if (!is_shared(entry)) {
                         census->pages++;
-                        continue;
-                }
-                frame = frame_map_find(&frames->map, entry & PAGEMAP_PFN);
-                if (!frame) {
-                        int r = learn(frames, i, n);
+                        r = count_lagging(frames, run, i, census);
                         if (r < 0)
                                 return r;
-                        frame = frame_map_find(&frames->map, entry & PAGEMAP_PFN);
+                        continue;
                 }
+                r = find_frame(frames, i, run->n, &frame);
+                if (r < 0)
+                        return r;
                 if (frame->tag == FRAME_ZEROPAGE) {
-                        census->zeropage++;
-                        page_set_add(look->zeropage, look->first + (unsigned)i);
+                        r = count_zeropage(frames, run, i, census);
+                        if (r < 0)
+                                return r;
                         continue;
                 }
                 census->pages++;
                 if (frame->tag == FRAME_KSM) {
                         census->ksm_mappings++;
-                        page_set_add(look->merged, look->first + (unsigned)i);
-                        census->ksm_frames += frame->value++ == 0;
+                        page_set_add(run->look->merged, run->first + (unsigned)i);
+                        if (frame->value++ == 0) {
+                                census->ksm_frames++;
+                                look_up(frames, run, i, frame->pfn);
+                        }
+                        r = count_kin(frames, run, i, frame->pfn, &more);
+                        if (r < 0)
+                                return r;
+                        census->ksm_unmerged += more;
+                } else {
+                        r = count_lagging(frames, run, i, census);
+                        if (r < 0)
+                                return r;
                 }
         }
         return 0;
+}
+
+/* Whether the page, which is not merged, is the first to be noted for its frame. A frame's value in the notes: the round
+ * in which it was met last. */
+static int note_page(CensusNotes *notes, const Run *run, size_t i, uint64_t entry) {
+        unsigned page = run->first + (unsigned)i;
+        uint64_t pfn = entry & PAGEMAP_PFN;
+        Frame *frame = frame_map_find(&notes->frames, pfn);
+
+        if (!frame && is_shared(entry)) {
+                int r = frame_map_add(&notes->frames, pfn, &frame);
+                if (r < 0)
+                        return r;
+                page_set_add(run->block->own, page);
+        } else if (!frame)
+                page_set_add(run->block->own, page);
+        if (frame)
+                frame->value = notes->round; /* this page may be the one that was noted for it: nothing changes */
+        return 0;
+}
+
+static int note(CensusFrames *frames, const Run *run, void *userdata) {
+        CensusNotes *notes = userdata;
+
+        for (size_t i = 0; run->block && i < run->n; i++) {
+                uint64_t entry = frames->entries[i];
+                Frame *frame;
+                int r;
+
+                if (!pagemap_is_anonymous(entry))
+                        continue;
+                if (is_shared(entry)) {
+                        r = find_frame(frames, i, run->n, &frame);
+                        if (r < 0)
+                                return r;
+                        if (frame->tag != FRAME_OTHER)
+                                continue; /* merged: what was noted then stands */
+                }
+                r = note_page(notes, run, i, entry);
+                if (r < 0)
+                        return r;
+        }
+        return 0;
+}
+
+typedef int (*RunHandler)(CensusFrames *frames, const Run *run, void *userdata);
+
+static int for_each_run(CensusFrames *frames, const CensusPart *part, uint64_t start, uint64_t end, RunHandler handle,
+                        void *userdata, CensusLooked looked, void *looked_userdata) {
+        for (uint64_t addr = start; addr < end;) {
+                uint64_t block = addr & ~(BLOCK_BYTES - 1), want = (MIN_OF(end, block + BLOCK_BYTES) - addr) / PAGE_BYTES;
+                ssize_t got = pread(part->target->pagemapfd, frames->entries, want * sizeof *frames->entries,
+                                    (off_t)(addr / PAGE_BYTES * sizeof *frames->entries));
+                CensusLook look = { .block = block, .first = (unsigned)((addr - block) / PAGE_BYTES),
+                                    .entries = frames->entries };
+                Run run = { part, part->space ? space_find(part->space, addr) : NULL, addr, look.first, 0, &look };
+                int r;
+
+                if (got < 0)
+                        return -errno;
+                if (got == 0)
+                        return TARGET_E_GONE;
+                run.n = (size_t)got / sizeof *frames->entries;
+                r = handle(frames, &run, userdata);
+                if (r < 0)
+                        return r;
+                look.n = (unsigned)run.n;
+                if (looked)
+                        looked(looked_userdata, &look);
+                addr += run.n * PAGE_BYTES;
+        }
+        return 0;
+}
+
+int census_add(CensusFrames *frames, const CensusPart *part, uint64_t start, uint64_t end, Census *add,
+               CensusLooked looked, void *userdata) {
+        Census census = *add;
+        int r = for_each_run(frames, part, start, end, count, &census, looked, userdata);
+
+        if (r == 0)
+                *add = census;
+        return r;
 }
 
 CensusPage census_page(const CensusFrames *frames, uint64_t entry) {
@@ -111,34 +336,32 @@ CensusPage census_page(const CensusFrames *frames, uint64_t entry) {
         return flags & (KPAGEFLAGS_KSM | KPAGEFLAGS_ZERO_PAGE) ? CENSUS_MERGED : CENSUS_OTHER;
 }
 
-int census_add(CensusFrames *frames, Target *target, uint64_t start, uint64_t end, Census *add, CensusLooked looked,
-               void *userdata) {
-        Census census = *add;
+static void keep_recent(const CensusNotes *notes, const Frame *slots, size_t n, FrameMap *kept) {
+        for (size_t i = 0; slots && i < n; i++) {
+                Frame *frame;
 
-        for (uint64_t addr = start; addr < end;) {
-                unsigned first = (unsigned)(addr % BLOCK_BYTES / PAGE_BYTES);
-                uint64_t want = MIN_OF((end - addr) / PAGE_BYTES, (uint64_t)(BLOCK_PAGES - first));
-                CensusLook look = { .block = addr - addr % BLOCK_BYTES, .first = first, .entries = frames->entries };
-                ssize_t got = pread(target->pagemapfd, frames->entries, want * sizeof *frames->entries,
-                                    (off_t)(addr / PAGE_BYTES * sizeof *frames->entries));
-                size_t n;
-                int r;
-
-                if (got < 0)
-                        return -errno;
-                if (got == 0)
-                        return TARGET_E_GONE;
-                n = (size_t)got / sizeof *frames->entries;
-                r = count(frames, n, &census, &look);
-                if (r < 0)
-                        return r;
-                look.n = (unsigned)n;
-                if (looked)
-                        looked(userdata, &look);
-                addr += n * PAGE_BYTES;
+                if (slots[i].pfn != 0 && slots[i].value + NOTES_ROUNDS > notes->round &&
+                    frame_map_add(kept, slots[i].pfn, &frame) == 0)
+                        frame->value = slots[i].value;
         }
-        *add = census;
-        return 0;
+}
+
+void census_notes_begin(CensusNotes *notes) {
+        FrameMap kept = {};
+
+        if (++notes->round % NOTES_ROUNDS != 0)
+                return;
+        /* What both tables have is right in the new one. */
+        keep_recent(notes, notes->frames.old, notes->frames.allocated / 2, &kept);
+        keep_recent(notes, notes->frames.slots, notes->frames.allocated, &kept);
+        frame_map_done(&notes->frames);
+        notes->frames = kept;
+}
+
+void census_notes_done(CensusNotes *notes) { frame_map_done(&notes->frames); }
+
+int census_note(CensusFrames *frames, CensusNotes *notes, const CensusPart *part, uint64_t start, uint64_t end) {
+        return for_each_run(frames, part, start, end, note, notes, NULL, NULL);
 }
 
 uint32_t census_mappings(const CensusFrames *frames, uint64_t pfn) {

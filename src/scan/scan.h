@@ -77,6 +77,8 @@ void scan_batch_whole(ScanBatch *batch, Block *block); /* asks for every page of
 
 /* The frame that the page lies on now; 0: no anonymous page is there. Any thread may ask. TARGET_E_GONE, -errno. */
 int scan_page_frame(const Block *block, unsigned page, uint64_t *ret_pfn);
+/* The same for all pages of the block. */
+int scan_block_frames(const Block *block, uint64_t ret_pfns[static BLOCK_PAGES]);
 
 /* Reads one page again: SCAN_HASHED, SCAN_ZERO or SCAN_KSM with its key, or what became of it. Not beside threads. */
 ScanKind scan_page_again(Scanner *scanner, Target *target, const VmaList *vmas, uint64_t addr, uint64_t *ret_key);
@@ -85,36 +87,3 @@ void scanner_stats(const Scanner *scanner, ScanStats *ret); /* of all threads; n
 uint64_t scanner_zero_key(const Scanner *scanner); /* the key of a page of zeros: SCAN_ZERO has it, SCAN_KSM may */
 /* The flags of n adjacent frames, as /proc/kpageflags has them. -ENODATA: no such frame; -errno. */
 int scanner_page_flags(const Scanner *scanner, uint64_t pfn, unsigned n, uint64_t *ret);
-
-/* What the frames say of a set of address ranges: the only proof of a saving. A KSM frame that is mapped once saves
- * nothing and counts nowhere: its page need not be asked about, which is what makes this cheap. */
-typedef struct Census {
-        uint64_t ksm_mappings;  /* pages that map a KSM frame that is mapped elsewhere too */
-        uint64_t ksm_frames;    /* distinct KSM frames among them */
-        uint64_t zeropage;      /* pages that map the shared zero page */
-        uint64_t pages;         /* present anonymous pages */
-} Census;
-
-/* What one look at a stretch of pages of one block saw. Sets are of pages of the block. */
-typedef struct CensusLook {
-        uint64_t block;         /* its address */
-        unsigned first, n;      /* the pages looked at */
-        const uint64_t *entries; /* of the pagemap, one a page */
-        PageSet merged;         /* map a KSM frame that is mapped elsewhere too, */
-        PageSet zeropage;       /* or the shared zero page */
-} CensusLook;
-typedef void (*CensusLooked)(void *userdata, const CensusLook *look);
-
-typedef struct CensusFrames CensusFrames; /* the distinct frames met so far, over any number of targets */
-int census_frames_new(Scanner *scanner, CensusFrames **ret);
-CensusFrames *census_frames_free(CensusFrames *frames);
-DEFINE_CLEANUP(CensusFrames, census_frames_free)
-/* Adds [start, end) of the target; ksm_frames counts only frames that frames had not met. looked (may be NULL) is told of
- * each block, in pieces by address. TARGET_E_GONE, -errno. */
-int census_add(CensusFrames *frames, Target *target, uint64_t start, uint64_t end, Census *add, CensusLooked looked,
-               void *userdata);
-/* What the entry of a pagemap says, asking about a frame that is mapped once, too. */
-typedef enum CensusPage { CENSUS_ABSENT, CENSUS_MERGED /* KSM's, or the zero page */, CENSUS_OTHER } CensusPage;
-CensusPage census_page(const CensusFrames *frames, uint64_t entry);
-/* How often the frame was met so far, as a KSM frame; 1 for a KSM frame that was not, 0 for any other. */
-uint32_t census_mappings(const CensusFrames *frames, uint64_t pfn);

@@ -122,6 +122,20 @@ int scan_page_frame(const Block *block, unsigned page, uint64_t *ret_pfn) {
         return 0;
 }
 
+int scan_block_frames(const Block *block, uint64_t ret_pfns[static BLOCK_PAGES]) {
+        size_t size = BLOCK_PAGES * sizeof *ret_pfns;
+        ssize_t n = pread(block->space->target->pagemapfd, ret_pfns, size,
+                          (off_t)(block->addr / PAGE_BYTES * sizeof *ret_pfns));
+
+        if (n < 0)
+                return -errno;
+        if ((size_t)n != size)
+                return TARGET_E_GONE;
+        for (unsigned i = 0; i < BLOCK_PAGES; i++)
+                ret_pfns[i] = pagemap_is_anonymous(ret_pfns[i]) ? ret_pfns[i] & PAGEMAP_PFN : 0;
+        return 0;
+}
+
 ScanKind scan_page_again(Scanner *scanner, Target *target, const VmaList *vmas, uint64_t addr, uint64_t *ret_key) {
         ScanThread *thread = &scanner->threads[0];
         const Vma *vma = vma_list_find(vmas, addr);

@@ -283,13 +283,14 @@ static int select_block(Selection *selection, Block *block, const Track *track, 
                 for (unsigned i = 0; i < ELEMENTSOF(pages); i++)
                         pages[i] |= block->forked[i] & block->hashed[i] & ~block->merged[i] & ~block->twin[i];
         for (unsigned i = 0; i < ELEMENTSOF(pages); i++)
-                pages[i] &= ~block->alone[i];
+                pages[i] = (pages[i] | block->again[i]) & ~block->alone[i];
         if (!page_set_any(pages))
                 return 0;
         if (GROW(selection->blocks, selection->n, selection->allocated) < 0)
                 return -ENOMEM;
         selection->blocks[selection->n].block = block;
         memcpy(selection->blocks[selection->n++].pages, pages, sizeof pages);
+        memset(block->again, 0, sizeof block->again);
         return 0;
 }
 

@@ -9,8 +9,8 @@
 #include "test.h"
 
 #include "pairs.h"
+#include "scan/census.h"
 #include "scan/estimate.h"
-#include "scan/scan.h"
 
 static Ksm *ksm;
 static Pair *forked, *merged;
@@ -113,12 +113,13 @@ static void test_census(void) {
 
                 CHECK(target_new((i < 2 ? merged : forked)->pids[i % 2], &target) == 0);
                 CHECK(target_open_memory(target) == 0);
-                CHECK(census_add(frames, target, (uintptr_t)pair_area(), (uintptr_t)pair_area() + PAIR_BYTES,
-                                 &census, NULL, NULL) == 0);
+                CHECK(census_add(frames, &(CensusPart){ .target = target }, (uintptr_t)pair_area(),
+                                 (uintptr_t)pair_area() + PAIR_BYTES, &census, NULL, NULL) == 0);
         }
         CHECK(census.pages == 4 * PAIR_PAGES);
         CHECK(census.zeropage == 0);
         CHECK(census.ksm_mappings == 2 * (PAIR_PAGES - PAIR_ALONE), "%lu", census.ksm_mappings);
+        CHECK(census.ksm_unmerged == census.ksm_mappings);
         CHECK(census.ksm_frames == PAIR_PAGES - PAIR_ALONE, "%lu", census.ksm_frames);
 }
 

@@ -434,18 +434,24 @@ static void test_sweep(void **state) {
         assert_false(exists(f, name));
 }
 
-/* A child has our marks from birth: they are ours in it too, unless it is another program by now. */
+/* A child has our marks from birth: they are ours in it too, unless it is another program by now; also where the process
+ * it was forked from has ended and its file with it. */
 static void test_fork(void **state) {
         Fixture *f = *state;
-        char path[32];
+        char path[64];
 
         write_state(f, getpid(), own_start_ticks(), "ksmd-user marks 1\n0000000040000000-0000000040005000\n");
         memset(fake.mergeable, true, 10);
-        for (unsigned other = 0; other < 2; other++) {
+        for (unsigned round = 0; round < 3; round++) {
+                bool other = round == 1;
                 int ready[2];
                 char byte;
                 pid_t pid;
 
+                if (round == 2) {
+                        snprintf(path, sizeof path, "%d.%llu", getpid(), (unsigned long long)own_start_ticks());
+                        assert_int_equal(unlinkat(f->advise->statefd, path, 0), 0);
+                }
                 assert_int_equal(pipe(ready), 0);
                 pid = fork();
                 if (pid == 0) {
