@@ -186,6 +186,11 @@ int manager_new(const char *config_path, bool once, Manager **ret) {
                                   m->kernel.features[i].state < 0 ? strerror(-m->kernel.features[i].state) : "absent");
                         return m->kernel.features[i].state < 0 ? m->kernel.features[i].state : -EOPNOTSUPP;
                 }
+        r = numa_read(NULL, NULL, &m->numa);
+        if (r < 0) {
+                log_error("it cannot be told which memory belongs to which NUMA node: %s", strerror(-r));
+                return r;
+        }
         r = open_state_dir(m);
         if (r < 0) {
                 log_error("%s: %s", m->state_dir ?: STATE_DIR,
@@ -216,7 +221,7 @@ int manager_new(const char *config_path, bool once, Manager **ret) {
                 log_error("%s: %s", m->state_dir, strerror(-r));
                 return r;
         }
-        r = roster_init(&m->roster, m->loop, m->conf, NULL, m->ksm != NULL);
+        r = roster_init(&m->roster, m->loop, m->conf, NULL, &m->numa, m->ksm != NULL);
         if (r < 0) {
                 log_error("cgroups cannot be watched: %s",
                           r == -ENOENT ? "no cgroup v2 hierarchy is mounted" : strerror(-r));
@@ -255,6 +260,7 @@ Manager *manager_free(Manager *m) {
         burst_free(m->burst);
         ksm_free(m->ksm);
         remote_free(m->remote);
+        numa_done(&m->numa);
         crew_free(m->crew);
         free(m->batches);
         loop_free(m->loop);

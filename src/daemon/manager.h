@@ -6,6 +6,7 @@
 #include "daemon/roster.h"
 #include "host/kernel.h"
 #include "host/ksm.h"
+#include "host/numa.h"
 #include "merge/burst.h"
 #include "merge/judge.h"
 #include "probe/probe.h"
@@ -42,6 +43,8 @@ typedef struct Manager {
         const char *config_path;        /* NULL: the default files */
         Conf *conf;
         HostKernel kernel;
+        Numa numa;
+        uint64_t numa_nsec;             /* when it was read */
         char *state_dir;
         int lock_fd;
         Ksm *ksm;                       /* NULL: absent or read-only, ksm_error says */

@@ -19,6 +19,9 @@
 /* Nothing is ever merged in a dry run, so what lost its twin shows only when everything is looked up again. */
 #define DRY_RECHECK_PASSES 32U
 
+/* Memory that was added or taken out since (never freed under a frame that somebody has: what is known stays right). */
+#define NUMA_NSEC (60 * NSEC_PER_SEC)
+
 static void pass_done(Pass *pass) {
         free(pass->members);
         free(pass->slots);
@@ -64,6 +67,17 @@ static void recheck_slot(Manager *m, const Slot *slot) {
                         select_recheck(&m->roster.groups[i]->members[k]->space);
 }
 
+static void refresh_numa(Manager *m) {
+        int r;
+
+        if (m->conf->daemon.merge_across_nodes || now_nsec() - m->numa_nsec < NUMA_NSEC)
+                return;
+        m->numa_nsec = now_nsec();
+        r = numa_read(NULL, NULL, &m->numa);
+        if (r < 0)
+                log_debug("NUMA nodes: %s", strerror(-r));
+}
+
 static int pass_begin(Manager *m, Pass *pass) {
         size_t n = roster_count_members(&m->roster);
 
@@ -74,6 +88,7 @@ static int pass_begin(Manager *m, Pass *pass) {
         pass->slots = calloc(m->roster.n_slots + 1, sizeof(Slot *));
         if (!pass->members || !pass->slots)
                 return -ENOMEM;
+        refresh_numa(m);
         for (size_t i = 0; i < m->roster.n_slots; i++) {
                 Slot *slot = m->roster.slots[i];
 

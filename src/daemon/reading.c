@@ -22,6 +22,9 @@
 /* A pass ends after so many pages (2 GiB), so that what was found is merged, and newcomers get their turn. */
 #define SLICE_PAGES ((uint64_t)1 << 19)
 
+/* Of the blocks of a process one in so many is asked each pass whether its pages moved to another NUMA node. */
+#define MOVED_PASSES 16U
+
 typedef struct Round {
         Scanner *scanner;
         ScanBatch *batches;
@@ -84,7 +87,10 @@ static void select_pages(const Pass *pass, Member *member) {
                 .recheck_forked = pass_slot(member)->recheck_forked,
                 .all_due = m->once || pass->asked_for,
         };
-        int r = selection_make(&member->todo, &member->space, member->track, &member->vmas, m->crew, &rules);
+        int r;
+
+        domain_find_moved(domain, &member->space, rules.all_due ? SIZE_MAX : DIV_ROUND_UP(member->space.n, MOVED_PASSES));
+        r = selection_make(&member->todo, &member->space, member->track, &member->vmas, m->crew, &rules);
 
         if (r == TARGET_E_GONE)
                 member->gone = true;

@@ -50,6 +50,10 @@ DEFINE_CLEANUP(Slot, slot_free)
 /* auto: as many as KSM takes by itself. */
 static uint32_t max_sharing(const Conf *conf) { return conf->daemon.max_page_sharing ?: 256; }
 
+static const Numa *kept_apart(const Roster *roster) {
+        return roster->conf->daemon.merge_across_nodes ? NULL : roster->numa;
+}
+
 static bool advise_taken(const Roster *roster) {
         for (size_t i = 0; i < roster->n_slots; i++)
                 if (!roster->slots[i]->dry_run && !roster->slots[i]->idle_reason)
@@ -105,7 +109,7 @@ static int slot_get(Roster *roster, const ConfCgroup *section, const char *name,
         slot->route = CONF_ROUTE_ADVISE;
         slot->idle_reason = dry ? "dry run" : idle_reason(roster, section->route);
         if (dry || !slot->idle_reason) {
-                r = domain_new(name, max_sharing(roster->conf), roster->scan_threads, &slot->domain);
+                r = domain_new(name, max_sharing(roster->conf), roster->scan_threads, kept_apart(roster), &slot->domain);
                 if (r < 0)
                         return r;
         }
@@ -416,7 +420,8 @@ static void slot_admit(Roster *roster, Slot *slot, ConfRoute route) {
         slot->idle_reason = idle_reason(roster, route);
         if (slot->idle_reason)
                 return;
-        if (domain_new(slot->name, max_sharing(roster->conf), roster->scan_threads, &slot->domain) < 0) {
+        if (domain_new(slot->name, max_sharing(roster->conf), roster->scan_threads, kept_apart(roster),
+                       &slot->domain) < 0) {
                 slot->idle_reason = "out of memory";
                 return;
         }
@@ -475,10 +480,11 @@ size_t roster_count_members(const Roster *roster) {
         return n;
 }
 
-int roster_init(Roster *roster, Loop *loop, const Conf *conf, const char *root, bool ksm_available) {
+int roster_init(Roster *roster, Loop *loop, const Conf *conf, const char *root, const Numa *numa,
+                bool ksm_available) {
         int r;
 
-        *roster = (Roster){ .loop = loop, .conf = conf, .ksm_available = ksm_available,
+        *roster = (Roster){ .loop = loop, .conf = conf, .numa = numa, .ksm_available = ksm_available,
                             .scan_threads = conf->daemon.scan_threads };
         r = cgroup_tree_new(root, on_cgroup, roster, &roster->tree);
         if (r < 0)

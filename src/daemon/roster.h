@@ -103,12 +103,13 @@ typedef struct Roster {
         size_t n_leaving, leaving_allocated;
         char **blocked;                 /* cgroups unmerged by command: left alone until the next reload */
         size_t n_blocked, blocked_allocated;
+        const Numa *numa;               /* borrowed */
         bool ksm_available;
         unsigned scan_threads;          /* as many as the daemon started with */
 } Roster;
 
 /* Opens the cgroup tree (root NULL: the host's) and takes in what the configuration opts in. */
-int roster_init(Roster *roster, Loop *loop, const Conf *conf, const char *root, bool ksm_available);
+int roster_init(Roster *roster, Loop *loop, const Conf *conf, const char *root, const Numa *numa, bool ksm_available);
 void roster_done(Roster *roster);
 
 /* Reads which processes the groups hold now: newcomers are opened, those that left go to the leaving. */

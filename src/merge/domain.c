@@ -32,18 +32,31 @@
 #define SWEEP_SHRINKING ((size_t)1 << 19)
 #define SAMPLE_BITS_MAX 16U
 
+/* A machine may get its second node while we run. */
+static bool nodes_matter(const Domain *domain) { return domain->numa && domain->numa->n_nodes > 1; }
+
+/* What a content on this frame is called in the trees: with a tree for each node, contents of different nodes have
+ * different keys. The high bits of a key choose neither shard nor sample, nor are they what a block remembers of it. */
+static uint64_t tree_key(const Domain *domain, uint64_t key, uint64_t pfn) {
+        return nodes_matter(domain) ? key ^ (uint64_t)numa_node_of(domain->numa, pfn) << 56 : key;
+}
+
 static bool known_frame(void *userdata, uint64_t pfn, uint64_t *ret_key) {
         const Domain *domain = userdata;
 
-        return stable_has_frame(domain->stable, pfn, ret_key);
+        if (!stable_has_frame(domain->stable, pfn, ret_key))
+                return false;
+        *ret_key = tree_key(domain, *ret_key, pfn); /* twice is not at all */
+        return true;
 }
 
-int domain_new(const char *name, uint32_t max_page_sharing, unsigned n_threads, Domain **ret) {
+int domain_new(const char *name, uint32_t max_page_sharing, unsigned n_threads, const Numa *numa, Domain **ret) {
         _cleanup_(domain_freep) Domain *domain = calloc(1, sizeof *domain);
         int r;
 
         if (!domain)
                 return -ENOMEM;
+        domain->numa = numa;
         domain->name = strdup(name);
         if (!domain->name)
                 return -ENOMEM;
@@ -102,10 +115,18 @@ static Block *verify_hint(const Domain *domain, uint64_t key, PageRef ref, unsig
         return block;
 }
 
+/* Out of memory, a move of the page will not be noticed before it is read again for another reason. */
+static void note_node(const Domain *domain, const ScanPage *p) {
+        if (nodes_matter(domain) && block_make_nodes(p->block) == 0)
+                p->block->nodes[p->page] = (uint8_t)numa_node_of(domain->numa, p->pfn);
+}
+
 /* -EEXIST is the common case; out of memory, the content is merely not known as merged until it is met again. */
-static void see_merged(Domain *domain, const ScanPage *p) {
+static void see_merged(Domain *domain, ScanPage *p) {
         if (!p->key_known)
                 return;
+        note_node(domain, p);
+        p->key = tree_key(domain, p->key, p->pfn);
         if (!unstable_in_sample(p->key, domain->sample_bits)) {
                 domain->pages_left_out++;
                 return;
@@ -134,19 +155,21 @@ static void see_page(Domain *domain, const ScanPage *p) {
 }
 
 /* Sorts the pages of all batches by shard. */
-static int deal(Domain *domain, const ScanBatch *batches, size_t n) {
+static int deal(Domain *domain, ScanBatch *batches, size_t n) {
         int r = 0;
 
         for (unsigned s = 0; s < UNSTABLE_SHARDS; s++)
                 domain->shards[s].n = domain->shards[s].done = 0;
         for (size_t b = 0; b < n; b++)
                 for (unsigned i = 0; i < batches[b].n; i++) {
-                        const ScanPage *p = &batches[b].pages[i];
+                        ScanPage *p = &batches[b].pages[i];
                         DomainShard *shard;
 
                         see_page(domain, p);
                         if (p->kind != SCAN_HASHED && p->kind != SCAN_SHARED)
                                 continue;
+                        note_node(domain, p);
+                        p->key = tree_key(domain, p->key, p->pfn);
                         shard = shard_of(domain, p->key);
                         if (GROW(shard->items, shard->n, shard->allocated) < 0) {
                                 r = -ENOMEM;
@@ -161,18 +184,25 @@ static void match(Domain *domain, DomainShard *shard, const ScanPage *p, int res
         uint64_t frame = 0;
         Block *twin;
         unsigned twin_page;
+        bool asked;
 
         if (result < 0)
                 shard->error = result;
         if (result != UNSTABLE_E_TWIN)
                 return;
         twin = verify_hint(domain, p->key, other, &twin_page);
+        asked = twin && (nodes_matter(domain) || !p->writable_alone) && scan_page_frame(twin, twin_page, &frame) == 0;
+        if (asked && nodes_matter(domain) && frame != 0 &&
+            numa_node_of(domain->numa, frame) != numa_node_of(domain->numa, p->pfn)) {
+                page_set_add_shared(twin->again, twin_page); /* it moved, and belongs into another tree */
+                twin = NULL;
+        }
         if (!twin) {
                 shard->stale++;
                 (void)unstable_replace(shard->tree, p->key, other, BLOCK_PAGE_REF(p->block, p->page));
                 return;
         }
-        if (!p->writable_alone && scan_page_frame(twin, twin_page, &frame) == 0 && frame == p->pfn) {
+        if (!p->writable_alone && asked && frame == p->pfn) {
                 if (page_set_has_shared(twin->twin, twin_page)) {
                         page_set_add_shared(p->block->twin, p->page);
                         page_set_add_shared(p->block->saves, p->page);
@@ -297,6 +327,27 @@ int domain_confirm_block(Domain *domain, Block *block, const VmaList *vmas) {
                 }
         }
         return 0;
+}
+
+/* The pages of one block that lie on another node than they did. */
+static void find_moved(const Domain *domain, Block *block) {
+        uint64_t frames[BLOCK_PAGES];
+
+        if (!block->nodes || scan_block_frames(block, frames) != 0)
+                return;
+        for (unsigned i = 0; i < BLOCK_PAGES; i++)
+                if (frames[i] != 0 && page_set_has(block->hashed, i) &&
+                    numa_node_of(domain->numa, frames[i]) != block->nodes[i])
+                        page_set_add(block->again, i);
+}
+
+void domain_find_moved(const Domain *domain, Space *space, size_t budget) {
+        if (!nodes_matter(domain) || space->n == 0)
+                return;
+        for (budget = MIN_OF(budget, space->n); budget > 0; budget--) {
+                space->moved_at = space->moved_at < space->n ? space->moved_at : 0;
+                find_moved(domain, space->blocks[space->moved_at++]);
+        }
 }
 
 static bool entry_is_stale(void *userdata, uint32_t tag, PageRef ref) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "base/crew.h"
+#include "host/numa.h"
 #include "index/stable.h"
 #include "index/unstable.h"
 #include "scan/scan.h"
@@ -38,6 +39,7 @@ typedef struct Domain {
         Scanner *scanner;
         Stable *stable;
         BlockTable blocks;
+        const Numa *numa;               /* borrowed; pages of different nodes do not meet. NULL: they do */
         DomainStats stats;
         uint32_t pass;
         uint64_t changed;               /* pages taken in by this pass that were something else before */
@@ -49,8 +51,9 @@ typedef struct Domain {
         DomainShard shards[UNSTABLE_SHARDS];
 } Domain;
 
-/* n_threads: of the crew that will serve it, at most. */
-int domain_new(const char *name, uint32_t max_page_sharing, unsigned n_threads, Domain **ret);
+/* n_threads: of the crew that will serve it, at most. numa: pages of different nodes are kept apart; borrowed, and may be
+ * read anew between passes. NULL: they are not. */
+int domain_new(const char *name, uint32_t max_page_sharing, unsigned n_threads, const Numa *numa, Domain **ret);
 Domain *domain_free(Domain *domain); /* every Space on its blocks must be done */
 DEFINE_CLEANUP(Domain, domain_free)
 
@@ -63,6 +66,10 @@ int domain_see(Domain *domain, Crew *crew, ScanBatch *batches, size_t n);
  * changed, the whole block waits for the next pass. TARGET_E_GONE. */
 int domain_confirm_block(Domain *domain, Block *block, const VmaList *vmas);
 
+/* Looks for pages of the space that moved to another node since they were read, in its next budget blocks (once around at
+ * most): they are read again. Costs nothing where nodes are not kept apart. */
+void domain_find_moved(const Domain *domain, Space *space, size_t budget);
+
 /* Tidies the trees, in proportion to what the pass took in. */
 void domain_end_pass(Domain *domain);
 
@@ -73,8 +80,8 @@ void domain_count_sharers(Domain *domain, StableCheck mappings, void *userdata);
  * of every process, so that what is remembered still finds its twins; where it is well below, more again. */
 void domain_limit_memory(Domain *domain, uint64_t bytes_max);
 
-/* All the memory that the domain's trees and blocks hold. */
-uint64_t domain_bytes(const Domain *domain);
 /* false: only a sample of the contents is remembered, of the merged ones too. */
 static inline bool domain_knows_all(const Domain *domain) { return domain->sample_bits == 0; }
 
+/* All the memory that the domain's trees and blocks hold. */
+uint64_t domain_bytes(const Domain *domain);

@@ -23,16 +23,25 @@ typedef struct Fixture {
 
 static uint64_t frames[BLOCKS][BLOCK_PAGES]; /* by block id */
 static unsigned n_threads;
+/* Frames below 1000 are on node 0, up to 2000 on node 1; kept apart by the tests that say so. */
+static NumaRange nodes[] = { { 0, 1000, 0 }, { 1000, 2000, 1 } };
+static Numa numa = { .ranges = nodes, .n = 2, .n_nodes = 1 };
 
 int __wrap_scan_page_frame(const Block *block, unsigned page, uint64_t *ret_pfn);
+int __wrap_scan_block_frames(const Block *block, uint64_t ret_pfns[static BLOCK_PAGES]);
 int __wrap_scan_page_frame(const Block *block, unsigned page, uint64_t *ret_pfn) {
         *ret_pfn = frames[block->id][page];
         return 0;
 }
 
+int __wrap_scan_block_frames(const Block *block, uint64_t ret_pfns[static BLOCK_PAGES]) {
+        memcpy(ret_pfns, frames[block->id], sizeof frames[block->id]);
+        return 0;
+}
+
 static int setup(void **state) {
         Fixture *f = calloc(1, sizeof *f);
-        int r = domain_new("test", 256, n_threads, &f->domain);
+        int r = domain_new("test", 256, n_threads, &numa, &f->domain);
 
         if (r == -EACCES || r == -EPERM || r == -ENOENT)
                 TEST_SKIP("needs /proc/kpageflags: %s", strerror(-r));
@@ -51,6 +60,7 @@ static int teardown(void **state) {
 
         space_done(&f->space);
         domain_free(f->domain);
+        numa.n_nodes = 1;
         crew_free(f->crew);
         free(f->batch);
         free(f);
@@ -268,6 +278,80 @@ static void test_domains_do_not_meet(void **state) {
         teardown(&other_state);
 }
 
+static uint64_t moved(const Block *block) { return page_set_count(block->again); }
+
+/* With nodes kept apart, contents meet on their own node only; what moved is found, wherever it is met, and read again. */
+static void test_nodes(void **state) {
+        Fixture *f = *state;
+        Block *a = add_block(f, 1), *b = add_block(f, 2);
+
+        numa.n_nodes = 2;
+        domain_begin_pass(f->domain);
+        put(f, a, 0, KEY(1), 10);
+        put(f, a, 1, KEY(2), 11);
+        put(f, b, 0, KEY(1), 1010);
+        put(f, b, 1, KEY(2), 12);
+        put(f, b, 2, KEY(1), 1011);
+        see(f);
+        assert_false(page_set_has(a->twin, 0));
+        assert_true(page_set_has(a->twin, 1) && page_set_has(b->twin, 1));
+        assert_true(page_set_has(b->twin, 0) && page_set_has(b->twin, 2));
+
+        /* a's page moves to node 1: met under its old name, it is no twin. */
+        frames[a->id][0] = 1012;
+        domain_begin_pass(f->domain);
+        put(f, b, 3, KEY(1), 13);
+        see(f);
+        assert_false(page_set_has(b->twin, 3) || page_set_has(a->twin, 0));
+        assert_int_equal(moved(a), 1);
+        assert_true(page_set_has(a->again, 0));
+        memset(a->again, 0, sizeof a->again);
+
+        /* Looked for, it is found too; and read again it meets those of its new node. */
+        domain_find_moved(f->domain, &f->space, 1);
+        assert_int_equal(moved(a) + moved(b), 1);
+        domain_find_moved(f->domain, &f->space, SIZE_MAX);
+        assert_int_equal(moved(a) + moved(b), 1);
+        memset(a->again, 0, sizeof a->again);
+        domain_begin_pass(f->domain);
+        put(f, a, 0, KEY(1), 1012);
+        see(f);
+        assert_true(page_set_has(a->twin, 0));
+        assert_int_equal(a->nodes[0], 1);
+        domain_find_moved(f->domain, &f->space, SIZE_MAX);
+        assert_int_equal(moved(a) + moved(b), 0);
+}
+
+/* A merged content is known on its node; when the kernel moved the frame, under its new number on the other. */
+static void test_merged_on_nodes(void **state) {
+        Fixture *f = *state;
+        Block *a = add_block(f, 1), *b = add_block(f, 2);
+
+        numa.n_nodes = 2;
+        domain_begin_pass(f->domain);
+        put_page(f, a, 0, SCAN_KSM, KEY(1), 10, false);
+        put_page(f, a, 1, SCAN_KSM, KEY(1), 10, false);
+        see(f);
+        put(f, b, 0, KEY(1), 1010);
+        put(f, b, 1, KEY(1), 11);
+        see(f);
+        assert_false(page_set_has(b->twin, 0));
+        assert_true(page_set_has(b->twin, 1));
+        frames[a->id][0] = frames[a->id][1] = 1020;
+        domain_find_moved(f->domain, &f->space, SIZE_MAX);
+        assert_int_equal(moved(a), 2);
+        domain_count_sharers(f->domain, gone, NULL);
+        domain_begin_pass(f->domain);
+        put_page(f, a, 0, SCAN_KSM, KEY(1), 1020, false);
+        put_page(f, a, 1, SCAN_KSM, KEY(1), 1020, false);
+        put(f, b, 2, KEY(1), 1011);
+        put(f, b, 3, KEY(1), 14);
+        see(f);
+        put(f, b, 4, KEY(1), 1012);
+        see(f);
+        assert_true(page_set_has(b->twin, 4) && page_set_has(b->saves, 4));
+}
+
 static uint64_t key_of(unsigned content) { return (content + 1) * UINT64_C(0x9e3779b97f4a7c15); }
 
 /* Short of memory, a part of the contents is remembered, and that part still finds its twins. */
@@ -331,6 +415,8 @@ int main(void) {
                 cmocka_unit_test_setup_teardown(test_fork_shared_frame_is_one, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_joins_merged_content, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_domains_do_not_meet, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_nodes, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_merged_on_nodes, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_sample, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_memory_limit, setup, teardown),
         };
