@@ -240,6 +240,8 @@ static const ConfKey keys[] = {
         DAEMON("ScanThreads", parse_number, scan_threads, "1", "a number from 1 to 1024", RANGE(1, 1024)),
         DAEMON("MaxPageSharing", parse_number_or_auto, max_page_sharing, "256", "auto or a number from 2 to 2147483647",
                RANGE(2, INT_MAX)), /* what mm/ksm.c takes for max_page_sharing */
+        DAEMON("MaxRmapWalk", parse_time, max_rmap_walk_nsec, "1ms", "a time like 1ms, from 1us to 1s",
+               RANGE(NSEC_PER_USEC, NSEC_PER_SEC)),
         DAEMON("MergeAcrossNodes", parse_boolean, merge_across_nodes, "yes", YES_NO),
         DAEMON("MinimumAge", parse_time, minimum_age_nsec, "5s", "a time like 5s, up to 1w", RANGE(0, WEEK)),
         DAEMON("MetadataMax", parse_metadata, metadata_max, "1%",

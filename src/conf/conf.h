@@ -20,6 +20,7 @@ typedef struct ConfDaemon {
         uint32_t cpu_quota;             /* share of one CPU, may exceed 10,000 */
         uint32_t scan_threads;
         uint32_t max_page_sharing;      /* 0 = auto */
+        uint64_t max_rmap_walk_nsec;    /* what auto keeps a walk over a merged page's mappings below */
         bool merge_across_nodes;
         uint64_t minimum_age_nsec;      /* younger processes are left alone */
         uint32_t metadata_max;          /* share of the host's memory; counts only while the next field is 0 */

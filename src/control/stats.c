@@ -56,6 +56,8 @@ static const Field daemon_fields[] = {
         DAEMON_FIELD(cow_breaks),
         DAEMON_FIELD(tlb_flushes),
         DAEMON_FIELD(tlb_flush_pages),
+        DAEMON_FIELD(max_page_sharing),
+        DAEMON_FIELD(rmap_mapping_nsec),
         DAEMON_FIELD(stops),
         DAEMON_FIELD(stop_nsec_p50),
         DAEMON_FIELD(stop_nsec_p99),

@@ -53,6 +53,8 @@ static const Metric daemon_metrics[] = {
         { "cow_breaks", "cow_breaks", PLAIN, true, "Write faults that took a merged page apart." },
         { "tlb_flushes", "tlb_flushes", PLAIN, true, "TLB flushes." },
         { "tlb_flush_pages", "tlb_flush_pages", PLAIN, true, "Pages flushed from TLBs." },
+        { "max_page_sharing", "max_page_sharing", PLAIN, false, "How often a merged page may be mapped." },
+        { "rmap_mapping_nsec", "rmap_mapping", SECONDS, false, "What a mapping costs a walk of the reverse map." },
         { "stops", "stops", PLAIN, true, "How often a thread of a process was stopped." },
         { "stop_nsec_p50", "stop_p50", SECONDS, false, "Half of the stops were no longer than this." },
         { "stop_nsec_p99", "stop_p99", SECONDS, false, "99 of 100 stops were no longer than this." },

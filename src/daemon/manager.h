@@ -7,6 +7,7 @@
 #include "host/kernel.h"
 #include "host/ksm.h"
 #include "host/numa.h"
+#include "host/walk.h"
 #include "merge/burst.h"
 #include "merge/judge.h"
 #include "probe/probe.h"
@@ -52,6 +53,8 @@ typedef struct Manager {
         Burst *burst;
         Budget budget;                  /* CPUQuota= */
         bool stranger_marked;           /* merging waits for a process of another domain to be undone */
+        WalkCost walk;                  /* for MaxPageSharing=auto; mapping_nsec 0: not measured yet */
+        uint32_t max_page_sharing;      /* in force, as of the last burst; 0: there was none */
         bool limits_refused;            /* MaxPageSharing= and MergeAcrossNodes= wait until no page is shared */
         bool track_absent;              /* the kernel cannot follow writes */
         Crew *crew;                     /* that reads and matches */
@@ -142,11 +145,11 @@ int manager_undo(Manager *manager, Member *member, uint64_t *ret_pages);
 
 /* census.c: counts what is saved now, by frames, and the statistics anew. */
 void manager_census(Manager *manager);
+/* Right before a burst: notes which of the pages that it may merge lie on frames of their own. */
+void manager_note_frames(Manager *manager);
 /* Fills in the statistics of groups and slots from what is known. */
 void manager_count(Manager *manager);
 /* Pages of one member that have a twin and are not merged, by reason. */
-/* Right before a burst: notes which of the pages that it may merge lie on frames of their own. */
-void manager_note_frames(Manager *manager);
 void manager_add_failures(const MemberCounts *counts, PageStats *stats);
 /* The sum over all domains, as last counted. */
 void manager_total(const Manager *manager, PageStats *ret);

@@ -171,19 +171,56 @@ static void note_burst(Manager *m, uint64_t expected, uint64_t merged) {
                 m->burst_backoff = MIN_OF(2 * m->burst_backoff, BURST_BACKOFF_MAX);
 }
 
+/* Marking cuts mappings into pieces, and KSM looks at them all for each sharer. */
+static uint64_t most_pieces(const Pass *pass) {
+        uint64_t most = 0;
+
+        for (size_t i = 0; i < pass->n_members; i++)
+                if (!passed_over(pass->members[i]))
+                        most = MAX_OF(most, (uint64_t)(2 * pass->members[i]->marks.ours.n));
+        return most;
+}
+
+/* MaxPageSharing=, and what auto comes to. It is measured when it is first needed. */
+static uint64_t wanted_sharing(Manager *m, const Pass *pass) {
+        const ConfDaemon *conf = &m->conf->daemon;
+        int r = 0;
+
+        if (conf->max_page_sharing)
+                return conf->max_page_sharing;
+        if (m->walk.mapping_nsec == 0)
+                r = walk_measure(&m->walk);
+        if (r < 0) {
+                log_warning("MaxPageSharing=auto: what a reverse map costs cannot be measured (%s): KSM's own limit stays",
+                            strerror(-r));
+                return UINT64_MAX;
+        }
+        return walk_limit(&m->walk, conf->max_rmap_walk_nsec, most_pieces(pass));
+}
+
 /* How many may share a page, and whether across NUMA nodes, are KSM's own knobs, which change only while nothing is
  * shared, to be put back too. So they are only made stricter, and only before a burst: until there is something to
  * merge nothing is touched. */
-static void limit_sharing(Manager *m) {
-        const ConfDaemon *conf = &m->conf->daemon;
+static void limit_sharing(Manager *m, const Pass *pass) {
+        uint64_t sharing = wanted_sharing(m, pass);
         KsmKnobs knobs;
         bool busy = false;
 
-        if (ksm_knobs(m->ksm, &knobs) < 0 || knobs.run != 0)
+        if (ksm_knobs(m->ksm, &knobs) < 0)
+                return;
+        m->max_page_sharing = (uint32_t)MIN_OF(knobs.max_page_sharing, (uint64_t)INT32_MAX);
+        if (knobs.run != 0)
                 return; /* the administrator runs ksmd: the settings are his */
-        if (conf->max_page_sharing && conf->max_page_sharing < knobs.max_page_sharing)
-                busy = ksm_set(m->ksm, "max_page_sharing", conf->max_page_sharing) == KSM_E_BUSY;
-        if (!conf->merge_across_nodes)
+        if (sharing < knobs.max_page_sharing) {
+                int r = ksm_set(m->ksm, "max_page_sharing", sharing);
+
+                busy = r == KSM_E_BUSY;
+                if (r == 0)
+                        m->max_page_sharing = (uint32_t)sharing;
+        }
+        for (size_t i = 0; i < pass->n_slots; i++)
+                stable_set_max_sharing(pass->slots[i]->domain->stable, m->max_page_sharing);
+        if (!m->conf->daemon.merge_across_nodes)
                 busy |= ksm_set(m->ksm, "merge_across_nodes", 0) == KSM_E_BUSY;
         if (busy && !m->limits_refused)
                 log_warning("MaxPageSharing= or MergeAcrossNodes= is not in force: KSM can change it only while no page "
@@ -249,7 +286,7 @@ int pass_burst(Pass *pass) {
         m->stranger_marked = stranger_is_marked(pass);
         if (m->stranger_marked)
                 return 0;
-        limit_sharing(m);
+        limit_sharing(m, pass);
         manager_note_frames(m);
         burst_stats(m->burst, &before);
         r = burst_start(m->burst, pass->expected, pass->marked);

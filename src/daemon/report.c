@@ -173,6 +173,8 @@ static json_t *daemon_json(Manager *m) {
         stats.ksmd_cpu_nsec = burst.ksmd_cpu_nsec;
         manager_budget_stats(m, &budget);
         stats.throttled_nsec = budget.throttled_nsec;
+        stats.max_page_sharing = m->max_page_sharing;
+        stats.rmap_mapping_nsec = m->walk.mapping_nsec;
         stats.stops = remote.stops;
         stats.stop_nsec_p50 = remote_stop_percentile(&remote, 500);
         stats.stop_nsec_p99 = remote_stop_percentile(&remote, 990);

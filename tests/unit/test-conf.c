@@ -90,7 +90,7 @@ static void test_defaults(void **state) {
 static void test_all_keys(void **state) {
         Reports reports;
         _cleanup_(conf_freep) Conf *conf = load(
-                "[Daemon]\nSocket=/x\nScanInterval=1min 30s\nCPUQuota=150%\nScanThreads=4\nMaxPageSharing=auto\n"
+                "[Daemon]\nSocket=/x\nScanInterval=1min 30s\nCPUQuota=150%\nScanThreads=4\nMaxPageSharing=auto\nMaxRmapWalk=200us\n"
                 "MergeAcrossNodes=off\nMinimumAge=0\nMetadataMax=64M\nProbes=no\nOnStop=unmerge\n"
                 "[Cgroup /m/*]\nMerge=yes\nDomain=t%c\nRoute=remap\nTrack=yes\nMinimumRun=16\nHugePageSplit=2.5%\n"
                 "IncludeDontDump=1\nExclude=m/a m/b\\ c\nExclude=/m/d\n"
@@ -182,6 +182,7 @@ static void test_daemon_mistakes(void **state) {
                 "ScanInterval=10 parsecs", "ScanInterval=-1s", "ScanInterval=1ms", "ScanInterval=2w", "CPUQuota=10",
                 "CPUQuota=0%", "CPUQuota=0.001%", "CPUQuota=500000%0", "ScanThreads=0", "ScanThreads=1.5",
                 "ScanThreads=0x2", "ScanThreads=99999999999999999999", "MaxPageSharing=1", "MaxPageSharing=2147483648",
+                "MaxRmapWalk=0", "MaxRmapWalk=2s",
                 "MergeAcrossNodes=maybe", "MinimumAge=infinity", "MetadataMax=0%", "MetadataMax=101%",
                 "MetadataMax=1K", "Probes=perhaps", "OnStop=panic", "Socket=relative", "scaninterval=5s",
                 "Merge=yes", "nonsense", "=x",

@@ -1,0 +1,112 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""How often a page may be mapped: 4,096 identical pages under several limits make as many copies as the limit says, for
+KSM and in our own trees; auto follows from what a mapping costs, measured."""
+import subprocess
+import sys
+
+from harness import KSM, Frames, Host, check, run_tests, skip
+
+PAGES = 4096
+VICTIM = r"""
+import mmap, sys
+P, N = 4096, int(sys.argv[1])
+page = bytes((i * 7 + i // 256) % 256 for i in range(P))
+area = mmap.mmap(-1, N * P, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+area.madvise(mmap.MADV_NOHUGEPAGE)
+for i in range(N):
+    area[i * P:(i + 1) * P] = page
+import ctypes
+print("ready", ctypes.addressof(ctypes.c_char.from_buffer(area)), flush=True)
+for line in sys.stdin:
+    print("ok" if all(area[i * P:(i + 1) * P] == page for i in range(N)) else "bad", flush=True)
+"""
+
+
+class Twins:
+    """One of the processes that share the pages."""
+
+    def __init__(self, host, group, pages):
+        self.process = subprocess.Popen(["/usr/bin/env", "python3", "-c", VICTIM, str(pages)], stdin=subprocess.PIPE,
+                                        stdout=subprocess.PIPE, text=True)
+        host.processes.append(self.process)
+        self.first = int(self.process.stdout.readline().split()[1]) // 4096
+        self.pages, self.pid = pages, self.process.pid
+        host.move(group, self.pid)
+
+    def frames(self):
+        return list(Frames().of(self.pid, self.first * 4096, (self.first + self.pages) * 4096).values())
+
+    def intact(self):
+        self.process.stdin.write("check\n")
+        self.process.stdin.flush()
+        return self.process.stdout.readline() == "ok\n"
+
+
+def knob(name):
+    return int((KSM / name).read_text())
+
+
+def forget_all():
+    """KSM keeps nodes of frames that are gone, and its limit with them, until it is told to take everything apart."""
+    (KSM / "run").write_text("2")
+    (KSM / "run").write_text("0")
+
+
+def under_limit(host, limit, more=""):
+    """Merges the pages under MaxPageSharing=limit; returns the most mappings of a frame, the statistics, and KSM's."""
+    group = host.cgroup(f"limit-{limit}")
+    twins = [Twins(host, group, PAGES // 4) for _ in range(4)]
+    daemon = host.daemon(host.configure(f"MinimumAge=0\nScanInterval=1w\nMaxPageSharing={limit}\nOnStop=unmerge\n{more}"
+                                        f"[Cgroup {group}]\nMerge=yes\n"))
+    for _ in range(20):
+        host.passes()
+        counts = {}
+        for pfn in [pfn for twin in twins for pfn in twin.frames()]:
+            counts[pfn] = counts.get(pfn, 0) + 1
+        force = host.stats()["max_page_sharing"]
+        if force and len(counts) <= -(-PAGES // force) * 101 // 100 + 2:
+            break
+    host.passes(2)
+    stats = host.stats()
+    kernel = {name: knob(name) for name in ("stable_node_dups", "stable_node_chains", "max_page_sharing")}
+    check(all(twin.intact() for twin in twins), "merging changed memory")
+    host.ctl("unmerge", group)
+    forget_all()
+    check(host.stop(daemon) == 0, "end")
+    check(knob("max_page_sharing") == int(host.knobs["max_page_sharing"]), "KSM's limit was not put back")
+    for twin in twins:
+        twin.process.kill()
+        twin.process.wait()
+    return counts, stats, kernel
+
+
+def dups_follow_the_limit():
+    """limits 2, 16, 256 and auto: ceil(4096 / limit) frames, each mapped that often at most; KSM's numbers and ours"""
+    with Host("sharing") as host:
+        forget_all()
+        if knob("pages_shared") > 0:
+            skip("somebody else shares pages on this host: KSM's limit cannot change")
+        for limit, more in (2, ""), (16, ""), (256, ""), ("auto", "MaxRmapWalk=50us\n"):
+            counts, stats, kernel = under_limit(host, limit, more)
+            force = stats["max_page_sharing"]
+            wanted = -(-PAGES // force)
+            print(f"    {limit}: in force {force}, {len(counts)} frames, at most {max(counts.values())} mappings; KSM "
+                  f"{kernel}; ours {stats['stable_node_dups']} in {stats['stable_node_chains']}"
+                  + (f"; {stats['rmap_mapping_nsec']} ns a mapping" if limit == "auto" else ""), flush=True)
+            check(force == kernel["max_page_sharing"], "not what KSM has")
+            check(force <= (256 if limit == "auto" else limit), "the limit is not in force")
+            check(max(counts.values()) <= force, "a frame is mapped more often than allowed")
+            check(wanted <= len(counts) <= wanted * 102 // 100 + 4, f"{len(counts)} frames, not {wanted}")
+            # The interpreters' own pages make a chain here and there as well.
+            check(wanted <= kernel["stable_node_dups"] <= wanted * 102 // 100 + 400, "KSM's dups")
+            check(kernel["stable_node_chains"] >= 1 and stats["stable_node_chains"] >= 1, "no chain")
+            check(wanted * 98 // 100 <= stats["stable_node_dups"] <= wanted * 102 // 100 + 400, "our dups")
+            if limit == "auto":
+                check(stats["rmap_mapping_nsec"] > 0, "nothing was measured")
+                check(force == 256 or force * stats["rmap_mapping_nsec"] <= 50000 or force == 2,
+                      "a walk would take longer than was asked for")
+
+
+if __name__ == "__main__":
+    run_tests(dups_follow_the_limit)
