@@ -44,6 +44,8 @@ static const Field page_fields[] = {
         PAGE_FIELD(full_scans),
         PAGE_FIELD(stable_node_chains),
         PAGE_FIELD(stable_node_dups),
+        PAGE_FIELD(huge_pages_split),
+        PAGE_FIELD(huge_pages_collapsed),
         PAGE_FIELD(bytes_saved),
         PAGE_FIELD(metadata_bytes),
 };

@@ -41,6 +41,8 @@ static const Metric page_metrics[] = {
         { "pages_skipped", "pages_skipped", PLAIN, false, "Pages in mappings that are left alone." },
         { "stable_node_chains", "chains", PLAIN, false, "Contents kept more than once because of MaxPageSharing." },
         { "stable_node_dups", "dups", PLAIN, false, "The copies in those chains." },
+        { "huge_pages_split", "huge_pages_split", PLAIN, true, "Huge pages split for merging." },
+        { "huge_pages_collapsed", "huge_pages_collapsed", PLAIN, true, "Of them, those made whole again." },
         { "pages_scanned", "pages_scanned", PLAIN, true, "Pages looked at." },
         { "pages_hashed", "pages_hashed", PLAIN, true, "Pages read." },
         { "full_scans", "full_scans", PLAIN, true, "Passes over everything opted in." },

@@ -138,6 +138,8 @@ static void count_slot(Manager *m, Slot *slot) {
                 for (size_t k = 0; k < group->n_members; k++)
                         if (!group->members[k]->gone)
                                 count_member(group->members[k], &stats);
+                stats.huge_pages_split = group->huge_pages_split;
+                stats.huge_pages_collapsed = group->huge_pages_collapsed;
                 page_stats_add(&sum, &stats);
                 group->stats = stats;
                 finish_stats(&group->stats, slot->domain->pass);

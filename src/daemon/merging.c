@@ -86,6 +86,11 @@ static int mark_member(Pass *pass, Member *member) {
                 return 0;
         }
         rules.vmas_now = member->vmas.n;
+        r = pass_judge_huge(pass, member, &rules);
+        if (r != 0) {
+                member->plan_again = true;
+                return r < 0 ? r : 0;
+        }
         r = plan_make(&member->space, &member->vmas, &rules, &plan);
         if (r < 0)
                 return r;
@@ -103,6 +108,8 @@ static int mark_member(Pass *pass, Member *member) {
         m->merge_failures[MERGE_FAILURE_CHANGED] += result.failed_ranges;
         m->pass_changes += result.pages_marked;
         pass->newly_marked += result.pages_marked;
+        if (result.pages_marked > 0)
+                pass_open_huge(member);
         pass->marks_changed |= result.pages_marked + result.pages_unmarked > 0;
         member->plan_again = r > 0 || member->marks.n_idle > 0;
         if (r > 0)

@@ -192,6 +192,8 @@ int manager_pass(Manager *m) {
                 m->state = MANAGER_MERGING;
                 r = pass_mark(&pass);
         }
+        if (r == 0)
+                r = pass_collapse(&pass);
         log_step("marked", &since);
         if (r == 0)
                 r = pass_burst(&pass);

@@ -41,6 +41,13 @@ void pass_limit_memory(const Pass *pass);
 int pass_read(Pass *pass);
 /* What was read for the first time is believed only when it stands a second look. */
 int pass_confirm(Pass *pass);
+/* huge.c: huge pages of the member that seem worth splitting are read again, whole. TARGET_E_GONE: the member is to be
+ * passed over. */
+int pass_judge_huge(Pass *pass, Member *member, const PlanRules *rules);
+/* It was marked: remembers which huge pages that may split. */
+void pass_open_huge(Member *member);
+/* Offers back huge pages that were split and hold nothing merged any more. */
+int pass_collapse(Pass *pass);
 /* Plans and marks what was learnt about. */
 int pass_mark(Pass *pass);
 /* Lets ksmd run when it is worth while. */

@@ -43,6 +43,7 @@ typedef struct Group {
         ConfSwitch track;
         struct Member **members;        /* by pid */
         size_t n_members, members_allocated;
+        uint64_t huge_pages_split, huge_pages_collapsed;
         PageStats stats;
 } Group;
 

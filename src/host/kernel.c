@@ -38,6 +38,7 @@
 #define GET_RSEQ_CONFIGURATION 0x420f /* Linux 5.13 */
 #define GET_SYSCALL_USER_DISPATCH 0x4211 /* Linux 6.4 */
 #define ADVICE_MERGEABLE 12
+#define ADVICE_COLLAPSE 25 /* Linux 6.1 */
 
 #define MAP_COUNT_USUAL 65530U
 #define PROBE_WORD 0x6b736d642d757365ULL
@@ -45,7 +46,8 @@
 /* What follows when it works, and when it does not. */
 typedef enum FeatureId {
         F_PAGE_SIZE, F_PAGEMAP, F_KPAGEFLAGS, F_KPAGECOUNT, F_READV, F_MEM, F_PIDFD, F_PIDFD_GETFD, F_PTRACE,
-        F_SUSPEND_SECCOMP, F_RSEQ, F_DISPATCH, F_MADVISE, F_IO_URING, F_PAGEMAP_SCAN, F_UFFD, F_WP_ASYNC, F_MOVE, F_KSM,
+        F_SUSPEND_SECCOMP, F_RSEQ, F_DISPATCH, F_MADVISE, F_COLLAPSE, F_IO_URING, F_PAGEMAP_SCAN, F_UFFD, F_WP_ASYNC, F_MOVE,
+        F_KSM,
         F_KSM_WRITABLE, F_KSM_OURS, F_KSM_ALONE, F_KSM_ZERO, F_KSM_SMART, F_KSM_ADVISOR, F_NODES, F_CGROUP,
         F_CGROUP_ONLY, F_SWAP, F_MAP_COUNT, N_FEATURES,
 } FeatureId;
@@ -86,6 +88,9 @@ static const struct {
         [F_MADVISE] = { "process_madvise(MADV_MERGEABLE)", false,
                 "Memory is marked from outside, no thread is stopped.",
                 "Memory is marked by the target itself: one of its threads is stopped for it (all mainline kernels)." },
+        [F_COLLAPSE] = { "process_madvise(MADV_COLLAPSE)", false,
+                "Huge pages that were split and hold nothing merged any more are made whole again.",
+                "Huge pages that were split for merging stay split until khugepaged comes along (Linux 6.1)." },
         [F_IO_URING] = { "io_uring", true, "The event loop can run.",
                 "The daemon cannot start: see the sysctl kernel.io_uring_disabled, or the service's seccomp filter." },
         [F_PAGEMAP_SCAN] = { "PAGEMAP_SCAN", false, "Page kinds are looked up by range.",
@@ -303,6 +308,10 @@ static void probe_pidfd(Probe *p) {
         /* Mainline answers EINVAL: the advice may not be given to others. */
         p->host->process_madvise_mergeable = set(p->host, F_MADVISE, state_of(p->pidfd >= 0 &&
                 syscall(SYS_process_madvise, p->pidfd, &remote, 1, ADVICE_MERGEABLE, 0) == (long)PAGE_BYTES));
+        /* The advice is looked at before the ranges are. */
+        remote.iov_len = 0;
+        set(p->host, F_COLLAPSE, state_of(p->pidfd >= 0 &&
+                syscall(SYS_process_madvise, p->pidfd, &remote, 1, ADVICE_COLLAPSE, 0) == 0));
 }
 
 static void probe_ptrace(Probe *p) {

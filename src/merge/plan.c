@@ -211,6 +211,18 @@ static void hot_keep_budget(Planner *p) {
         qsort(plan->hot, plan->n_hot, sizeof *plan->hot, by_address);
 }
 
+static bool worth_splitting(const PlanRules *rules, const PageSet wanted) {
+        return (uint64_t)set_count(wanted, 0, BLOCK_PAGES) * 10000 >= (uint64_t)rules->huge_page_split * BLOCK_PAGES;
+}
+
+bool plan_would_split(const PlanRules *rules, const Block *block) {
+        PageSet wanted;
+
+        for (unsigned i = 0; i < ELEMENTSOF(wanted); i++)
+                wanted[i] = (((block->twin[i] | block->zero[i]) & ~block->changed[i]) | block->merged[i]) & ~block->alone[i];
+        return block->huge && worth_splitting(rules, wanted);
+}
+
 /* The part of a block that lies in the mapping being walked. */
 static int block_add(Planner *p, const Block *block, unsigned from, unsigned to) {
         PageSet wanted;
@@ -222,8 +234,7 @@ static int block_add(Planner *p, const Block *block, unsigned from, unsigned to)
                         wanted[i] |= block->zeropage[i];
                 wanted[i] &= ~block->alone[i];
         }
-        if (block->huge && !p->vma->mergeable &&
-            (uint64_t)set_count(wanted, 0, BLOCK_PAGES) * 10000 < (uint64_t)p->rules->huge_page_split * BLOCK_PAGES) {
+        if (block->huge && !p->vma->mergeable && (block->keep_whole || !worth_splitting(p->rules, wanted))) {
                 leave(p, wanted, from, to, &p->plan->pages_left_huge);
                 return 0;
         }

@@ -39,6 +39,9 @@ typedef struct Plan {
         uint64_t pages_left_stack;      /* of a mapping that grows: splitting it would loosen RLIMIT_STACK */
 } Plan;
 
+/* The block is a huge page, and by what is known of it worth splitting (were it not to be kept whole for now). */
+bool plan_would_split(const PlanRules *rules, const Block *block);
+
 void plan_done(Plan *plan);
 /* Wanted are the pages of twin and zero that are not in changed, and those of merged, all without those of alone; in mappings that are mergeable
  * already also those of zeropage, which KSM may have given back. -ENOMEM. */

@@ -42,6 +42,12 @@ typedef struct Block {
         bool tracked;           /* what is written in it is told (but not of a huge page) */
         bool whole;             /* the next look reads all of it, not a sample */
         bool unsettled;         /* changed is not empty */
+        bool opened;            /* pages of it were marked while it was huge */
+        bool split;             /* … and it is huge no more */
+        bool keep_whole;        /* not to be split now: it was collapsed lately, or cannot be read */
+        uint8_t split_tries;    /* how often it was collapsed, or could not be */
+        uint32_t split_due;     /* the pass from which on it may be split or collapsed again */
+        uint32_t judged;        /* the pass that last read all of its pages */
         bool recheck;           /* what is in changed is to be read again */
         bool refilled;          /* khugepaged filled in what was given back: not to be given back again */
         PageSet hashed;         /* check[] holds something */

@@ -383,14 +383,17 @@ static void learn(Block *block, uint32_t pass, unsigned read, unsigned changed) 
 void select_learn(const ScanBatch *batch, uint32_t pass) {
         for (unsigned i = 0; i < batch->n;) {
                 Block *block = batch->pages[i].block;
-                unsigned read = 0, changed = 0;
+                unsigned read = 0, changed = 0, asked = 0;
 
                 for (; i < batch->n && batch->pages[i].block == block; i++) {
                         const ScanPage *p = &batch->pages[i];
 
                         read += p->kind != SCAN_NOTHING;
                         changed += p->changed || (p->first && block->first_pass != pass);
+                        asked++;
                 }
+                if (asked == BLOCK_PAGES)
+                        block->judged = pass;
                 learn(block, pass, read, changed);
         }
 }

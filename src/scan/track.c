@@ -78,6 +78,10 @@ static void lift_old_marks(int uffd, uint64_t start, uint64_t end, uint64_t piec
         }
 }
 
+void track_unprotect(Track *track, uint64_t start, uint64_t end) {
+        lift_old_marks(track->uffd, start, end, end - start);
+}
+
 /* Registering answers ENOMEM both for too many mappings and for an address space that is gone; this tells, and at
  * the most makes one page count as written. */
 static bool is_gone(int uffd, uint64_t addr) {

@@ -57,6 +57,9 @@ void track_claim(const Track *track, VmaList *vmas);
  * the memory is gone, by the end of the process or execve(2). -errno: nothing is known, free it. */
 int track_update(Track *track, const VmaList *vmas);
 
+/* Lifts protection; all of it counts as written. */
+void track_unprotect(Track *track, uint64_t start, uint64_t end);
+
 bool track_covers(const Track *track, uint64_t addr);
 
 /* Appends, by address, the present pages in what is covered of [start, end) that were written since they were last
