@@ -99,9 +99,10 @@ def dups_follow_the_limit():
             check(max(counts.values()) <= force, "a frame is mapped more often than allowed")
             check(wanted <= len(counts) <= wanted * 102 // 100 + 4, f"{len(counts)} frames, not {wanted}")
             # The interpreters' own pages make a chain here and there as well.
-            check(wanted <= kernel["stable_node_dups"] <= wanted * 102 // 100 + 400, "KSM's dups")
+            # The last page may have nobody left to share with.
+            check(wanted - 1 <= kernel["stable_node_dups"] <= wanted * 102 // 100 + 400, "KSM's dups")
             check(kernel["stable_node_chains"] >= 1 and stats["stable_node_chains"] >= 1, "no chain")
-            check(wanted * 98 // 100 <= stats["stable_node_dups"] <= wanted * 102 // 100 + 400, "our dups")
+            check(wanted * 98 // 100 - 1 <= stats["stable_node_dups"] <= wanted * 102 // 100 + 400, "our dups")
             if limit == "auto":
                 check(stats["rmap_mapping_nsec"] > 0, "nothing was measured")
                 check(force == 256 or force * stats["rmap_mapping_nsec"] <= 50000 or force == 2,
