@@ -63,6 +63,8 @@ typedef struct RemoteVisit {
 
 int remote_visit_prepare(Remote *remote, Target *target, RemoteVisit *visit); /* REMOTE_E_*, -errno */
 void remote_visit_done(RemoteVisit *visit);
+/* What is left over, once a thread stands: until then a deserted stub may have gone home, and closed what it held. */
+void remote_visit_look_again(RemoteVisit *visit);
 /* Whether a thread, as it stands, is in a place where our calls can do no harm: 0, REMOTE_E_*, -errno. Also makes the
  * kernel restart the call that we interrupted. *ret_floor: how far down its stack may be used. */
 typedef struct RemoteThread RemoteThread;
@@ -341,6 +343,7 @@ enum {
         REMOTE_GUARD_CROWD = 1 << 11,   /* all threads stand during a transaction */
         REMOTE_GUARD_WHOLE = 1 << 12,   /* a program is never called back in its middle */
         REMOTE_GUARD_CALM = 1 << 13,    /* nobody who runs is stopped where CPUs are scarce */
+        REMOTE_GUARD_LEFT = 1 << 14,    /* what a dead caller left is taken away only if it still is what it was */
 };
 
 #ifdef REMOTE_TEST

@@ -62,6 +62,12 @@ static size_t find_leftovers(const Target *target, const RemoteMaps *maps, int m
         return n;
 }
 
+void remote_visit_look_again(RemoteVisit *visit) {
+        uint64_t region;
+
+        visit->n_leftovers = find_leftovers(visit->target, &visit->maps, visit->memfd, visit->leftovers, &region);
+}
+
 void remote_visit_done(RemoteVisit *visit) {
         safe_close(visit->memfd);
         remote_maps_done(&visit->maps);

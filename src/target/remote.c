@@ -142,11 +142,15 @@ static int call_in_thread(Remote *remote, RemoteVisit *visit, RemoteCandidate ca
         size_t done = 0;
         r = stop_in_place(thread, visit, &floor);
         uint64_t interrupted = thread->interrupted_nsec, stood = thread->stopped_nsec;
-        if (r == 0 && thread->seccomp && remote_guards(REMOTE_GUARD_FILTER))
+        if (r == 0 && calls == visit->leftovers && remote_guards(REMOTE_GUARD_LEFT)) {
+                remote_visit_look_again(visit);
+                n = visit->n_leftovers;
+        }
+        if (r == 0 && n > 0 && thread->seccomp && remote_guards(REMOTE_GUARD_FILTER))
                 r = remote_filter_check(thread, visit->region, calls, n, false);
-        if (r == 0)
+        if (r == 0 && n > 0)
                 r = remote_enter(thread, floor, visit->region);
-        if (r == 0)
+        if (r == 0 && n > 0)
                 r = remote_run(thread, calls, n, stood + RUN_BUDGET_NSEC, &done, &ran);
         remote_thread_free(TAKE_PTR(thread));
         if (stood) {

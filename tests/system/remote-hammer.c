@@ -22,6 +22,7 @@ typedef struct Hammer {
         size_t calls;           /* in a batch */
         uint64_t pause_usec;    /* between batches, at most; random */
         bool kill_at_random, kill_at_steps;
+        int kill_at;            /* a step that all of them end at; 0: none in particular */
         bool lenient;           /* it may be that no thread could be had */
         int expect;             /* a REMOTE_E_* that every batch must end with; 0: most must succeed */
         pid_t victim, target_pid;
@@ -38,12 +39,15 @@ uint64_t remote_test_program_wait_nsec = NSEC_PER_SEC;
 static int end_at_step = -1;
 static unsigned long end_after;
 static useconds_t dawdle_usec; /* while a descriptor is held */
+static useconds_t late_usec;   /* between a look at the target and the stop, at most; random */
 
 void remote_test_step(RemoteStep step) {
         if ((int)step == end_at_step && end_after-- == 0)
                 raise(SIGKILL);
         if (step == REMOTE_STEP_TAKEN && dawdle_usec)
                 usleep(dawdle_usec);
+        if (step == REMOTE_STEP_SEIZED && late_usec)
+                usleep((useconds_t)random() % late_usec);
 }
 
 static void start_victim(Hammer *hammer) {
@@ -156,7 +160,7 @@ static void hammer_until_killed(Hammer *hammer, Remote *remote) {
 static void hammer_and_die(Hammer *hammer, Remote *remote, uint64_t end_nsec) {
         unsigned steps[_REMOTE_STEP_MAX] = {};
         for (unsigned i = 0; now_nsec() < end_nsec && listen_to_victim(hammer, 0); i++) {
-                int step = hammer->kill_at_steps ? (int)(i % _REMOTE_STEP_MAX) : -1;
+                int step = hammer->kill_at ? hammer->kill_at : hammer->kill_at_steps ? (int)(i % _REMOTE_STEP_MAX) : -1;
                 pid_t caller = fork();
                 CHECK(caller >= 0);
                 if (caller == 0) {
@@ -190,7 +194,7 @@ static void hammer_and_die(Hammer *hammer, Remote *remote, uint64_t end_nsec) {
                         (void)hammer_once(hammer, remote);
                 usleep(2000);
         }
-        for (int step = 0; hammer->kill_at_steps && step < _REMOTE_STEP_MAX; step++)
+        for (int step = 0; hammer->kill_at_steps && !hammer->kill_at && step < _REMOTE_STEP_MAX; step++)
                 CHECK(steps[step] > 0, "step %d was never reached", step);
 }
 
@@ -237,7 +241,8 @@ static void hammer_victim(Hammer *hammer) {
                         CHECK(false, "%s: the victim does not end", hammer->kind);
                 }
         }
-        while (listen_to_victim(hammer, 0))
+        /* What it still said; a child it left behind may hold the pipe for longer. */
+        for (uint64_t until = now_nsec() + NSEC_PER_SEC; now_nsec() < until && listen_to_victim(hammer, 10);)
                 ;
 
         RemoteStats stats;
@@ -269,6 +274,7 @@ int main(int argc, char **argv) {
                 {"pause-usec", required_argument, NULL, 'p'}, {"leave-out", required_argument, NULL, 'l'},
                 {"kill", no_argument, NULL, 'k'},            {"kill-steps", no_argument, NULL, 'K'},
                 {"expect", required_argument, NULL, 'e'},    {"lenient", no_argument, NULL, 'L'},
+                {"kill-taking", no_argument, NULL, 'T'},      {"late-usec", required_argument, NULL, 'a'},
                 {"dawdle-usec", required_argument, NULL, 'd'}, {"transact", no_argument, NULL, 't'},
                 {"program-wait-usec", required_argument, NULL, 'w'},
                 {},
@@ -284,6 +290,8 @@ int main(int argc, char **argv) {
                 case 'L': hammer.lenient = true; break;
                 case 't': hammer.transact = true; break;
                 case 'w': remote_test_program_wait_nsec = strtoull(optarg, NULL, 0) * NSEC_PER_USEC; break;
+                case 'T': hammer.kill_at_steps = true, hammer.kill_at = REMOTE_STEP_TAKEN; break;
+                case 'a': late_usec = (useconds_t)atoi(optarg); break;
                 case 'd': dawdle_usec = (useconds_t)atoi(optarg); break;
                 case 'e':
                         for (int e = 1; e < 8; e++)
