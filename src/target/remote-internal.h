@@ -72,7 +72,10 @@ int remote_visit_check(RemoteThread *thread, const RemoteVisit *visit, uint64_t 
 bool remote_lingers_inside(const Remote *remote, const Target *target);
 /* Stops that took too long were few of late. */
 bool remote_may_be_slow(const Remote *remote);
-bool remote_cpus_are_contended(void);
+/* More threads want to run than so many for each CPU. */
+bool remote_cpus_are_contended(unsigned threads);
+/* So many: one that runs will have to wait once it stood. */
+#define REMOTE_CONTENDED_THREADS 4U
 
 /* sched_setattr(2), first version: linux/sched/types.h and sched.h cannot be included together. */
 typedef struct SchedAttr {
@@ -88,9 +91,19 @@ typedef struct RemoteHaste {
         SchedAttr before;
         long slack_nsec;
         bool scheduled;
+        Remote *boosting;       /* what was lent for it is taken back at the end; NULL: nothing is lent */
 } RemoteHaste;
 void remote_haste_begin(RemoteHaste *haste);
 void remote_haste_end(RemoteHaste *haste);
+
+/* remote-boost.c: lends our urgency to a thread that is to be stopped, until it is let go. Where that is not to be had,
+ * or the CPUs are idle and it would gain nothing, nothing happens. */
+#define REMOTE_BOOST_PRIORITY 1
+typedef struct RemoteBoost RemoteBoost;
+void remote_boost_begin(Remote *remote, pid_t tid);
+void remote_boost_end(Remote *remote);
+bool remote_boost_works(Remote *remote);
+RemoteBoost *remote_boost_free(RemoteBoost *boost);
 
 /* How harmless it is to wake a thread out of a system call. */
 typedef enum RemoteSleep {
@@ -286,6 +299,9 @@ struct Remote {
         RemoteStats stats;
         uint64_t slow_stops, slow_stop_nsec; /* longer than they should be: how many, when the last */
         uint64_t call_nsec;     /* learnt: of one call in a batch */
+        RemoteBoost *boost;     /* NULL: not needed yet */
+        bool boosted;           /* a thread, at this moment */
+        bool boost_refused;     /* it may not be more urgent than others itself */
         uint64_t spins;         /* pauses that take REMOTE_SPIN_NSEC here */
 };
 

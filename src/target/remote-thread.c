@@ -195,6 +195,7 @@ static RemoteThread *destroy(RemoteThread *thread) {
 static bool let_go(RemoteThread *thread) {
         /* In the middle of a program it must not be called back: it ends by itself, as if we had died. */
         if (thread->stage == REMOTE_STAGE_INSIDE && remote_in_program(thread)) {
+                remote_boost_end(thread->remote);
                 if (ptrace(PTRACE_DETACH, thread->tid, 0, thread->inject) < 0)
                         (void)remote_thread_gone(thread);
                 return true;
@@ -203,6 +204,7 @@ static bool let_go(RemoteThread *thread) {
                 return false;
         if (!thread->inject)
                 remote_thread_repair(thread);
+        remote_boost_end(thread->remote);
         if (ptrace(PTRACE_DETACH, thread->tid, 0, thread->inject) < 0) {
                 (void)remote_thread_gone(thread);
                 return thread->dead;

@@ -207,7 +207,7 @@ static int transact(Remote *remote, Target *target, RemoteTransaction *transacti
         if (r != 0)
                 return r;
         if (n_candidates > 0 && candidates[0].sleep == REMOTE_SLEEP_NONE && !remote_may_be_slow(remote) &&
-            remote_guards(REMOTE_GUARD_CALM) && remote_cpus_are_contended())
+            remote_guards(REMOTE_GUARD_CALM) && remote_cpus_are_contended(REMOTE_CONTENDED_THREADS))
                 return REMOTE_E_BUSY;
         pid_t only = remote_guards(REMOTE_GUARD_CROWD) ? 0 : n_candidates > 0 ? candidates[0].tid : target->pid;
         r = remote_crowd_stop(remote, target, transaction->patience_nsec ? transaction->patience_nsec : PATIENCE_NSEC,
@@ -221,6 +221,8 @@ static int transact(Remote *remote, Target *target, RemoteTransaction *transacti
         RemoteThreadStatus status;
         uint64_t floor = 0;
         r = pick(crowd, &visit, candidates, n_candidates, &chosen, &floor);
+        if (r == 0)
+                remote_boost_begin(remote, chosen->tid); /* all the others wait for what it does */
         if (r == 0)
                 r = remote_thread_status(target, chosen->tid, &status);
         if (r == 0 && (status.shadow_stack || (status.seccomp == SECCOMP_MODE_STRICT && remote_guards(REMOTE_GUARD_FILTER))))
@@ -249,7 +251,7 @@ int remote_transact(Remote *remote, Target *target, RemoteTransaction *transacti
         transaction->threads = transaction->workers = 0;
         transaction->stop_nsec = transaction->ran_nsec = 0;
         {
-                _cleanup_(remote_haste_end) RemoteHaste haste = {};
+                _cleanup_(remote_haste_end) RemoteHaste haste = { .boosting = remote };
                 remote_haste_begin(&haste);
                 r = transact(remote, target, transaction, &crowd);
                 uint64_t interrupted = crowd.interrupted_nsec, stood = crowd.stood_nsec;

@@ -130,12 +130,14 @@ void remote_haste_begin(RemoteHaste *haste) {
                 .size = sizeof first,
                 .policy = SCHED_FIFO,
                 .flags = haste->before.flags,
-                .priority = 1,
+                .priority = REMOTE_BOOST_PRIORITY + 1, /* before a stub that waits for us */
         };
         haste->scheduled = syscall(SYS_sched_setattr, 0, &first, 0) == 0;
 }
 
 void remote_haste_end(RemoteHaste *haste) {
+        if (haste->boosting)
+                remote_boost_end(haste->boosting);
         if (haste->scheduled)
                 (void)syscall(SYS_sched_setattr, 0, &haste->before, 0);
         if (haste->slack_nsec > 0)
@@ -149,10 +151,9 @@ bool remote_may_be_slow(const Remote *remote) {
                now_nsec() - remote->slow_stop_nsec > SLOW_STOP_INTERVAL_NSEC;
 }
 
-/* More threads want to run than there are CPUs: one that runs now will have to wait once it stood. */
-bool remote_cpus_are_contended(void) {
+bool remote_cpus_are_contended(unsigned threads) {
         _cleanup_free_ char *text = NULL;
         unsigned running;
         return read_file(AT_FDCWD, "/proc/loadavg", &text, NULL) == 0 &&
-               sscanf(text, "%*s %*s %*s %u", &running) == 1 && running > 4U * (unsigned)sysconf(_SC_NPROCESSORS_ONLN);
+               sscanf(text, "%*s %*s %*s %u", &running) == 1 && running > threads * (unsigned)sysconf(_SC_NPROCESSORS_ONLN);
 }

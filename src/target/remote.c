@@ -83,6 +83,7 @@ Remote *remote_free(Remote *remote) {
                 free(thread->below);
                 free(thread);
         }
+        remote_boost_free(remote->boost);
         free(remote);
         return NULL;
 }
@@ -131,8 +132,9 @@ static int call_in_thread(Remote *remote, RemoteVisit *visit, RemoteCandidate ca
         if (memfd < 0)
                 return -errno;
 
-        _cleanup_(remote_haste_end) RemoteHaste haste = {};
+        _cleanup_(remote_haste_end) RemoteHaste haste = { .boosting = remote };
         remote_haste_begin(&haste);
+        remote_boost_begin(remote, candidate.tid);
         _cleanup_(remote_thread_freep) RemoteThread *thread = NULL;
         r = remote_thread_seize(remote, visit->target, candidate.tid, &status, &memfd, &thread);
         if (r != 0)
@@ -189,7 +191,8 @@ static int call_once_somewhere(Remote *remote, Target *target, RemoteCall *calls
                 return r != 0 ? r : status.tracer ? REMOTE_E_TRACED : REMOTE_E_BUSY;
         }
         for (size_t i = 0; i < n_candidates; i++) {
-                if (candidates[i].sleep == REMOTE_SLEEP_NONE && !remote_may_be_slow(remote) && remote_cpus_are_contended())
+                if (candidates[i].sleep == REMOTE_SLEEP_NONE && !remote_may_be_slow(remote) &&
+                    remote_cpus_are_contended(REMOTE_CONTENDED_THREADS) && !remote_boost_works(remote))
                         break;
                 if (visit.n_leftovers > 0) {
                         size_t swept;
