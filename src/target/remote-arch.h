@@ -39,12 +39,18 @@ bool remote_arch_repair(RemoteRegs *regs);
  * below the red zone; ret holds REMOTE_ARCH_FRAME_MAX. -errno. */
 int remote_arch_frame(pid_t tid, const RemoteRegs *regs, uint64_t mask, uint64_t sigreturn, uint8_t *ret,
                       uint64_t *ret_address, size_t *ret_size);
+/* The same below an address that is not its stack's. */
+int remote_arch_frame_below(pid_t tid, const RemoteRegs *regs, uint64_t mask, uint64_t sigreturn, uint64_t top,
+                            uint8_t *ret, uint64_t *ret_address, size_t *ret_size);
 
 /* Registers that make one call through code->call and then fall into the frame. */
 void remote_arch_aim_call(RemoteRegs *regs, uint64_t call, uint64_t sigreturn, uint64_t frame, uint64_t cookie, long nr,
                           const uint64_t args[6]);
 /* Registers that start the stub at region for n descriptors. */
 void remote_arch_aim_stub(RemoteRegs *regs, uint64_t region, uint64_t frame, uint64_t cookie, uint64_t n);
+
+/* Registers that make a thread wait in the region until the program there has ended, and then take its frame. */
+void remote_arch_aim_park(RemoteRegs *regs, uint64_t region, uint64_t frame);
 
 /* Right behind the borrowed call instruction. */
 bool remote_arch_called(const RemoteRegs *regs, uint64_t call);
@@ -72,7 +78,7 @@ ssize_t remote_arch_find_sigreturn(const uint8_t *text, size_t size);
 #define REMOTE_REGION_FOUND_OFFSET (REMOTE_REGION_MADE_OFFSET + 1024)
 
 #define REMOTE_REGION_BASE ((uint64_t)0x6b736d640000) /* "ksmd" */
-#define REMOTE_REGION_STRIDE ((uint64_t)0x20000)
+#define REMOTE_REGION_STRIDE ((uint64_t)0x100000) /* behind the region: the frames of parked threads */
 #define REMOTE_REGION_SLOTS 16U
 #define REMOTE_MAGIC_0 ((uint64_t)0x6573752d646d736b) /* "ksmd-user remote" */
 #define REMOTE_MAGIC_1 ((uint64_t)0x65746f6d65722072)
@@ -92,6 +98,7 @@ typedef struct RemoteHead {
         uint64_t program;       /* what follows are instructions, not descriptors */
         uint64_t answered;      /* the question that was answered last */
         uint64_t refused;       /* with a no */
+        uint64_t holds;         /* other threads may wait here */
         uint8_t code[];
 } RemoteHead;
 
@@ -115,8 +122,9 @@ typedef struct RemoteResults {
         uint64_t home;          /* left for good, with the region still there */
         uint64_t held;          /* 1 + the descriptor that is held open for us; 0: none */
         uint64_t asked;         /* the question that is to be answered */
-        uint64_t reserved[3];
+        uint64_t parked;        /* threads that were sent to wait here, and have not left */
+        uint64_t reserved[2];
         int64_t ret[];
 } RemoteResults;
 
-extern const uint8_t remote_stub_start[], remote_stub_made[], remote_stub_end[];
+extern const uint8_t remote_stub_start[], remote_stub_made[], remote_stub_park[], remote_stub_end[];

@@ -25,11 +25,11 @@
  */
 static const uint64_t all_signals = UINT64_MAX;
 
-static int get_mask(pid_t tid, uint64_t *ret) {
+int remote_mask_get(pid_t tid, uint64_t *ret) {
         return ptrace(PTRACE_GETSIGMASK, tid, sizeof *ret, ret) < 0 ? -errno : 0;
 }
 
-static int set_mask(pid_t tid, uint64_t mask) {
+int remote_mask_set(pid_t tid, uint64_t mask) {
         return ptrace(PTRACE_SETSIGMASK, tid, sizeof mask, &mask) < 0 ? -errno : 0;
 }
 
@@ -52,14 +52,14 @@ static int aim(RemoteThread *thread, const RemoteRegs *regs) {
         bool mask_first = !remote_guards(REMOTE_GUARD_ORDER);
         bool mask = !thread->masked && remote_guards(REMOTE_GUARD_MASK);
         if (mask && mask_first) {
-                r = set_mask(thread->tid, all_signals);
+                r = remote_mask_set(thread->tid, all_signals);
                 remote_step(REMOTE_STEP_MASKED);
         }
         if (r == 0)
                 r = remote_arch_set_regs(thread->tid, regs);
         if (r == 0 && mask && !mask_first) {
                 remote_step(REMOTE_STEP_MAP_REGS);
-                r = set_mask(thread->tid, all_signals);
+                r = remote_mask_set(thread->tid, all_signals);
         }
         if (r == 0)
                 thread->masked = true;
@@ -103,12 +103,12 @@ int remote_write(const RemoteThread *thread, const void *data, size_t size, uint
         return write_all(thread->memfd, data, size, address);
 }
 
-int remote_enter(RemoteThread *thread, uint64_t floor, uint64_t region) {
+int remote_enter(RemoteThread *thread, uint64_t floor, uint64_t region, size_t n_parked) {
         _cleanup_free_ uint8_t *frame = malloc(REMOTE_ARCH_FRAME_MAX);
         size_t size;
         if (!frame)
                 return -ENOMEM;
-        int r = get_mask(thread->tid, &thread->mask);
+        int r = remote_mask_get(thread->tid, &thread->mask);
         if (r == 0)
                 r = remote_arch_frame(thread->tid, &thread->regs, thread->mask, thread->code.sigreturn, frame,
                                       &thread->frame, &size);
@@ -133,7 +133,8 @@ int remote_enter(RemoteThread *thread, uint64_t floor, uint64_t region) {
 
         thread->stage = REMOTE_STAGE_INSIDE;
         thread->wanted = region;
-        const uint64_t args[6] = {region, REMOTE_REGION_BYTES, PROT_READ | PROT_EXEC,
+        thread->region_bytes = REMOTE_REGION_BYTES + ROUND_UP(n_parked * remote_park_bytes(thread), PAGE_BYTES);
+        const uint64_t args[6] = {region, thread->region_bytes, PROT_READ | PROT_EXEC,
                                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, UINT64_MAX, 0};
         int64_t mapped;
         r = call_once(thread, SYS_mmap, args, REMOTE_STEP_MAP_ENTRY, &mapped);
@@ -302,7 +303,7 @@ int remote_leave(RemoteThread *thread) {
                         return r;
         }
         if (thread->region) {
-                const uint64_t args[6] = {thread->region, REMOTE_REGION_BYTES};
+                const uint64_t args[6] = {thread->region, thread->region_bytes};
                 int64_t unmapped;
                 r = call_once(thread, SYS_munmap, args, REMOTE_STEP_UNMAP_ENTRY, &unmapped);
                 if (r != 0)
@@ -313,7 +314,7 @@ int remote_leave(RemoteThread *thread) {
 
         regs = thread->regs;
         if (remote_guards(REMOTE_GUARD_ORDER)) {
-                r = set_mask(thread->tid, thread->mask);
+                r = remote_mask_set(thread->tid, thread->mask);
                 remote_step(REMOTE_STEP_MASK_BACK);
                 if (r == 0)
                         r = remote_arch_set_regs(thread->tid, &regs);
@@ -322,7 +323,7 @@ int remote_leave(RemoteThread *thread) {
                 r = remote_arch_set_regs(thread->tid, &regs);
                 remote_step(REMOTE_STEP_REGS_BACK);
                 if (r == 0)
-                        r = set_mask(thread->tid, thread->mask);
+                        r = remote_mask_set(thread->tid, thread->mask);
                 remote_step(REMOTE_STEP_MASK_BACK);
         }
         if (r < 0)

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "target/remote-arch.h"
+#include "target/remote-map.h"
 #include "target/remote-program.h"
 #include "target/remote.h"
 
@@ -11,33 +12,10 @@
  * Shared by the files of the remote call: remote.c (the interface, batches, the time box), remote-choose.c (which
  * thread), remote-thread.c (stop it, let it go, wait), remote-filter.c (what its seccomp filters say), remote-inject.c
  * (run calls in it and take them back), remote-visit.c (what is prepared before),
- * remote-crowd.c (all threads), remote-program.c and remote-transact.c (transactions), remote-take.c (a descriptor that one of them made), remote-map.c (its mappings
+ * remote-crowd.c (all threads), remote-park.c (kept
+ * waiting even if we die), remote-program.c and remote-transact.c (transactions), remote-take.c (a descriptor that one of them made), remote-map.c (its mappings
  * and the two snippets of its own code we borrow), remote-<arch>.c (registers, frame, stub).
  */
-
-/* What a target's maps file says, by address. */
-typedef struct RemoteMap {
-        uint64_t start, end, offset, inode;
-        uint32_t dev;
-        bool read, write, exec, shared;
-        bool main_stack;        /* [stack] */
-        bool vdso;
-        bool libc;              /* by its name: searched first */
-} RemoteMap;
-
-typedef struct RemoteMaps {
-        RemoteMap *maps;
-        size_t n, allocated;
-        int fd;                 /* answers for one address at a time, as it is then; -EBADF: maps holds all of them */
-} RemoteMaps;
-
-void remote_maps_done(RemoteMaps *maps);
-int remote_maps_parse(char *text, RemoteMaps *ret);     /* pure; cuts text up */
-/* Both: REMOTE_E_GONE, REMOTE_E_DENIED, -errno. open: for find only, which then costs the same however many mappings
- * there are (Linux 6.11); read: all of them. */
-int remote_maps_open(const Target *target, RemoteMaps *ret);
-int remote_maps_read(const Target *target, RemoteMaps *ret);
-bool remote_maps_find(const RemoteMaps *maps, uint64_t address, RemoteMap *ret);
 
 /* Addresses in the target of a system call instruction followed by a return, and of a complete rt_sigreturn. */
 typedef struct RemoteCode {
@@ -149,6 +127,7 @@ int remote_thread_status(const Target *target, pid_t tid, RemoteThreadStatus *re
 typedef enum RemoteStage {
         REMOTE_STAGE_SEIZED,    /* nothing of it was changed */
         REMOTE_STAGE_INSIDE,    /* registers and mask are ours, the frame below its stack undoes them */
+        REMOTE_STAGE_PARKED,    /* the same, but its frame lies in the region of the thread that runs a program */
 } RemoteStage;
 
 /* A thread that is ours to let go. Only remote_thread_free() ends it, and that restores and detaches, or keeps it among
@@ -172,7 +151,9 @@ struct RemoteThread {
         uint64_t cookie;        /* in a register while they are ours */
         uint64_t frame;         /* address of the sigreturn address that precedes the frame */
         uint64_t region;        /* our mapping; 0: none, as far as we know */
+        uint64_t region_bytes;  /* with the frames of parked threads */
         uint64_t wanted;        /* where it is being mapped */
+        bool deserted;          /* parked: the program runs on without us, and it is to wait for that */
         uint8_t *below;         /* what stood below the stack, and is to stand there again */
         size_t below_size;
 };
@@ -209,7 +190,9 @@ uint32_t remote_filter_run(const struct sock_filter *program, size_t n, const st
                            bool *ret_only_nr);
 
 /* Puts the thread at our call: saves what is to be saved, writes the frame, maps the region. */
-int remote_enter(RemoteThread *thread, uint64_t floor, uint64_t region);
+int remote_enter(RemoteThread *thread, uint64_t floor, uint64_t region, size_t n_parked);
+int remote_mask_get(pid_t tid, uint64_t *ret); /* both: -errno */
+int remote_mask_set(pid_t tid, uint64_t mask);
 /* After remote_enter(): sends the thread into the stub, which finds n descriptors (0: a program) in the region. */
 int remote_launch(RemoteThread *thread, uint64_t n);
 /* While the stub runs: lets the thread go on if something made it stand. REMOTE_E_GONE, -errno. */
@@ -257,6 +240,8 @@ typedef struct RemoteGiven {
         unsigned socket;        /* the word of the end that we write to */
 } RemoteGiven;
 
+typedef struct RemoteCrowd RemoteCrowd;
+
 struct RemoteProgram {
         RemoteInstruction ops[REMOTE_PROGRAM_OPS_MAX];
         uint64_t words[REMOTE_PROGRAM_WORDS_MAX];
@@ -266,25 +251,37 @@ struct RemoteProgram {
         RemoteGiven given[REMOTE_PROGRAM_GIVEN_MAX];
         unsigned n_ops, n_words, n_labels, n_asks, n_notes, n_given;
         unsigned stat_word;     /* where fstat(2) writes */
+        RemoteCrowd *crowd;     /* while it runs: who stands, … */
+        RemoteThread *runner;   /* … and who runs it */
         int error;              /* the first; negative */
         bool finished;          /* labels are resolved */
+        bool holds;             /* there is a remote_program_hold() */
 };
 int remote_program_finish(RemoteProgram *program); /* negative: what went wrong while it was built */
 /* False: instruction i is no system call. */
 bool remote_program_call_at(const RemoteProgram *program, unsigned i, uint64_t region, RemoteCall *ret);
 
 /* All threads of a process, to stand or standing. */
-typedef struct RemoteCrowd {
+struct RemoteCrowd {
         RemoteThread **threads;
         size_t n, allocated;
         pid_t *workers;         /* those that cannot be stopped */
         size_t n_workers, allocated_workers;
         uint64_t interrupted_nsec, stood_nsec; /* when the first was interrupted; since when one of them stands */
-} RemoteCrowd;
+};
 /* only: 0, or the one thread to stop (tests). 0: all stand. REMOTE_E_*, -errno: call remote_crowd_done() all the same. */
 int remote_crowd_stop(Remote *remote, const Target *target, uint64_t patience_nsec, pid_t only, RemoteCrowd *crowd);
 RemoteThread *remote_crowd_find(const RemoteCrowd *crowd, pid_t tid); /* NULL: not among them */
 void remote_crowd_done(RemoteCrowd *crowd); /* lets all of them go */
+
+/* Sends all the others to wait in the region of the one that runs a program (remote-park.c). It must be waiting for us
+ * there. Anything but 0: some were not, and nothing is to be begun. */
+int remote_crowd_park(RemoteCrowd *crowd, RemoteThread *runner);
+#define REMOTE_PARKED_MAX 256U
+uint64_t remote_park_bytes(const RemoteThread *runner); /* that one needs behind the region */
+int remote_unpark(RemoteThread *thread); /* -errno, REMOTE_E_GONE */
+/* The program ended, or (deserted) goes on without us. */
+void remote_crowd_unpark(RemoteCrowd *crowd, const RemoteThread *runner, bool deserted);
 
 /* The snippets of one process, verified before each use. */
 typedef struct RemoteCodeCache {
@@ -330,6 +327,8 @@ typedef enum RemoteStep {
         REMOTE_STEP_CROWD,      /* a thread that is to stand was seized */
         REMOTE_STEP_STANDING,   /* all stand */
         REMOTE_STEP_PROGRAM,    /* a program is about to run */
+        REMOTE_STEP_PARK_REGS,  /* of another thread: its registers are ours, its mask not yet */
+        REMOTE_STEP_PARKED,
         REMOTE_STEP_ASKED,
         REMOTE_STEP_ANSWERED,
         REMOTE_STEP_DONE,
@@ -360,6 +359,7 @@ enum {
         REMOTE_GUARD_WHOLE = 1 << 12,   /* a program is never called back in its middle */
         REMOTE_GUARD_CALM = 1 << 13,    /* nobody who runs is stopped where CPUs are scarce */
         REMOTE_GUARD_LEFT = 1 << 14,    /* what a dead caller left is taken away only if it still is what it was */
+        REMOTE_GUARD_PARK = 1 << 15,    /* the others wait for its end, even if we die */
 };
 
 #ifdef REMOTE_TEST

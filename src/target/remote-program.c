@@ -119,6 +119,15 @@ void remote_program_ask(RemoteProgram *program, RemoteAnswer answer, void *userd
         emit(program, REMOTE_OP_ASK, 0, on_error, REMOTE_NOTHING, 1, &number);
 }
 
+static int park(void *userdata, RemoteProgram *program, const Target *target) {
+        return remote_guards(REMOTE_GUARD_PARK) ? remote_crowd_park(program->crowd, program->runner) : 0;
+}
+
+void remote_program_hold(RemoteProgram *program, unsigned on_error) {
+        program->holds = true;
+        remote_program_ask(program, park, NULL, on_error);
+}
+
 /* What is known of the descriptor in this word: its number among the notes. */
 static RemoteNote *note_of(RemoteProgram *program, unsigned word) {
         for (unsigned i = 0; i < program->n_notes; i++)

@@ -7,7 +7,8 @@
  * A transaction: a small program that one thread of a target runs to its end, whatever becomes of us. remote_call()
  * makes calls of which each is right on its own; what takes pages away and gives them back is right only as a whole. So
  * everything that undoes is part of the program and is decided in it, from results of the calls before: a caller that
- * is killed in the middle changes nothing but that the other threads go on while it runs.
+ * is killed in the middle changes nothing but that the other threads go on while it runs; or not even that
+ * (remote_program_hold()).
  *
  * All threads of the process stand meanwhile. Those that cannot (io_uring's workers) are counted, see
  * RemoteTransaction.
@@ -110,6 +111,11 @@ typedef int (*RemoteAnswer)(void *userdata, RemoteProgram *program, const Target
 void remote_program_ask(RemoteProgram *program, RemoteAnswer answer, void *userdata, unsigned on_error);
 /* For answers: a copy of the descriptor in word, the caller's to close. -errno. */
 int remote_program_take(const RemoteProgram *program, const Target *target, unsigned word);
+
+/* Before its first instruction that must not be half done: from here to the end of the program the other threads are kept
+ * waiting, whatever becomes of us. Without it they go on the moment we die, while the program runs. What unmaps or maps
+ * at fixed addresses cannot do without. on_error: it could not be done, or nobody came. */
+void remote_program_hold(RemoteProgram *program, unsigned on_error);
 
 typedef struct RemoteTransaction {
         RemoteProgram *program;

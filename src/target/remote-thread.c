@@ -200,9 +200,11 @@ static bool let_go(RemoteThread *thread) {
                         (void)remote_thread_gone(thread);
                 return true;
         }
+        if (thread->stage == REMOTE_STAGE_PARKED && !thread->deserted && remote_unpark(thread) != 0)
+                return false;
         if (thread->stage == REMOTE_STAGE_INSIDE && remote_leave(thread) != 0)
                 return false;
-        if (!thread->inject)
+        if (!thread->inject && thread->stage != REMOTE_STAGE_PARKED)
                 remote_thread_repair(thread);
         remote_boost_end(thread->remote);
         if (ptrace(PTRACE_DETACH, thread->tid, 0, thread->inject) < 0) {

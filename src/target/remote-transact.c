@@ -30,11 +30,16 @@
 
 static uint64_t words_at(const RemoteThread *thread) { return thread->region + REMOTE_REGION_WORDS_OFFSET; }
 
-static int write_program(RemoteThread *thread, const RemoteProgram *program) {
+static int write_program(RemoteThread *thread, const RemoteProgram *program, size_t n_threads) {
         _cleanup_free_ uint8_t *text = calloc(1, REMOTE_REGION_HEAD_BYTES);
         if (!text)
                 return -ENOMEM;
-        remote_head_write(thread, text)->program = 1;
+        RemoteHead *head = remote_head_write(thread, text);
+        head->program = 1;
+        if (program->holds && n_threads > 1) { /* others may be waiting in it when the stub goes home alone */
+                head->holds = 1;
+                head->unmap = 0;
+        }
         const struct {
                 const void *data;
                 size_t size;
@@ -120,7 +125,7 @@ bool remote_in_program(const RemoteThread *thread) {
 
 static int run(RemoteThread *thread, const Target *target, RemoteTransaction *transaction, uint64_t stood_nsec) {
         RemoteProgram *program = transaction->program;
-        int r = write_program(thread, program);
+        int r = write_program(thread, program, transaction->threads);
         if (r != 0)
                 return r;
         remote_step(REMOTE_STEP_PROGRAM);
@@ -227,14 +232,20 @@ static int transact(Remote *remote, Target *target, RemoteTransaction *transacti
                 r = remote_thread_status(target, chosen->tid, &status);
         if (r == 0 && (status.shadow_stack || (status.seccomp == SECCOMP_MODE_STRICT && remote_guards(REMOTE_GUARD_FILTER))))
                 r = REMOTE_E_UNFIT;
+        if (r == 0 && transaction->program->holds && crowd->n > REMOTE_PARKED_MAX)
+                r = REMOTE_E_UNFIT;
         if (r == 0)
                 r = remote_thread_suspend_seccomp(chosen);
         if (r == 0 && chosen->seccomp && remote_guards(REMOTE_GUARD_FILTER))
                 r = check_filters(chosen, transaction->program, visit.region);
         if (r == 0)
-                r = remote_enter(chosen, floor, visit.region);
-        if (r == 0)
+                r = remote_enter(chosen, floor, visit.region, transaction->program->holds ? crowd->n - 1 : 0);
+        if (r == 0) {
+                transaction->program->crowd = crowd;
+                transaction->program->runner = chosen;
                 r = run(chosen, target, transaction, crowd->stood_nsec);
+                remote_crowd_unpark(crowd, chosen, r == REMOTE_E_LOST);
+        }
         return r;
 }
 

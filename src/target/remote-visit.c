@@ -37,7 +37,7 @@ static bool is_deserted(const Target *target, int memfd, uint64_t address, uint6
         if (head.magic[0] == 0 && head.magic[1] == 0)
                 return true;
         return head.magic[0] == REMOTE_MAGIC_0 && head.magic[1] == REMOTE_MAGIC_1 &&
-               (!head.armed || results.home || remote_nobody_inside(target));
+               (!head.armed || (results.home && (!head.holds || results.parked == 0)) || remote_nobody_inside(target));
 }
 
 /* Where the region may go, and which ones of earlier stops are in the way. Nobody but us maps anything there. */
@@ -55,7 +55,7 @@ static size_t find_leftovers(const Target *target, const RemoteMaps *maps, int m
                            is_deserted(target, memfd, address, &held)) {
                         if (held && remote_held_is_fresh(target->pid, held - 1))
                                 ret[n++] = (RemoteCall){.nr = SYS_close, .args = {held - 1}, .ignore_error = true};
-                        ret[n++] = (RemoteCall){.nr = SYS_munmap, .args = {address, REMOTE_REGION_BYTES}};
+                        ret[n++] = (RemoteCall){.nr = SYS_munmap, .args = {address, REMOTE_REGION_STRIDE}};
                 }
         }
         *ret_region = region;

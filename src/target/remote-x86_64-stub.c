@@ -38,7 +38,8 @@ _Static_assert(CALLS_OFFSET == REMOTE_REGION_CALLS_OFFSET && RESULTS_OFFSET == R
                CALLS_OFFSET + REMOTE_PROGRAM_OPS_MAX * sizeof(RemoteInstruction) == RESULTS_OFFSET, "");
 _Static_assert(sizeof(RemoteDescriptor) == 64 && sizeof(RemoteResults) == 64 &&
                offsetof(RemoteDescriptor, ignore_error) == 56 && offsetof(RemoteDescriptor, hold) == 60 &&
-               offsetof(RemoteResults, home) == 16 && offsetof(RemoteResults, held) == 24, "");
+               offsetof(RemoteResults, home) == 16 && offsetof(RemoteResults, held) == 24 &&
+               offsetof(RemoteResults, parked) == 40, "");
 #define RESULTS_HELD "24+" STR(RESULTS_OFFSET) "(%r12)"
 /* Operand i, at offset, into a register: its two bits of %r11d say what is meant by it. */
 #define OPERAND(offset, register, i) \
@@ -58,7 +59,7 @@ _Static_assert(MADE_OFFSET == REMOTE_REGION_MADE_OFFSET && FOUND_OFFSET == REMOT
                RESULTS_OFFSET + sizeof(RemoteResults) + REMOTE_BATCH_MAX * sizeof(int64_t) <= MADE_OFFSET, "");
 
 asm(".pushsection .rodata\n"
-    ".globl remote_stub_start, remote_stub_made, remote_stub_end\n"
+    ".globl remote_stub_start, remote_stub_made, remote_stub_park, remote_stub_end\n"
     "remote_stub_start:\n"
     "       xor     %r14d, %r14d\n" /* as long as it is 0 the results cannot be written */
     "       mov     $28, %eax\n" /* madvise(region, all, MADV_DONTFORK) */
@@ -310,6 +311,16 @@ asm(".pushsection .rodata\n"
     "       shl     $6, %ecx\n"
     "       lea     " STR(CALLS_OFFSET) "(%r12,%rcx), %r14\n"
     "       jmp     30b\n"
+
+    /* A parked thread: r12 the region, rbx its frame, whose first word is where the C library's sigreturn lies. It waits
+     * without a system call, which its seccomp filter might not like, until the program has ended. */
+    "remote_stub_park:\n"
+    "       pause\n"
+    "       cmpq    $0, " STR(RESULTS_OFFSET) "(%r12)\n"
+    "       je      remote_stub_park\n"
+    "       mov     %rbx, %rsp\n"
+    "       lock decq 40+" STR(RESULTS_OFFSET) "(%r12)\n"
+    "       ret\n"
     "remote_stub_end:\n"
     ".popsection\n");
 #endif

@@ -157,6 +157,12 @@ static size_t xstate_size(uint64_t features) {
 
 int remote_arch_frame(pid_t tid, const RemoteRegs *regs, uint64_t mask, uint64_t sigreturn, uint8_t *ret,
                       uint64_t *ret_address, size_t *ret_size) {
+        uint64_t top = regs->r.rsp - (remote_guards(REMOTE_GUARD_RED_ZONE) ? RED_ZONE : 0);
+        return remote_arch_frame_below(tid, regs, mask, sigreturn, top, ret, ret_address, ret_size);
+}
+
+int remote_arch_frame_below(pid_t tid, const RemoteRegs *regs, uint64_t mask, uint64_t sigreturn, uint64_t top,
+                            uint8_t *ret, uint64_t *ret_address, size_t *ret_size) {
         static uint8_t xstate[REMOTE_ARCH_FRAME_MAX - 1024] __attribute__((aligned(64)));
         struct iovec vector = {xstate, sizeof xstate - 64};
         if (ptrace(PTRACE_GETREGSET, tid, NT_X86_XSTATE, &vector) < 0)
@@ -182,7 +188,6 @@ int remote_arch_frame(pid_t tid, const RemoteRegs *regs, uint64_t mask, uint64_t
         uint32_t magic2 = MAGIC2;
         memcpy(xstate + size, &magic2, sizeof magic2);
 
-        uint64_t top = regs->r.rsp - (remote_guards(REMOTE_GUARD_RED_ZONE) ? RED_ZONE : 0);
         uint64_t fpstate = (top - size - sizeof magic2) & ~(uint64_t)63;
         uint64_t address = (fpstate - sizeof(Frame)) & ~(uint64_t)15;
         const struct user_regs_struct *r = &regs->r;
@@ -237,6 +242,15 @@ void remote_arch_aim_stub(RemoteRegs *regs, uint64_t region, uint64_t frame, uin
         r->r13 = n; /* of a program, which says itself where it ends: 0 */
         r->rbx = frame;
         r->r15 = cookie;
+        regs->nr = -1;
+}
+
+void remote_arch_aim_park(RemoteRegs *regs, uint64_t region, uint64_t frame) {
+        struct user_regs_struct *r = &regs->r;
+        r->rip = region + sizeof(RemoteHead) + (uint64_t)(remote_stub_park - remote_stub_start);
+        r->rsp = frame;
+        r->rbx = frame;
+        r->r12 = region;
         regs->nr = -1;
 }
 

@@ -151,7 +151,7 @@ static int call_in_thread(Remote *remote, RemoteVisit *visit, RemoteCandidate ca
         if (r == 0 && n > 0 && thread->seccomp && remote_guards(REMOTE_GUARD_FILTER))
                 r = remote_filter_check(thread, visit->region, calls, n, false);
         if (r == 0 && n > 0)
-                r = remote_enter(thread, floor, visit->region);
+                r = remote_enter(thread, floor, visit->region, 0);
         if (r == 0 && n > 0)
                 r = remote_run(thread, calls, n, stood + RUN_BUDGET_NSEC, &done, &ran);
         remote_thread_free(TAKE_PTR(thread));

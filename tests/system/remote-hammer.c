@@ -195,7 +195,8 @@ static void hammer_and_die(Hammer *hammer, Remote *remote, uint64_t end_nsec) {
                 usleep(2000);
         }
         for (int step = 0; hammer->kill_at_steps && !hammer->kill_at && step < _REMOTE_STEP_MAX; step++)
-                CHECK(steps[step] > 0, "step %d was never reached", step);
+                /* Some victims have no other thread. */
+                CHECK(steps[step] > 0 || step == REMOTE_STEP_PARK_REGS, "step %d was never reached", step);
 }
 
 /* The last visit: an adoption cleans up what dead callers left, before the victim looks at itself. */
@@ -203,7 +204,7 @@ static void clean_up(Hammer *hammer, Remote *remote) {
         _cleanup_(target_freep) Target *target = NULL;
         if (target_new(hammer->target_pid, &target) != 0)
                 return;
-        for (int i = 0; i < 50; i++) {
+        for (int i = 0; i < 400; i++) {
                 TargetSkip skip;
                 if (remote_adopt(remote, target, NULL, &skip) == 0)
                         return;

@@ -11,7 +11,7 @@
 #include <sys/mman.h>
 #include <sys/syscall.h>
 
-#define SCRATCH (REMOTE_REGION_BASE + 0x200000)
+#define SCRATCH (REMOTE_REGION_BASE + REMOTE_REGION_SLOTS * REMOTE_REGION_STRIDE)
 #define SCRATCH_PAGES 8U
 #define FILE_PAGES 4U /* one of zeros, two that are the same, one of zeros */
 
@@ -101,6 +101,7 @@ static RemoteProgram *build(uint64_t page, Found *found) {
                 .came = remote_program_words(p, 1), .error = remote_program_words(p, 1), .taken = -EBADF,
         };
         remote_program_give(p, given, ELEMENTSOF(given), found->fds, out);
+        remote_program_hold(p, out);
         REMOTE_CALL(p, out, found->uffd, SYS_ioctl, remote_word(found->fds), remote_value(USERFAULTFD_IOC_NEW),
                     remote_value(O_CLOEXEC | O_NONBLOCK));
         remote_program_note(p, found->uffd);

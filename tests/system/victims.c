@@ -52,7 +52,7 @@ static unsigned long count_fds(void) {
 bool victim_has_region(void) {
         unsigned char resident;
         for (uint64_t slot = 0; slot < 16; slot++) /* mincore() fails on what is not mapped */
-                if (mincore((void *)(0x6b736d640000 + slot * 0x20000), PAGE_BYTES, &resident) == 0)
+                if (mincore((void *)(0x6b736d640000 + slot * 0x100000), PAGE_BYTES, &resident) == 0)
                         return true;
         return false;
 }
