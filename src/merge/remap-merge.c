@@ -1,0 +1,246 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Merging: the program that puts pages of the pool in the place of runs of a target's pages. It runs in one of the target's
+ * threads, all others standing, to its end, whatever becomes of us.
+ *
+ *   M = a userfaultfd; scratch = an anonymous mapping registered with it; window = the pool, read-only
+ *   for each run:
+ *     0. populate, for writing           after a fork that is over, pages are nobody's alone until they are written; that
+ *                                        writes nothing
+ *     1. register(M, run, MISSING)       who cannot be stopped (process_vm_writev, io_uring's workers) waits from now on
+ *     2. move(run -> scratch)            refuses what is pinned or shared by a fork: then the run goes back
+ *   3. one call that takes the mmap lock for writing: who found a page before, and writes to it under that lock, is done
+ *   for each run:
+ *     4. compare scratch and window      nobody else can reach either; different: the run goes back
+ *     5. mmap(run, the pool's pages)     one step; nobody runs who could have put anything else there
+ *     6. populate, for reading           every entry is there; the pool's frames, no copies
+ *     7. register(G, run)                absent entries mean discarded pages from now on
+ *     8. wake whoever waits on M
+ *   unmap scratch (which frees what was moved), window; close M and what was given
+ *
+ * What always holds: a page of the run is in exactly one of two places, at home or in scratch, until the pool's equal page is
+ * mapped, populated and guarded; every failure on the way leads back through remap_move_in(). Until 8. whoever faults
+ * on the run waits on M. The userfaultfd is not told of unmapping (EVENT_UNMAP): the program's own step 5 would wait for
+ * an answer that never comes.
+ *
+ * Why the order matters is what the controls of the hammer show: each REMAP_GUARD_* left out is a byte lost.
+ */
+#include "merge/remap-program.h"
+
+#include <fcntl.h>
+#include <sys/syscall.h>
+
+#define GUARD_MODE (UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR | UFFDIO_REGISTER_MODE_WP)
+#define WORD_OF(structure, member) (offsetof(structure, member) / sizeof(uint64_t))
+
+typedef struct Merge {
+        RemapProgram base;
+        unsigned dev, pool, guard;      /* given, in a row */
+        unsigned uffd;                  /* M */
+        unsigned api;                   /* struct uffdio_api */
+        unsigned window, window_bytes;
+        unsigned equal;
+} Merge;
+
+static void merge_done(Merge *m) { remap_program_done(&m->base); }
+
+/* Steps 1 and 2. */
+static void take_away(Merge *m) {
+        RemapProgram *base = &m->base;
+        RemoteProgram *p = base->p;
+        RemapLoop loop = remap_loop_begin(base, REMAP_NOT_BEGUN, true);
+        unsigned refused = remote_program_label(p), busy = remote_program_label(p), moved = remote_program_label(p);
+        unsigned shared = remote_program_label(p), move = base->move;
+
+        REMOTE_OPERATE(p, REMOTE_OP_EQUAL, shared, REMOTE_NOTHING, row_value(base, ROW_ALONE), remote_value(0));
+        REMOTE_CALL(p, refused, base->error, SYS_madvise, row_value(base, ROW_START), row_value(base, ROW_BYTES),
+                    remote_value(REMAP_POPULATE_WRITE));
+        remote_program_here(p, shared);
+        if (remap_guards(REMAP_GUARD_BLOCK))
+                remap_register(base, m->uffd, row_value(base, ROW_START), row_value(base, ROW_BYTES),
+                               UFFDIO_REGISTER_MODE_MISSING, refused);
+        if (remap_guards(REMAP_GUARD_MOVE)) {
+                REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, move + WORD_OF(UffdMove, dst),
+                               remote_word(base->there), remote_value(0));
+                REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, move + WORD_OF(UffdMove, src),
+                               row_value(base, ROW_START), remote_value(0));
+                REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, move + WORD_OF(UffdMove, len),
+                               row_value(base, ROW_BYTES), remote_value(0));
+                REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, move + WORD_OF(UffdMove, move), remote_value(0),
+                               remote_value(0));
+                REMOTE_CALL(p, busy, base->error, SYS_ioctl, remote_word(m->uffd), remote_value(UAPI_UFFDIO_MOVE),
+                            remote_at(move));
+        }
+        remap_row_result(base, REMAP_MOVED);
+        remote_program_jump(p, moved);
+
+        remote_program_here(p, refused);
+        remap_row_result(base, REMAP_REFUSED);
+        remap_row_error(base);
+        remote_program_jump(p, moved);
+
+        remote_program_here(p, busy);
+        remap_row_done(base);
+        remap_row_error(base);
+        remap_move_in(base, m->uffd);
+        remap_range(base, m->uffd, UFFDIO_UNREGISTER, row_value(base, ROW_START), row_value(base, ROW_BYTES));
+        remap_row_result(base, REMAP_BUSY);
+
+        remote_program_here(p, moved);
+        remap_loop_next(base, &loop);
+}
+
+/* The pages go home, into the mapping that is there. */
+static void put_back(Merge *m) {
+        RemapProgram *base = &m->base;
+
+        remap_move_in(base, m->uffd);
+        remap_range(base, m->uffd, UFFDIO_UNREGISTER, row_value(base, ROW_START), row_value(base, ROW_BYTES));
+}
+
+/* A mapping of the pool is in place, and cannot stay: an anonymous one again, blocked, and the pages into it. Where even
+ * that fails the mapping of the scratch pages themselves goes there: the contents are right, though it will not become
+ * one with its neighbours. */
+static void put_back_anonymous(Merge *m) {
+        RemapProgram *base = &m->base;
+        RemoteProgram *p = base->p;
+        unsigned whole = remote_program_label(p), unguarded = remote_program_label(p), done = remote_program_label(p);
+
+        REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, base->temporary, row_value(base, ROW_FLAGS),
+                       remote_value(MAP_FIXED | MAP_ANONYMOUS));
+        REMOTE_CALL(p, unguarded, REMOTE_NOTHING, SYS_mmap, row_value(base, ROW_START), row_value(base, ROW_BYTES),
+                    remote_value(PROT_READ | PROT_WRITE), remote_word(base->temporary), remote_value(UINT64_MAX),
+                    remote_value(0));
+        remap_advise(base, row_value(base, ROW_START), REMOTE_NOWHERE);
+        remap_register(base, m->uffd, row_value(base, ROW_START), row_value(base, ROW_BYTES),
+                       UFFDIO_REGISTER_MODE_MISSING, whole);
+        put_back(m);
+        remap_row_result(base, REMAP_FAILED);
+        remote_program_jump(p, done);
+        remote_program_here(p, whole);
+        REMOTE_CALL(p, REMOTE_NOWHERE, REMOTE_NOTHING, SYS_mremap, remote_word(base->there), row_value(base, ROW_BYTES),
+                    row_value(base, ROW_BYTES), remote_value(MREMAP_MAYMOVE | MREMAP_FIXED),
+                    row_value(base, ROW_START));
+        remap_row_result(base, REMAP_FAILED);
+        remote_program_jump(p, done);
+        remote_program_here(p, unguarded);
+        remap_row_result(base, REMAP_UNGUARDED);
+        remote_program_here(p, done);
+}
+
+/* Steps 4 to 8. */
+static void put_pool(Merge *m) {
+        RemapProgram *base = &m->base;
+        RemoteProgram *p = base->p;
+        RemapLoop loop = remap_loop_begin(base, REMAP_MOVED, false);
+        unsigned same = remote_program_label(p), failed = remote_program_label(p), undo = remote_program_label(p),
+                 done = remote_program_label(p);
+
+        if (remap_guards(REMAP_GUARD_COMPARE) && remap_guards(REMAP_GUARD_MOVE)) {
+                REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, base->temporary, remote_word(m->window),
+                               row_value(base, ROW_WINDOW));
+                REMOTE_OPERATE(p, REMOTE_OP_SAMES, REMOTE_NOWHERE, m->equal, remote_word(base->there),
+                               remote_word(base->temporary), row_value(base, ROW_BYTES));
+                REMOTE_OPERATE(p, REMOTE_OP_EQUAL, same, REMOTE_NOTHING, remote_word(m->equal),
+                               row_value(base, ROW_BYTES));
+                put_back(m);
+                remap_row_result(base, REMAP_DIFFERENT);
+                remote_program_jump(p, done);
+        }
+        remote_program_here(p, same);
+        REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, base->temporary, row_value(base, ROW_FLAGS),
+                       remote_value(MAP_FIXED));
+        REMOTE_CALL(p, failed, base->error, SYS_mmap, row_value(base, ROW_START), row_value(base, ROW_BYTES),
+                    remote_value(PROT_READ | PROT_WRITE), remote_word(base->temporary), remote_word(m->pool),
+                    row_value(base, ROW_OFFSET));
+        if (remap_guards(REMAP_GUARD_POPULATE))
+                REMOTE_CALL(p, undo, base->error, SYS_madvise, row_value(base, ROW_START), row_value(base, ROW_BYTES),
+                            remote_value(REMAP_POPULATE_READ));
+        remap_advise(base, row_value(base, ROW_START), undo);
+        if (remap_guards(REMAP_GUARD_REGISTER))
+                remap_register(base, m->guard, row_value(base, ROW_START), row_value(base, ROW_BYTES),
+                               remap_guards(REMAP_GUARD_FORK) ? GUARD_MODE : GUARD_MODE & ~UFFDIO_REGISTER_MODE_WP, undo);
+        remap_range(base, m->uffd, UFFDIO_WAKE, row_value(base, ROW_START), row_value(base, ROW_BYTES));
+        remap_row_result(base, REMAP_DONE);
+        remote_program_jump(p, done);
+
+        /* Kernels before 6.12 may have unmapped what was there. What is still there can be registered, again. */
+        remote_program_here(p, failed);
+        remap_row_error(base);
+        remap_register(base, m->uffd, row_value(base, ROW_START), row_value(base, ROW_BYTES),
+                       UFFDIO_REGISTER_MODE_MISSING, undo);
+        put_back(m);
+        remap_row_result(base, REMAP_FAILED);
+        remote_program_jump(p, done);
+
+        remote_program_here(p, undo);
+        remap_row_error(base);
+        put_back_anonymous(m);
+        remote_program_here(p, done);
+        remap_loop_next(base, &loop);
+}
+
+static void build(Merge *m, const int fds[static 3], uint64_t window_offset) {
+        RemapProgram *base = &m->base;
+        RemoteProgram *p = base->p;
+        unsigned out = remote_program_label(p), unscratch = remote_program_label(p);
+
+        remote_program_give(p, fds, 3, m->dev, out);
+        remap_ask(base, false, out);
+        REMOTE_CALL(p, out, m->uffd, SYS_ioctl, remote_word(m->dev), remote_value(USERFAULTFD_IOC_NEW),
+                    remote_value(O_CLOEXEC | O_NONBLOCK));
+        remote_program_note(p, m->uffd);
+        REMOTE_CALL(p, out, REMOTE_NOTHING, SYS_ioctl, remote_word(m->uffd), remote_value(UFFDIO_API), remote_at(m->api));
+        remap_scratch(base, m->uffd, out);
+        REMOTE_CALL(p, unscratch, m->window, SYS_mmap, remote_value(0), remote_word(m->window_bytes),
+                    remote_value(PROT_READ), remote_value(MAP_SHARED | MAP_NORESERVE), remote_word(m->pool),
+                    remote_value(window_offset));
+        take_away(m);
+        if (remap_guards(REMAP_GUARD_BARRIER))
+                REMOTE_CALL(p, REMOTE_NOWHERE, REMOTE_NOTHING, SYS_madvise, remote_word(base->scratch),
+                            remote_value(PAGE_BYTES), remote_value(MADV_DONTFORK));
+        put_pool(m);
+        REMOTE_CALL(p, REMOTE_NOWHERE, REMOTE_NOTHING, SYS_munmap, remote_word(m->window), remote_word(m->window_bytes));
+        remote_program_here(p, unscratch);
+        remap_unscratch(base);
+        remote_program_here(p, out);
+        remote_program_close(p, m->uffd);
+        for (unsigned i = 0; i < 3; i++)
+                remote_program_close(p, m->dev + i);
+}
+
+int remap_merge(Remote *remote, Target *target, RemapBatch *batch) {
+        uint64_t low = UINT64_MAX, high = 0;
+        _cleanup_(merge_done) Merge m = {};
+        RemapProgram *program = &m.base;
+        int r;
+
+        if (batch->n == 0 || batch->n > REMAP_BATCH_MAX)
+                return -EINVAL;
+        _cleanup_close_ int dev = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
+        if (dev < 0)
+                return -errno;
+        r = remap_program_new(batch, program);
+        if (r < 0)
+                return r;
+        RemoteProgram *p = program->p;
+        m.dev = remote_program_words(p, 3);
+        m.pool = m.dev + 1;
+        m.guard = m.dev + 2;
+        m.uffd = remote_program_words(p, 1);
+        m.api = remote_program_words(p, sizeof(struct uffdio_api) / sizeof(uint64_t));
+        m.window = remote_program_words(p, 1);
+        m.window_bytes = remote_program_words(p, 1);
+        m.equal = remote_program_words(p, 1);
+        for (size_t i = 0; i < batch->n; i++) {
+                low = MIN_OF(low, batch->ranges[i].page);
+                high = MAX_OF(high, batch->ranges[i].page + batch->ranges[i].n_pages);
+        }
+        for (unsigned i = 0; i < batch->n; i++)
+                remote_program_set(p, program->rows + i * ROW_WORDS + ROW_WINDOW,
+                                   (batch->ranges[i].page - low) * PAGE_BYTES);
+        remote_program_set(p, m.window_bytes, (high - low) * PAGE_BYTES);
+        remote_program_set(p, m.api, UFFD_API);
+        build(&m, (int[]){ dev, batch->pool_fd, batch->guard->zero }, low * PAGE_BYTES);
+        return remap_transact(remote, target, program);
+}

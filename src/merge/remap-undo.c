@@ -1,0 +1,258 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Undoing: the program that makes remapped runs plain anonymous memory again, one mapping with their neighbours. As when
+ * merging, all threads stand while one of them runs it to its end.
+ *
+ *   scratch = an anonymous mapping registered with U, the mute guard: who faults there waits, the keeper answers nothing
+ *   for each run:
+ *     1. populate, for reading           what was discarded is zero pages now: protecting an empty entry would leave a
+ *                                        marker that the guard can never fill
+ *     2. write-protect with G            who writes and cannot be stopped waits from now on
+ *        … a page that was written may be pinned, and written by a device that knows nothing of protection: then the run
+ *        stays, unless the caller knows better
+ *     3. copy(run -> scratch)            the pool's pages and the copies that were written, all of them
+ *     4. fresh = an anonymous mapping that touches no other (one that had pages would take it in, and its place in the
+ *        order of addresses with it), registered with U; a page of the neighbour, too
+ *     5. mremap(fresh -> run)            one step; it stays registered, takes the address's place in its neighbours' order
+ *                                        as it was never touched, and becomes one with the neighbour's page
+ *     6. move(scratch -> run)            who faulted meanwhile waited on U
+ *     7. un-register, wake who waited on either
+ *
+ * A mapping that is registered gets an anon_vma of its own unless a neighbour is registered alike, and mappings with
+ * different ones never merge: hence the neighbour's page (tests/kernel/remap-steps).
+ *
+ * mremap(2) of what U watches waits until the keeper has read the event: that is the one thing that the program waits
+ * for. If the keeper dies there, the kernel lets it go on when the keeper's descriptor is closed, and the target's, which
+ * the program holds, keeps the registration.
+ *
+ * What always holds: until 5. the run is what it was, at most protected; from 5. on its pages are in scratch, and move in
+ * however often it takes.
+ */
+#include "merge/remap-program.h"
+
+#include <fcntl.h>
+#include <sys/syscall.h>
+
+#ifndef MAP_FIXED_NOREPLACE
+#define MAP_FIXED_NOREPLACE 0x100000
+#endif
+#define WORD_OF(structure, member) (offsetof(structure, member) / sizeof(uint64_t))
+
+typedef struct Undo {
+        RemapProgram base;
+        unsigned guard, mute, pagemap;  /* given, in a row */
+        unsigned protect, copy, scan;   /* structures */
+        unsigned reserve, reserve_bytes; /* room for the fresh mappings, each with a page before and behind that is none */
+        unsigned next;                  /* where in it the next one goes */
+        unsigned fresh;
+} Undo;
+
+static void undo_done(Undo *u) { remap_program_done(&u->base); }
+
+static void set(RemoteProgram *p, unsigned word, RemoteOperand value) {
+        REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, word, value, remote_value(0));
+}
+
+static void protect(Undo *u, uint64_t mode, unsigned on_error) {
+        RemapProgram *base = &u->base;
+        RemoteProgram *p = base->p;
+
+        set(p, u->protect + WORD_OF(struct uffdio_writeprotect, range.start), row_value(base, ROW_START));
+        set(p, u->protect + WORD_OF(struct uffdio_writeprotect, range.len), row_value(base, ROW_BYTES));
+        set(p, u->protect + WORD_OF(struct uffdio_writeprotect, mode), remote_value(mode));
+        REMOTE_CALL(p, on_error, base->error, SYS_ioctl, remote_word(u->guard), remote_value(UFFDIO_WRITEPROTECT),
+                    remote_at(u->protect));
+}
+
+/* Step 3; as with moving, it says how far it came. */
+static void copy_out(Undo *u, unsigned on_error) {
+        RemapProgram *base = &u->base;
+        RemoteProgram *p = base->p;
+        unsigned again = remote_program_label(p), failed = remote_program_label(p), some = remote_program_label(p),
+                 done = remote_program_label(p), to = u->copy + WORD_OF(struct uffdio_copy, dst),
+                 from = u->copy + WORD_OF(struct uffdio_copy, src), size = u->copy + WORD_OF(struct uffdio_copy, len),
+                 copied = u->copy + WORD_OF(struct uffdio_copy, copy);
+
+        set(p, to, remote_word(base->there));
+        set(p, from, row_value(base, ROW_START));
+        set(p, size, row_value(base, ROW_BYTES));
+        set(p, u->copy + WORD_OF(struct uffdio_copy, mode), remote_value(UFFDIO_COPY_MODE_DONTWAKE));
+        remote_program_here(p, again);
+        set(p, copied, remote_value(0));
+        REMOTE_CALL(p, failed, base->error, SYS_ioctl, remote_word(u->mute), remote_value(UFFDIO_COPY), remote_at(u->copy));
+        remote_program_jump(p, done);
+        remote_program_here(p, failed);
+        REMOTE_OPERATE(p, REMOTE_OP_BELOW, some, REMOTE_NOTHING, remote_word(copied), remote_value((uint64_t)1 << 62));
+        REMOTE_OPERATE(p, REMOTE_OP_EQUAL, again, REMOTE_NOTHING, remote_word(base->error),
+                       remote_value((uint64_t)(int64_t)-EAGAIN));
+        remote_program_jump(p, on_error);
+        remote_program_here(p, some);
+        REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, to, remote_word(to), remote_word(copied));
+        REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, from, remote_word(from), remote_word(copied));
+        REMOTE_OPERATE(p, REMOTE_OP_SUB, REMOTE_NOWHERE, size, remote_word(size), remote_word(copied));
+        REMOTE_OPERATE(p, REMOTE_OP_EQUAL, done, REMOTE_NOTHING, remote_word(size), remote_value(0));
+        remote_program_jump(p, again);
+        remote_program_here(p, done);
+}
+
+/* Step 4. */
+static void make_fresh(Undo *u, unsigned on_error) {
+        RemapProgram *base = &u->base;
+        RemoteProgram *p = base->p;
+        unsigned bad = remote_program_label(p), alone = remote_program_label(p), good = remote_program_label(p);
+
+        set(p, u->fresh, remote_word(u->next));
+        REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, u->next, remote_word(u->next), row_value(base, ROW_BYTES));
+        REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, u->next, remote_word(u->next), remote_value(PAGE_BYTES));
+        REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, base->temporary, row_value(base, ROW_FLAGS),
+                       remote_value(MAP_ANONYMOUS | MAP_FIXED));
+        REMOTE_CALL(p, on_error, base->error, SYS_mmap, remote_word(u->fresh), row_value(base, ROW_BYTES),
+                    remote_value(PROT_READ | PROT_WRITE), remote_word(base->temporary), remote_value(UINT64_MAX),
+                    remote_value(0));
+        remap_advise(base, remote_word(u->fresh), bad);
+        if (remap_guards(REMAP_GUARD_MUTE)) {
+                REMOTE_OPERATE(p, REMOTE_OP_EQUAL, alone, REMOTE_NOTHING, row_value(base, ROW_NEIGHBOUR), remote_value(0));
+                remap_register(base, u->mute, row_value(base, ROW_NEIGHBOUR), remote_value(PAGE_BYTES),
+                               UFFDIO_REGISTER_MODE_MISSING, alone); /* refused: it will not merge, and that is all */
+                remote_program_here(p, alone);
+                remap_register(base, u->mute, remote_word(u->fresh), row_value(base, ROW_BYTES),
+                               UFFDIO_REGISTER_MODE_MISSING, bad);
+        } else
+                remote_program_here(p, alone);
+        remote_program_jump(p, good);
+        remote_program_here(p, bad);
+        REMOTE_CALL(p, REMOTE_NOWHERE, REMOTE_NOTHING, SYS_munmap, remote_word(u->fresh), row_value(base, ROW_BYTES));
+        remote_program_jump(p, on_error);
+        remote_program_here(p, good);
+}
+
+static void undo_rows(Undo *u) {
+        RemapProgram *base = &u->base;
+        RemoteProgram *p = base->p;
+        RemapLoop loop = remap_loop_begin(base, REMAP_NOT_BEGUN, true);
+        unsigned kept = remote_program_label(p), failed = remote_program_label(p), gone = remote_program_label(p),
+                 in_place = remote_program_label(p), done = remote_program_label(p);
+
+        REMOTE_CALL(p, failed, base->error, SYS_madvise, row_value(base, ROW_START), row_value(base, ROW_BYTES),
+                    remote_value(REMAP_POPULATE_READ));
+        if (remap_guards(REMAP_GUARD_PROTECT))
+                protect(u, UFFDIO_WRITEPROTECT_MODE_WP, failed);
+        if (!base->batch->written_too && remap_guards(REMAP_GUARD_WRITTEN)) {
+                unsigned busy = remote_program_label(p), clean = remote_program_label(p);
+
+                set(p, u->scan + WORD_OF(PagemapScan, start), row_value(base, ROW_START));
+                REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, u->scan + WORD_OF(PagemapScan, end),
+                               row_value(base, ROW_START), row_value(base, ROW_BYTES));
+                set(p, u->scan + WORD_OF(PagemapScan, vec), remote_at(u->scan + WORD_OF(PagemapScan, vec) + 8));
+                REMOTE_CALL(p, kept, base->error, SYS_ioctl, remote_word(u->pagemap), remote_value(PAGEMAP_SCAN_IOCTL),
+                            remote_at(u->scan));
+                REMOTE_OPERATE(p, REMOTE_OP_EQUAL, clean, REMOTE_NOTHING, remote_word(base->error), remote_value(0));
+                remote_program_jump(p, busy);
+                remote_program_here(p, busy);
+                protect(u, 0, REMOTE_NOWHERE);
+                remap_row_result(base, REMAP_BUSY);
+                remote_program_jump(p, done);
+                remote_program_here(p, clean);
+        }
+        copy_out(u, kept);
+        make_fresh(u, kept);
+        REMOTE_CALL(p, gone, base->error, SYS_mremap, remote_word(u->fresh), row_value(base, ROW_BYTES),
+                    row_value(base, ROW_BYTES), remote_value(MREMAP_MAYMOVE | MREMAP_FIXED), row_value(base, ROW_START));
+        if (!remap_guards(REMAP_GUARD_MUTE))
+                remap_register(base, u->mute, row_value(base, ROW_START), row_value(base, ROW_BYTES),
+                               UFFDIO_REGISTER_MODE_MISSING, REMOTE_NOWHERE);
+        remote_program_here(p, in_place);
+        remap_move_in(base, u->mute);
+        remap_range(base, u->mute, UFFDIO_UNREGISTER, row_value(base, ROW_WHOLE_START), row_value(base, ROW_WHOLE_BYTES));
+        remap_range(base, u->guard, UFFDIO_WAKE, row_value(base, ROW_START), row_value(base, ROW_BYTES));
+        remap_row_result(base, REMAP_DONE);
+        remote_program_jump(p, done);
+
+        /* mremap(2) unmaps what is in its way before it moves: having failed, it may have left a hole. */
+        remote_program_here(p, gone);
+        remap_row_error(base);
+        REMOTE_CALL(p, REMOTE_NOWHERE, REMOTE_NOTHING, SYS_munmap, remote_word(u->fresh), row_value(base, ROW_BYTES));
+        REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, base->temporary, row_value(base, ROW_FLAGS),
+                       remote_value(MAP_ANONYMOUS | MAP_FIXED_NOREPLACE));
+        REMOTE_CALL(p, kept, REMOTE_NOTHING, SYS_mmap, row_value(base, ROW_START), row_value(base, ROW_BYTES),
+                    remote_value(PROT_READ | PROT_WRITE), remote_word(base->temporary), remote_value(UINT64_MAX),
+                    remote_value(0));
+        remap_advise(base, row_value(base, ROW_START), REMOTE_NOWHERE);
+        remap_register(base, u->mute, row_value(base, ROW_START), row_value(base, ROW_BYTES),
+                       UFFDIO_REGISTER_MODE_MISSING, REMOTE_NOWHERE);
+        remote_program_jump(p, in_place);
+
+        /* As it was. */
+        remote_program_here(p, kept);
+        remap_row_error(base);
+        if (remap_guards(REMAP_GUARD_MUTE)) {
+                unsigned alone = remote_program_label(p);
+
+                REMOTE_OPERATE(p, REMOTE_OP_EQUAL, alone, REMOTE_NOTHING, row_value(base, ROW_NEIGHBOUR), remote_value(0));
+                remap_range(base, u->mute, UFFDIO_UNREGISTER, row_value(base, ROW_NEIGHBOUR), remote_value(PAGE_BYTES));
+                remote_program_here(p, alone);
+        }
+        if (remap_guards(REMAP_GUARD_PROTECT))
+                protect(u, 0, REMOTE_NOWHERE);
+        remote_program_here(p, failed);
+        remap_row_error(base);
+        remap_row_result(base, REMAP_FAILED);
+        remote_program_here(p, done);
+        remap_loop_next(base, &loop);
+}
+
+int remap_undo(Remote *remote, Target *target, RemapBatch *batch) {
+        _cleanup_(undo_done) Undo u = {};
+        RemapProgram *program = &u.base;
+        int r;
+
+        if (batch->n == 0 || batch->n > REMAP_BATCH_MAX)
+                return -EINVAL;
+        r = remap_program_new(batch, program);
+        if (r < 0)
+                return r;
+        RemoteProgram *p = program->p;
+        _cleanup_close_ int pagemap = openat(target->procfd, "pagemap", O_RDONLY | O_CLOEXEC);
+        if (pagemap < 0)
+                return -errno;
+        u.guard = remote_program_words(p, 3);
+        u.mute = u.guard + 1;
+        u.pagemap = u.guard + 2;
+        u.scan = remote_program_words(p, (sizeof(PagemapScan) + sizeof(PagemapRegion)) / sizeof(uint64_t));
+        const PagemapScan scan = {
+                .size = sizeof scan,
+                .vec_len = 1,
+                .max_pages = 1,
+                .category_inverted = PAGEMAP_SCAN_FILE | PAGEMAP_SCAN_PFNZERO,
+                .category_mask = PAGEMAP_SCAN_FILE | PAGEMAP_SCAN_PFNZERO,
+                .category_anyof_mask = PAGEMAP_SCAN_PRESENT | PAGEMAP_SCAN_SWAPPED,
+                .return_mask = PAGEMAP_SCAN_PRESENT,
+        };
+        for (unsigned i = 0; i < sizeof scan / sizeof(uint64_t); i++)
+                remote_program_set(p, u.scan + i, ((const uint64_t *)(const void *)&scan)[i]);
+        u.protect = remote_program_words(p, sizeof(struct uffdio_writeprotect) / sizeof(uint64_t));
+        u.copy = remote_program_words(p, sizeof(struct uffdio_copy) / sizeof(uint64_t));
+        u.fresh = remote_program_words(p, 1);
+        u.reserve = remote_program_words(p, 1);
+        u.reserve_bytes = remote_program_words(p, 1);
+        u.next = remote_program_words(p, 1);
+        remote_program_set(p, u.reserve_bytes,
+                           remote_program_get(p, program->scratch_bytes) + (batch->n + 1) * PAGE_BYTES);
+
+        unsigned out = remote_program_label(p), unscratch = remote_program_label(p);
+        remote_program_give(p, (int[]){ batch->guard->zero, batch->guard->mute, pagemap }, 3, u.guard, out);
+        remap_ask(program, true, out);
+        remap_scratch(program, u.mute, out);
+        REMOTE_CALL(p, unscratch, u.reserve, SYS_mmap, remote_value(0), remote_word(u.reserve_bytes),
+                    remote_value(PROT_NONE), remote_value(MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE),
+                    remote_value(UINT64_MAX), remote_value(0));
+        REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, u.next, remote_word(u.reserve), remote_value(PAGE_BYTES));
+        undo_rows(&u);
+        REMOTE_CALL(p, REMOTE_NOWHERE, REMOTE_NOTHING, SYS_munmap, remote_word(u.reserve), remote_word(u.reserve_bytes));
+        remote_program_here(p, unscratch);
+        remap_unscratch(program);
+        remote_program_here(p, out);
+        for (unsigned i = 0; i < 3; i++)
+                remote_program_close(p, u.guard + i);
+        return remap_transact(remote, target, program);
+}
