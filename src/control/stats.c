@@ -17,6 +17,7 @@ static const char *const failure_names[_MERGE_FAILURE_MAX] = {
         [MERGE_FAILURE_VMA_BUDGET] = "vma_budget",
         [MERGE_FAILURE_SHORT_RUN] = "short_run",
         [MERGE_FAILURE_STACK] = "stack",
+        [MERGE_FAILURE_MAPPING] = "mapping",
         [MERGE_FAILURE_METADATA] = "metadata",
         [MERGE_FAILURE_KERNEL] = "kernel",
 };

@@ -19,6 +19,7 @@ typedef enum MergeFailure {
         MERGE_FAILURE_VMA_BUDGET,       /* would take too many mappings */
         MERGE_FAILURE_SHORT_RUN,        /* shorter than MinimumRun */
         MERGE_FAILURE_STACK,            /* on the main thread's stack, which is left whole */
+        MERGE_FAILURE_MAPPING,          /* zero, in a mapping or process whose pages cannot be moved out */
         MERGE_FAILURE_METADATA,         /* not remembered: MetadataMax is reached (each look at a page counts) */
         MERGE_FAILURE_KERNEL,           /* marked, but ksmd did not merge it (pinned, or still changing) */
         _MERGE_FAILURE_MAX,

@@ -69,11 +69,14 @@ static const char *section_verdict(const Doctor *doctor, const ConfCgroup *secti
                 return "malformed: nothing in it is merged";
         if (section->merge == CONF_MERGE_NO)
                 return "Merge=no: left alone";
-        if (section->route == CONF_ROUTE_REMAP || section->route == CONF_ROUTE_ZERO)
+        if (section->route == CONF_ROUTE_REMAP)
                 return "its route is not part of this version: nothing in it is merged";
         if (doctor->n_cgroups[index] == 0)
                 return "matches no cgroup that exists now";
-        return section->merge == CONF_MERGE_DRY_RUN ? "read and matched, nothing is merged" : "merged by route advise";
+        return section->merge == CONF_MERGE_DRY_RUN ? "read and matched, nothing is merged" :
+               section->route == CONF_ROUTE_ZERO ? "its zero pages are given back (route zero)" :
+               section->route == CONF_ROUTE_ADVISE ? "merged by route advise" :
+               "merged by route advise; if another domain has that, its zero pages are given back (route zero)";
 }
 
 static void check_sections(Doctor *doctor) {
@@ -158,8 +161,8 @@ static json_t *ksm_json(void) {
 
         if (r < 0 || ksm_read_only() || ksm_knobs(ksm, &knobs) < 0 || ksm_counters(ksm, &counters) < 0)
                 return json_pack("{s:b, s:s}", "usable", 0, "verdict",
-                                 r == -ENOENT ? "this kernel has no KSM: route advise is not possible"
-                                              : "KSM's settings cannot be changed: nothing is merged");
+                                 r == -ENOENT ? "this kernel has no KSM: route advise is not possible, route zero is"
+                                              : "KSM's settings cannot be changed: only route zero is possible");
         return json_pack("{s:b, s:I, s:b, s:I, s:I, s:s}", "usable", 1, "run", (json_int_t)knobs.run, "advisor",
                          knobs.advisor, "pages_shared", (json_int_t)counters.pages_shared, "pages_sharing",
                          (json_int_t)counters.pages_sharing, "verdict",

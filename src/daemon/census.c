@@ -14,6 +14,7 @@ void manager_add_failures(const MemberCounts *counts, PageStats *stats) {
         stats->merge_failures[MERGE_FAILURE_VMA_BUDGET] += counts->left_budget;
         stats->merge_failures[MERGE_FAILURE_SHORT_RUN] += counts->left_run;
         stats->merge_failures[MERGE_FAILURE_STACK] += counts->left_stack;
+        stats->merge_failures[MERGE_FAILURE_MAPPING] += counts->left_kind;
         stats->merge_failures[MERGE_FAILURE_KERNEL] += counts->unmerged;
 }
 
@@ -82,6 +83,9 @@ static void census_member(Manager *m, CensusFrames *frames, Member *member) {
                 breathe(m, range, &pages);
         }
         manager_end_looking(&looking);
+        member->holes = 0;
+        if (zero_count(&member->space, &member->vmas, &member->holes) != 0)
+                member->holes = 0;
 }
 
 static void note_member(Manager *m, CensusFrames *frames, Member *member) {
@@ -100,14 +104,15 @@ static void note_member(Manager *m, CensusFrames *frames, Member *member) {
 static void count_member(Member *member, PageStats *stats) {
         const Census *census = &member->census;
         MemberCounts *counts = &member->counts;
-        uint64_t left = counts->left_huge + counts->left_budget + counts->left_run + counts->left_stack;
+        uint64_t left = counts->left_huge + counts->left_budget + counts->left_run + counts->left_stack + counts->left_kind;
+        uint64_t zeroed = census->given; /* by KSM */
 
-        counts->given = census->given;
         counts->unmerged = counts->wanted + counts->merged;
-        counts->unmerged -= MIN_OF(counts->unmerged, census->ksm_mappings + counts->given + left);
+        counts->unmerged -= MIN_OF(counts->unmerged, census->ksm_mappings + zeroed + left);
+        counts->given = zeroed + member->holes;
         stats->pages_shared += census->ksm_frames;
         stats->pages_sharing += census->ksm_unmerged - census->ksm_frames - (uint64_t)census->lagging;
-        stats->pages_zero += census->given_unmerged;
+        stats->pages_zero += census->given_unmerged + member->holes;
         stats->pages_unshared += counts->unique;
         stats->pages_volatile += counts->changed;
         stats->metadata_bytes += member->space.n * sizeof(Block);

@@ -70,7 +70,7 @@ static int open_ksm(Manager *m) {
         r = ksm_new(NULL, path, &m->ksm);
         m->ksm_error = r;
         if (r < 0) {
-                log_warning("KSM cannot be used (%s): nothing is merged", strerror(-r));
+                log_warning("KSM cannot be used: %s", strerror(-r));
                 return 0;
         }
         left_changed = ksm_was_left_changed(m->ksm);
@@ -221,7 +221,11 @@ int manager_new(const char *config_path, bool once, Manager **ret) {
                 log_error("%s: %s", m->state_dir, strerror(-r));
                 return r;
         }
-        r = roster_init(&m->roster, m->loop, m->conf, NULL, &m->numa, m->ksm != NULL);
+        r = zero_new(m->remote, &m->zero);
+        if (r < 0)
+                log_debug("zero pages cannot be given back: %s", strerror(-r));
+        r = roster_init(&m->roster, m->loop, m->conf, NULL, &m->numa, m->ksm != NULL,
+                        m->zero != NULL);
         if (r < 0) {
                 log_error("cgroups cannot be watched: %s",
                           r == -ENOENT ? "no cgroup v2 hierarchy is mounted" : strerror(-r));
@@ -257,6 +261,7 @@ Manager *manager_free(Manager *m) {
         manager_close_probes(m);
         roster_done(&m->roster);
         advise_free(m->advise);
+        zero_free(m->zero);
         burst_free(m->burst);
         ksm_free(m->ksm);
         remote_free(m->remote);

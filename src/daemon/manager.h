@@ -9,6 +9,7 @@
 #include "host/numa.h"
 #include "host/walk.h"
 #include "merge/burst.h"
+#include "merge/zero.h"
 #include "merge/judge.h"
 #include "probe/probe.h"
 #include "target/remote.h"
@@ -72,6 +73,7 @@ typedef struct Manager {
         uint64_t managed_pages;         /* present in all members, as last counted */
         Remote *remote;
         Advise *advise;
+        Zero *zero;                     /* NULL: pages cannot be given back here */
         Roster roster;
         Service *service;
         LoopSource *signals[4], *tree_source, *refresh_timer, *watchdog_timer;

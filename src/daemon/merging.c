@@ -129,13 +129,17 @@ int pass_mark(Pass *pass) {
                 if (passed_over(member))
                         continue;
                 count_member(member);
+                if (pass_slot(member)->route == CONF_ROUTE_ZERO) { /* that alone: no twin is wanted, nothing marked */
+                        member->counts.wanted = member->counts.zero;
+                        member->counts.expected = member->counts.marked = 0;
+                }
                 pass->learnt |= member->touched;
                 member->touched = false;
                 if (!plan_is_due(pass->manager, member)) {
                         member->plan_again = member->counts.wanted > 0;
                         continue;
                 }
-                r = mark_member(pass, member);
+                r = pass_slot(member)->route == CONF_ROUTE_ZERO ? pass_give(pass, member) : mark_member(pass, member);
                 if (r < 0)
                         log_debug("process %d: marking: %s", member->target->pid, strerror(-r));
         }

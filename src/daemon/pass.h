@@ -50,5 +50,7 @@ void pass_open_huge(Member *member);
 int pass_collapse(Pass *pass);
 /* Plans and marks what was learnt about. */
 int pass_mark(Pass *pass);
+/* giving.c: route zero, in the place of marking. -errno. */
+int pass_give(Pass *pass, Member *member);
 /* Lets ksmd run when it is worth while. */
 int pass_burst(Pass *pass);

@@ -61,7 +61,8 @@ static json_t *warnings_json(const Manager *m) {
         for (size_t i = 0; i < m->n_warnings; i++)
                 json_array_append_new(array, text(m->warnings[i]));
         if (!m->ksm)
-                add_warning(array, "KSM cannot be used (%s): nothing is merged", strerror(-m->ksm_error));
+                add_warning(array, m->zero ? "KSM cannot be used (%s): only zero pages are given back"
+                                           : "KSM cannot be used (%s): nothing is merged", strerror(-m->ksm_error));
         if (m->stranger_marked)
                 add_warning(array, "merging waits: a process that left another domain is still marked and cannot be "
                                    "called at the moment");
@@ -72,6 +73,9 @@ static json_t *warnings_json(const Manager *m) {
                 if (m->roster.slots[i]->idle_reason && !m->roster.slots[i]->dry_run)
                         add_warning(array, "domain %s merges nothing: %s", m->roster.slots[i]->name,
                                     m->roster.slots[i]->idle_reason);
+                else if (m->roster.slots[i]->zero_reason)
+                        add_warning(array, "domain %s: only zero pages are given back: %s", m->roster.slots[i]->name,
+                                    m->roster.slots[i]->zero_reason);
         return array;
 }
 
@@ -234,6 +238,8 @@ static const char *member_state(const Manager *m, const Member *member, const ch
                 *ret_reason = "first pass";
                 return "waiting";
         }
+        if (slot->route == CONF_ROUTE_ZERO && !slot->dry_run)
+                *ret_reason = member->zero_refused ?: slot->zero_reason;
         return "managed";
 }
 

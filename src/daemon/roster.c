@@ -56,7 +56,8 @@ static const Numa *kept_apart(const Roster *roster) {
 
 static bool advise_taken(const Roster *roster) {
         for (size_t i = 0; i < roster->n_slots; i++)
-                if (!roster->slots[i]->dry_run && !roster->slots[i]->idle_reason)
+                if (!roster->slots[i]->dry_run && !roster->slots[i]->idle_reason &&
+                    roster->slots[i]->route == CONF_ROUTE_ADVISE)
                         return true;
         return false;
 }
@@ -75,12 +76,35 @@ static const char *idle_reason(const Roster *roster, ConfRoute route) {
         if (route == CONF_ROUTE_REMAP)
                 return "Route=remap is not part of this version";
         if (route == CONF_ROUTE_ZERO)
-                return "Route=zero is not part of this version";
+                return roster->zero_available ? NULL : "this kernel cannot move pages out of a process (UFFDIO_MOVE, 6.8)";
         if (!roster->ksm_available)
                 return "this kernel has no usable KSM";
         if (advise_taken(roster) || (route == CONF_ROUTE_AUTO && advise_claimed(roster->conf)))
                 return "route advise belongs to another domain: KSM has one merge space for the whole host";
         return NULL;
+}
+
+/* What the domain does. Where the route is left open and KSM is not to be had, zero pages are given back at least. */
+static void choose_route(const Roster *roster, Slot *slot) {
+        const char *reason = idle_reason(roster, slot->asked);
+
+        slot->zero_reason = NULL;
+        slot->route = slot->asked == CONF_ROUTE_ZERO ? CONF_ROUTE_ZERO : CONF_ROUTE_ADVISE;
+        slot->idle_reason = slot->dry_run ? "dry run" : reason;
+        if (slot->dry_run || !reason || slot->asked != CONF_ROUTE_AUTO || !roster->zero_available)
+                return;
+        slot->route = CONF_ROUTE_ZERO;
+        slot->zero_reason = reason;
+        slot->idle_reason = NULL;
+}
+
+static int open_domain(const Roster *roster, Slot *slot) {
+        int r = domain_new(slot->name, max_sharing(roster->conf), roster->scan_threads, kept_apart(roster), &slot->domain);
+
+        /* What may get KSM one day is matched already. */
+        if (r == 0)
+                slot->domain->zeros_only = slot->route == CONF_ROUTE_ZERO && !(slot->zero_reason && roster->ksm_available);
+        return r;
 }
 
 /* The name of such a domain is (part of) a cgroup's path, which is not ours to choose: it must not meet a domain that
@@ -106,15 +130,17 @@ static int slot_get(Roster *roster, const ConfCgroup *section, const char *name,
                 return -ENOMEM;
         slot->dry_run = dry;
         slot->own = own;
-        slot->route = CONF_ROUTE_ADVISE;
-        slot->idle_reason = dry ? "dry run" : idle_reason(roster, section->route);
+        slot->asked = section->route;
+        choose_route(roster, slot);
         if (dry || !slot->idle_reason) {
-                r = domain_new(name, max_sharing(roster->conf), roster->scan_threads, kept_apart(roster), &slot->domain);
+                r = open_domain(roster, slot);
                 if (r < 0)
                         return r;
         }
         if (slot->idle_reason && !dry)
                 log_warning("domain %s merges nothing: %s", name, slot->idle_reason);
+        if (slot->zero_reason)
+                log_info("domain %s: only zero pages are given back: %s", name, slot->zero_reason);
         *ret = roster->slots[roster->n_slots++] = TAKE_PTR(slot);
         return 0;
 }
@@ -338,11 +364,14 @@ static void take_in(Roster *roster) {
         roster_refresh(roster);
 }
 
+static bool is_idle(const Slot *slot) { return slot->idle_reason && !slot->dry_run; }
+
 static bool same_terms(const Group *group, const ConfCgroup *section, const char *domain) {
         return strcmp(group->slot->name, domain) == 0 && group->slot->own == is_own_domain(section) &&
                group->slot->dry_run == (section->merge == CONF_MERGE_DRY_RUN) &&
-               (group->slot->dry_run || !group->slot->idle_reason) ==
-                       (section->route == CONF_ROUTE_AUTO || section->route == CONF_ROUTE_ADVISE);
+               (group->slot->asked == section->route ||
+                (group->slot->route == CONF_ROUTE_ADVISE && !is_idle(group->slot) &&
+                 (section->route == CONF_ROUTE_AUTO || section->route == CONF_ROUTE_ADVISE)));
 }
 
 static void unblock(Roster *roster) {
@@ -416,31 +445,31 @@ void roster_drop(Roster *roster, Member *member) {
 }
 
 /* A domain that waited for KSM gets it once the one that had it is gone, its processes undone. */
-static void slot_admit(Roster *roster, Slot *slot, ConfRoute route) {
-        slot->idle_reason = idle_reason(roster, route);
-        if (slot->idle_reason)
+static void slot_admit(Roster *roster, Slot *slot) {
+        bool waited = slot->idle_reason;
+
+        choose_route(roster, slot);
+        if (slot->idle_reason || (slot->route == CONF_ROUTE_ZERO && !waited))
                 return;
-        if (domain_new(slot->name, max_sharing(roster->conf), roster->scan_threads, kept_apart(roster),
-                       &slot->domain) < 0) {
+        if (waited && open_domain(roster, slot) < 0) {
                 slot->idle_reason = "out of memory";
                 return;
         }
         log_info("domain %s is merged from now on", slot->name);
         for (size_t i = 0; i < roster->n_groups; i++)
-                for (size_t k = 0; roster->groups[i]->slot == slot && k < roster->groups[i]->n_members; k++)
-                        member_open_space(roster->groups[i]->members[k]);
+                for (size_t k = 0; roster->groups[i]->slot == slot && k < roster->groups[i]->n_members; k++) {
+                        if (waited)
+                                member_open_space(roster->groups[i]->members[k]);
+                        roster->groups[i]->members[k]->touched = true; /* planned anew, by the other route */
+                }
 }
 
 static void admit_waiting(Roster *roster) {
-        for (size_t i = 0; i < roster->n_groups; i++) {
-                Slot *slot = roster->groups[i]->slot;
-                const ConfCgroup *section;
+        for (size_t i = 0; i < roster->n_slots; i++) {
+                Slot *slot = roster->slots[i];
 
-                if (!slot->idle_reason || slot->dry_run)
-                        continue;
-                section = policy_find(roster->conf, roster->groups[i]->path);
-                if (section)
-                        slot_admit(roster, slot, section->route);
+                if (is_idle(slot) || slot->zero_reason)
+                        slot_admit(roster, slot);
         }
 }
 
@@ -480,11 +509,12 @@ size_t roster_count_members(const Roster *roster) {
         return n;
 }
 
-int roster_init(Roster *roster, Loop *loop, const Conf *conf, const char *root, const Numa *numa,
-                bool ksm_available) {
+int roster_init(Roster *roster, Loop *loop, const Conf *conf, const char *root, const Numa *numa, bool ksm_available,
+                bool zero_available) {
         int r;
 
         *roster = (Roster){ .loop = loop, .conf = conf, .numa = numa, .ksm_available = ksm_available,
+                            .zero_available = zero_available,
                             .scan_threads = conf->daemon.scan_threads };
         r = cgroup_tree_new(root, on_cgroup, roster, &roster->tree);
         if (r < 0)

@@ -24,8 +24,10 @@ typedef struct Slot {
         char *name;                     /* of the domain */
         bool own;                       /* Domain=%c: named after its cgroup */
         bool dry_run;                   /* nothing is merged: its cgroups say dry-run */
-        ConfRoute route;                /* that is taken: CONF_ROUTE_ADVISE, or … */
+        ConfRoute asked;                /* for, by the configuration */
+        ConfRoute route;                /* that is taken: CONF_ROUTE_ADVISE, CONF_ROUTE_ZERO, or … */
         const char *idle_reason;        /* … why this domain merges nothing; NULL when it merges */
+        const char *zero_reason;        /* why it was left open and only zero pages are given back; NULL: it was asked for */
         Domain *domain;                 /* NULL while idle_reason is set and it is no dry run */
         unsigned n_groups;
         bool recheck_forked;            /* the running pass reads these again (SelectRules) */
@@ -52,7 +54,7 @@ typedef struct MemberCounts {
         uint64_t present, zero, twin, merged, given, changed, unique;
         uint64_t alone;                 /* left alone for a while (merge/judge.h) */
         uint64_t wanted, expected;      /* to be marked; of them those that will leave their frames */
-        uint64_t marked, left_huge, left_budget, left_run, left_stack, unmerged;
+        uint64_t marked, left_huge, left_budget, left_run, left_stack, left_kind, unmerged;
 } MemberCounts;
 
 typedef struct Member {
@@ -73,6 +75,7 @@ typedef struct Member {
         uint64_t breaks_seen;           /* by the probe, as of the last collection */
         uint64_t kin;                   /* the same for all that were forked from one another; 0: not known */
         bool has_relatives;             /* among the members, as of the last census */
+        uint64_t holes;                 /* pages that were given back (route zero) and are so still, as of the last census */
         unsigned passes_waited;         /* since it was planned last, while there was something to plan */
         TargetSkip skip;                /* why the last pass left it alone */
         int remote_error;               /* REMOTE_E_* of the last attempt to call it */
@@ -82,6 +85,7 @@ typedef struct Member {
         bool look_again;                /* what is known of it is outdated, whatever its activity says */
         bool touched;                   /* something was learnt of it that is not counted and planned yet */
         bool plan_again;                /* there is something to mark, later or once more */
+        const char *zero_refused;       /* why none of its zero pages can be given back; NULL: they can */
         bool gone;                      /* the process ended */
         bool leaving;                   /* opted out: to be undone */
 } Member;
@@ -105,12 +109,13 @@ typedef struct Roster {
         char **blocked;                 /* cgroups unmerged by command: left alone until the next reload */
         size_t n_blocked, blocked_allocated;
         const Numa *numa;               /* borrowed */
-        bool ksm_available;
+        bool ksm_available, zero_available;
         unsigned scan_threads;          /* as many as the daemon started with */
 } Roster;
 
 /* Opens the cgroup tree (root NULL: the host's) and takes in what the configuration opts in. */
-int roster_init(Roster *roster, Loop *loop, const Conf *conf, const char *root, const Numa *numa, bool ksm_available);
+int roster_init(Roster *roster, Loop *loop, const Conf *conf, const char *root, const Numa *numa, bool ksm_available,
+                bool zero_available);
 void roster_done(Roster *roster);
 
 /* Reads which processes the groups hold now: newcomers are opened, those that left go to the leaving. */

@@ -166,7 +166,7 @@ static int deal(Domain *domain, ScanBatch *batches, size_t n) {
                         DomainShard *shard;
 
                         see_page(domain, p);
-                        if (p->kind != SCAN_HASHED && p->kind != SCAN_SHARED)
+                        if (domain->zeros_only || (p->kind != SCAN_HASHED && p->kind != SCAN_SHARED))
                                 continue;
                         note_node(domain, p);
                         p->key = tree_key(domain, p->key, p->pfn);

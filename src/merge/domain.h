@@ -47,6 +47,7 @@ typedef struct Domain {
         unsigned sample_bits;           /* only one content in 2^sample_bits is remembered: memory is short */
         size_t shrinking;               /* entries to be swept until all others are forgotten */
         uint64_t pages_left_out;        /* pages seen whose content was not remembered for that */
+        bool zeros_only;                /* contents are not remembered: nothing but zero pages is looked for */
         bool fork_twin;                 /* a page on a frame that others map too got a twin: they have to learn of it */
         DomainShard shards[UNSTABLE_SHARDS];
 } Domain;

@@ -16,7 +16,8 @@ bool zero_vma_fits(const Vma *vma) {
                !vma->sealed && !vma->keyed;
 }
 
-static int add_run(ZeroPlan *plan, const ZeroRules *rules, const Block *block, unsigned first, unsigned end, bool huge) {
+static int add_run(ZeroPlan *plan, const ZeroRules *rules, const Vma *vma, const Block *block, unsigned first,
+                   unsigned end) {
         if (end - first < MAX_OF(rules->minimum_run_pages, ZERO_MINIMUM_RUN)) {
                 plan->pages_left_run += end - first;
                 return 0;
@@ -26,7 +27,8 @@ static int add_run(ZeroPlan *plan, const ZeroRules *rules, const Block *block, u
         plan->runs[plan->n++] = (ZeroRun){
                 .start = block->addr + first * PAGE_BYTES,
                 .end = block->addr + end * PAGE_BYTES,
-                .huge = huge && end - first == BLOCK_PAGES,
+                .mapping = vma->start,
+                .huge = block->huge && end - first == BLOCK_PAGES,
         };
         plan->pages += end - first;
         return 0;
@@ -64,7 +66,7 @@ static int add_block(ZeroPlan *plan, const ZeroRules *rules, const Vma *vma, con
                         continue;
                 for (first = page; page < to && page_set_has(zero, page);)
                         page++;
-                r = add_run(plan, rules, block, first, page, block->huge);
+                r = add_run(plan, rules, vma, block, first, page);
                 if (r < 0)
                         return r;
         }

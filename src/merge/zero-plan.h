@@ -17,6 +17,7 @@ typedef struct ZeroRules {
 /* None crosses a block, and so neither a huge page. */
 typedef struct ZeroRun {
         uint64_t start, end;
+        uint64_t mapping;       /* where the mapping begins that it lies in */
         bool huge;              /* all of a huge page: taken as it is, not split */
 } ZeroRun;
 

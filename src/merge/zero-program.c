@@ -40,7 +40,9 @@
  * UFFDIO_MOVE's own promises (Linux 6.8, mm/userfaultfd.c; tests/kernel/zero-move): it moves a page only if this process
  * alone maps it and nobody has it pinned, else EBUSY; it says how many bytes it moved before it failed.
  */
-#define TABLE_WORDS 5U          /* of a run: where it is, bytes, where in scratch, bytes moved, bytes put back */
+/* Of a run: where it is, bytes, where in scratch, bytes moved, bytes put back; what is to be registered before it: where,
+ * bytes (0: nothing). */
+#define TABLE_WORDS 7U
 #define SCRATCH_BYTES (ZERO_SCRATCH_PAGES * PAGE_BYTES)
 /* After so many pages of a run that could not be moved it is let be. */
 #define FAILURES_MAX 16U
@@ -52,10 +54,11 @@ typedef struct Words {
         unsigned api, range, move, message; /* what the ioctls take */
         unsigned entry, end;            /* of the table: addresses */
         unsigned address, bytes, scratch; /* of the run at hand */
+        unsigned registered;            /* what the run at hand lies in is */
         unsigned offset, length, moved, back, failures, result;
         unsigned each, low, high, at;   /* while an event is looked into */
         unsigned blind;                 /* scratch could not be looked at: everything goes back */
-        unsigned lost;
+        unsigned lost, visited;
 } Words;
 
 static Words words_new(RemoteProgram *p) {
@@ -68,7 +71,8 @@ static Words words_new(RemoteProgram *p) {
                 .message = remote_program_words(p, sizeof(struct uffd_msg) / 8),
         };
         unsigned *each[] = {&w.entry, &w.end, &w.address, &w.bytes, &w.scratch, &w.offset, &w.length, &w.moved, &w.back,
-                            &w.failures, &w.result, &w.each, &w.low, &w.high, &w.at, &w.blind, &w.lost};
+                            &w.failures, &w.result, &w.each, &w.low, &w.high, &w.at, &w.blind, &w.lost, &w.registered,
+                            &w.visited};
         for (size_t i = 0; i < ELEMENTSOF(each); i++)
                 *each[i] = remote_program_words(p, 1);
         remote_program_set(p, w.api, UFFD_API);
@@ -123,14 +127,19 @@ static void next_run(RemoteProgram *p, const Words *w) { add(p, w->entry, remote
 /* Takes one run's pages away, around those that cannot be moved. */
 static void take_run(RemoteProgram *p, const Words *w, unsigned next) {
         unsigned again = remote_program_label(p), partly = remote_program_label(p), skip = remote_program_label(p),
-                 on = remote_program_label(p), taken = remote_program_label(p);
+                 same = remote_program_label(p), on = remote_program_label(p), taken = remote_program_label(p);
         load_field(p, w, 0, w->address);
         load_field(p, w, 1, w->bytes);
         load_field(p, w, 2, w->scratch);
-        set(p, w->range, remote_word(w->address));
-        set(p, w->range + 1, remote_word(w->bytes));
+        load_field(p, w, 5, w->range);
+        load_field(p, w, 6, w->range + 1);
+        jump_equal(p, same, w->range + 1, 0);
+        set(p, w->registered, remote_value(0));
         if (zero_guards(ZERO_GUARD_MISSING))
                 uffd_call(p, w, next, UFFDIO_REGISTER, w->range);
+        set(p, w->registered, remote_value(1));
+        remote_program_here(p, same);
+        jump_equal(p, next, w->registered, 0);
         set(p, w->offset, remote_value(0));
         set(p, w->moved, remote_value(0));
         set(p, w->failures, remote_value(0));
@@ -341,6 +350,7 @@ static void build(RemoteProgram *p, const Words *w, unsigned table, size_t n, co
         remote_program_here(p, take);
         REMOTE_OPERATE(p, REMOTE_OP_EQUAL, taken, REMOTE_NOTHING, remote_word(w->entry), remote_word(w->end));
         REMOTE_OPERATE(p, REMOTE_OP_STOPPED, taken, REMOTE_NOTHING, remote_value(0));
+        add(p, w->visited, remote_value(1));
         if (zero_guards(ZERO_GUARD_MOVE))
                 take_run(p, w, next);
         else
@@ -382,6 +392,24 @@ static void build(RemoteProgram *p, const Words *w, unsigned table, size_t n, co
         remote_program_close(p, w->device);
 }
 
+size_t zero_span(const ZeroRun *runs, size_t n, uint64_t *ret_end) {
+        size_t i = 1;
+        while (i < n && runs[i].mapping == runs[0].mapping &&
+               runs[i].start - runs[i - 1].end <= ZERO_SPAN_GAP_PAGES * PAGE_BYTES)
+                i++;
+        *ret_end = runs[i - 1].end;
+        return i;
+}
+
+static void set_spans(RemoteProgram *p, unsigned table, const ZeroRun *runs, size_t n) {
+        uint64_t end;
+        for (size_t i = 0; i < n; i += zero_span(runs + i, n - i, &end)) {
+                (void)zero_span(runs + i, n - i, &end);
+                remote_program_set(p, table + TABLE_WORDS * (unsigned)i + 5, runs[i].start);
+                remote_program_set(p, table + TABLE_WORDS * (unsigned)i + 6, end - runs[i].start);
+        }
+}
+
 int zero_batch_make(const ZeroRun *runs, size_t n, int devicefd, ZeroBatch *ret) {
         _cleanup_(remote_program_freep) RemoteProgram *p = NULL;
         uint64_t at = ZERO_SCRATCH;
@@ -405,8 +433,10 @@ int zero_batch_make(const ZeroRun *runs, size_t n, int devicefd, ZeroBatch *ret)
         }
         if (n_runs == 0)
                 return -EINVAL;
+        set_spans(p, table, runs, n_runs);
         build(p, &w, table, n_runs, &devicefd);
-        *ret = (ZeroBatch){.program = TAKE_PTR(p), .n_runs = n_runs, .table = table, .lost = w.lost};
+        *ret = (ZeroBatch){.program = TAKE_PTR(p), .n_runs = n_runs, .table = table, .lost = w.lost,
+                           .visited = w.visited};
         return 0;
 }
 

@@ -10,10 +10,15 @@
 #define ZERO_SCRATCH_PAGES ((uint64_t)8192)
 #define ZERO_RUNS_MAX 192U
 
+/* Of runs that begin with this one, those that lie so close together that they are registered at once: registering cuts
+ * a mapping in two places and costs more than a few pages in between. *ret_end: where the last one ends. */
+#define ZERO_SPAN_GAP_PAGES 16U
+size_t zero_span(const ZeroRun *runs, size_t n, uint64_t *ret_end);
+
 typedef struct ZeroBatch {
         RemoteProgram *program;
         size_t n_runs;
-        unsigned table, lost;   /* words */
+        unsigned table, lost, visited; /* words; visited: how many runs it had the time for, the first ones */
 } ZeroBatch;
 
 /* In tests single safeguards are left out, to see that it is noticed. */

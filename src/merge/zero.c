@@ -19,17 +19,20 @@
  * followed, the runs' own userfaultfd lets go of them for that long: a mapping has only one. What came of a batch is
  * read from the page tables, not from what the program said.
  */
-#define STOP_NSEC (900 * NSEC_PER_USEC)         /* for the runs of a batch; going in and out comes on top */
-#define RUN_NSEC_FIRST (4 * NSEC_PER_USEC)
-#define PAGE_NSEC_FIRST ((uint64_t)400)
+#define STOP_NSEC (800 * NSEC_PER_USEC)         /* for the runs of a batch; what each has to begin with comes on top */
+#define BEGIN_NSEC (60 * NSEC_PER_USEC)
+#define TAKE_NSEC (1400 * NSEC_PER_USEC)        /* then no more runs are begun */
+#define PAGE_NSEC_FIRST 1200U
+#define PAGE_NSEC_MIN 200U
+#define PAGE_NSEC_MAX 4000U     /* what takes longer waited for a CPU: fewer pages at a time would make it worse */
 #define REGIONS 128
 
 struct Zero {
         Remote *remote;
         int devicefd;
-        uint64_t page_nsec;     /* learnt: of a page in a batch; a run counts as ten pages */
+        uint64_t page_nsec;     /* learnt: of a page in a batch; a run counts as some more */
 };
-#define RUN_PAGES 10U
+#define RUN_PAGES 4U
 
 static int try_move(int devicefd) {
         struct uffdio_api api = {.api = UFFD_API, .features = UAPI_UFFD_MOVE};
@@ -150,14 +153,34 @@ static size_t fit(const Zero *zero, const ZeroRun *runs, size_t n) {
         return i;
 }
 
-static void learn(Zero *zero, const ZeroBatch *batch, const ZeroRun *runs, uint64_t ran_nsec) {
+static uint64_t count_units(const ZeroRun *runs, size_t n) {
         uint64_t pages = 0;
-        for (size_t i = 0; i < batch->n_runs; i++)
+        for (size_t i = 0; i < n; i++)
                 pages += (runs[i].end - runs[i].start) / PAGE_BYTES + RUN_PAGES;
-        uint64_t nsec = MAX_OF(ran_nsec / pages, (uint64_t)50);
-        zero->page_nsec = (3 * zero->page_nsec + MIN_OF(nsec, 20 * NSEC_PER_USEC)) / 4;
+        return pages;
 }
 
+static void learn(Zero *zero, const ZeroRun *runs, size_t n, uint64_t ran_nsec) {
+        uint64_t pages = count_units(runs, n);
+        uint64_t nsec = (ran_nsec - MIN_OF(ran_nsec, BEGIN_NSEC)) / pages;
+        nsec = MAX_OF(nsec, (uint64_t)PAGE_NSEC_MIN);
+        zero->page_nsec = (3 * zero->page_nsec + MIN_OF(nsec, (uint64_t)PAGE_NSEC_MAX)) / 4;
+}
+
+/* A mapping has one userfaultfd: ours that follows writes lets go of the runs, or takes them back. */
+static void let_track(Track *track, const ZeroRun *runs, size_t n, bool resume) {
+        uint64_t end;
+        size_t spanned;
+        for (size_t i = 0; track && i < n; i += spanned) {
+                spanned = zero_span(runs + i, n - i, &end);
+                if (resume)
+                        track_resume(track, runs[i].start, end);
+                else
+                        (void)track_suspend(track, runs[i].start, end);
+        }
+}
+
+/* *n: of the runs; those that were visited. */
 static int give_batch(Zero *zero, Space *space, Track *track, const ZeroRun *runs, size_t *n, ZeroResult *result) {
         ZeroBatch batch;
         int r = zero_batch_make(runs, *n, zero->devicefd, &batch);
@@ -165,18 +188,24 @@ static int give_batch(Zero *zero, Space *space, Track *track, const ZeroRun *run
                 return r;
         _cleanup_(remote_program_freep) RemoteProgram *program = batch.program;
         *n = batch.n_runs;
-        for (size_t i = 0; i < batch.n_runs && track; i++)
-                (void)track_suspend(track, runs[i].start, runs[i].end);
-        RemoteTransaction transaction = {.program = program, .patience_nsec = zero_test_patience_nsec};
+        let_track(track, runs, batch.n_runs, false);
+        RemoteTransaction transaction = {
+                .program = program,
+                .patience_nsec = zero_test_patience_nsec,
+                .run_nsec = TAKE_NSEC,
+                .expect_nsec = count_units(runs, batch.n_runs) * zero->page_nsec,
+        };
         r = remote_transact(zero->remote, space->target, &transaction);
-        for (size_t i = 0; i < batch.n_runs && track; i++)
-                track_resume(track, runs[i].start, runs[i].end);
+        let_track(track, runs, batch.n_runs, true);
         if (r != 0)
                 return r;
-        learn(zero, &batch, runs, transaction.ran_nsec);
-        result->runs += batch.n_runs;
+        *n = MIN_OF(remote_program_get(program, batch.visited), batch.n_runs);
+        if (*n == 0)
+                return REMOTE_E_BUSY; /* no time, no descriptor, no room for scratch: not now */
+        learn(zero, runs, *n, transaction.ran_nsec);
+        result->runs += *n;
         result->pages_lost += remote_program_get(program, batch.lost);
-        for (size_t i = 0; i < batch.n_runs; i++) {
+        for (size_t i = 0; i < *n; i++) {
                 ZeroOutcome outcome;
                 zero_batch_outcome(&batch, i, &outcome);
                 result->pages_back += outcome.pages_back;

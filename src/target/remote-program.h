@@ -121,8 +121,9 @@ typedef struct RemoteTransaction {
         RemoteProgram *program;
         uint64_t patience_nsec;         /* how long those that stand wait for those that do not yet; 0: 1.5 ms */
         uint64_t run_nsec;              /* then STOPPED jumps; 0: 1.1 ms */
+        uint64_t expect_nsec;           /* how long it will take once it was answered all it asks: not looked at before */
         size_t threads, workers;        /* filled in: how many stood, how many cannot be stopped and run on */
-        uint64_t stop_nsec, ran_nsec;   /* filled in: that some thread stood; of it, in the program */
+        uint64_t stop_nsec, ran_nsec;   /* filled in: that some thread stood; of it, since its last question was answered */
 } RemoteTransaction;
 
 /* Stops all threads, runs the program in one of them, lets go. 0: it ran to its end, its words are as it left them.

@@ -79,15 +79,18 @@ static int answer(RemoteThread *thread, RemoteProgram *program, const Target *ta
 }
 
 /* Until the program has ended. */
-static int attend(RemoteThread *thread, RemoteProgram *program, const Target *target, uint64_t deadline_nsec) {
+static int attend(RemoteThread *thread, RemoteProgram *program, const Target *target, uint64_t deadline_nsec,
+                  uint64_t expect_nsec, uint64_t *ret_ran_nsec) {
         uint64_t results_at = thread->region + REMOTE_REGION_RESULTS_OFFSET, started = now_nsec(), answered = 0;
         uint64_t quiet_since = started;
         for (bool told = false;;) {
                 RemoteResults results;
                 if (pread(thread->memfd, &results, sizeof results, (off_t)results_at) != sizeof results)
                         return REMOTE_E_LOST;
-                if (results.done)
+                if (results.done) {
+                        *ret_ran_nsec = now_nsec() - quiet_since;
                         return 0;
+                }
                 int r = remote_tend(thread);
                 if (r != 0)
                         return r;
@@ -107,7 +110,12 @@ static int attend(RemoteThread *thread, RemoteProgram *program, const Target *ta
                         told = true;
                 }
                 uint64_t pause = MAX_OF((now - quiet_since) / 8, 5 * NSEC_PER_USEC);
-                remote_nap(MIN_OF(pause, 100 * NSEC_PER_USEC));
+                pause = MIN_OF(pause, 100 * NSEC_PER_USEC);
+                if (answered == program->n_asks && expect_nsec > pause) {
+                        pause = MIN_OF(expect_nsec / 4 * 3, deadline_nsec > now ? deadline_nsec - now : pause);
+                        expect_nsec = 0;
+                }
+                remote_nap(pause);
         }
 }
 
@@ -129,15 +137,14 @@ static int run(RemoteThread *thread, const Target *target, RemoteTransaction *tr
         if (r != 0)
                 return r;
         remote_step(REMOTE_STEP_PROGRAM);
-        uint64_t started = now_nsec();
         thread->program = true;
         r = remote_launch(thread, 0);
         if (r == 0)
                 r = attend(thread, program, target,
-                           stood_nsec + (transaction->run_nsec ? transaction->run_nsec : RUN_NSEC));
+                           stood_nsec + (transaction->run_nsec ? transaction->run_nsec : RUN_NSEC), transaction->expect_nsec,
+                           &transaction->ran_nsec);
         if (r == 0)
                 r = read_words(thread, program);
-        transaction->ran_nsec = now_nsec() - started;
         remote_step(REMOTE_STEP_DONE);
         if (r != 0)
                 return r == REMOTE_E_GONE ? r : REMOTE_E_LOST;

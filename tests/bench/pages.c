@@ -89,6 +89,14 @@ static bool mark_wanted(uint64_t *memory, uint64_t pages) {
         return true;
 }
 
+/* What was given back is filled again. */
+static bool write_zeros(uint64_t *memory, uint64_t pages) {
+        for (uint64_t page = 0; page < pages; page++)
+                if (kind_of(page) == ZERO)
+                        memset(memory + page * PAGE_WORDS, 0, PAGE_BYTES);
+        return true;
+}
+
 /* One process: answers each byte it reads by one. */
 static _Noreturn void serve(unsigned process, int commands, int answers) {
         uint64_t bytes = (uint64_t)options.mib << 20, *memory;
@@ -111,6 +119,7 @@ static _Noreturn void serve(unsigned process, int commands, int answers) {
         CHECK(write(answers, &memory, sizeof memory) == sizeof memory, "answer");
         while (read(commands, &command, 1) == 1) {
                 bool ok = command == 'm' ? madvise(memory, bytes, MADV_MERGEABLE) == 0 :
+                          command == 'z' ? write_zeros(memory, bytes / PAGE_BYTES) :
                           command == 'w' ? mark_wanted(memory, bytes / PAGE_BYTES) :
                                            intact(process, memory, bytes / PAGE_BYTES);
                 CHECK(write(answers, &ok, sizeof ok) == sizeof ok, "answer");

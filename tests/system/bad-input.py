@@ -240,7 +240,7 @@ def in_namespace(*setup):
 
 
 def ksm_absent_or_readonly():
-    """without KSM, or with it read-only, the daemon is up, says so and merges nothing"""
+    """without KSM, or with it read-only, the daemon is up, says so and marks nothing"""
     with Host("noksm") as host:
         group = host.cgroup("a")
         load = host.workload(group, mib=2)

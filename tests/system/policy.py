@@ -103,7 +103,7 @@ def first_match_wins():
 
 
 def second_domain():
-    """KSM has one merge space: a second domain merges nothing and says so; %c makes each cgroup a domain"""
+    """KSM has one merge space: a second domain is not merged by it and says so; %c makes each cgroup a domain"""
     with Host("domain") as host:
         a, b = host.cgroup("a"), host.cgroup("b")
         one, two = host.workload(a, mib=4, seed=5), host.workload(b, mib=4, seed=5)

@@ -40,7 +40,7 @@ static void add_runs(ZeroPlan *plan, uint64_t start, uint64_t pages, unsigned lo
                 end = MIN_OF(end, (at / BLOCK_BYTES + 1) * BLOCK_BYTES);
                 if (random() % 4 == 0) {
                         CHECK(GROW(plan->runs, plan->n, plan->allocated) == 0);
-                        plan->runs[plan->n++] = (ZeroRun){at, end, false};
+                        plan->runs[plan->n++] = (ZeroRun){.start = at, .end = end};
                 }
                 page += (end - at) / PAGE_BYTES;
         }

@@ -112,8 +112,8 @@ static void *write_thread(void *arg) {
                         memset(v->expected[page], 0, PAGE_BYTES);
                 } else if (what < 850) {
                         unsigned word = random & 511;
-                        ((volatile uint64_t *)page_at(page))[word] = random;
-                        ((uint64_t *)v->expected[page])[word] = random;
+                        ((volatile uint64_t *)(void *)page_at(page))[word] = random;
+                        ((uint64_t *)(void *)v->expected[page])[word] = random;
                 } else if (what < 900 && !pinned) {
                         if (madvise(page_at(page), PAGE_BYTES, MADV_DONTNEED) < 0)
                                 wrong("madvise");
@@ -138,7 +138,7 @@ static void *write_thread(void *arg) {
 static void *churn_thread(void *unused) {
         for (uint64_t round = 1; !v->stop; round++) {
                 char *p = mmap(NULL, ZERO_VICTIM_CHURN * PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-                volatile uint64_t *words = (volatile uint64_t *)p;
+                volatile uint64_t *words = (volatile uint64_t *)(void *)p;
                 size_t n = ZERO_VICTIM_CHURN * PAGE_BYTES / 8;
                 uint64_t until = now_nsec() + 200 * NSEC_PER_USEC;
                 if (p == MAP_FAILED)

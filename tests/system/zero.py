@@ -1,0 +1,128 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Route zero by the whole daemon: what it gives back is counted in frames, before and after, and what it says is held against that."""
+import os
+import signal
+import subprocess
+
+from harness import BUILD, Frames, Host, PAGE, check, knobs, run_tests, wait_for
+
+DAEMON = "MinimumAge=0s\nScanInterval=300ms\n"
+NO_KSM = ["unshare", "-m", "--propagation", "private", "sh", "-ec", 'mount -t tmpfs none /sys/kernel/mm && exec "$@"', "sh"]
+TEST_DAEMON = BUILD / "tests/system/ksmd-user-test"
+
+
+def section(group, **keys):
+    return f"[Cgroup {group}]\nMerge=yes\n" + "".join(f"{k}={v}\n" for k, v in keys.items())
+
+
+def zero_frames(load):
+    """Pages of the known memory on a frame of their own, and how many of those hold nothing but zeros."""
+    frames, own, zero = Frames(), 0, 0
+    for pid, address in zip(load.pids, load.addresses):
+        with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
+            for page, pfn in frames.of(pid, address, address + load.pages * PAGE).items():
+                if frames.flags(pfn) & frames.ZERO_FLAG:
+                    continue
+                own += 1
+                zero += not any(os.pread(memory.fileno(), PAGE, page * PAGE))
+    return own, zero
+
+
+def stats(host, group):
+    return next(one for one in host.call("GetStats")["cgroups"] if one["path"] == group)
+
+
+def await_given(host, group, wanted):
+    for _ in range(20):
+        host.passes()
+        if stats(host, group)["pages_zero"] >= wanted * 0.99:
+            return stats(host, group)
+    raise AssertionError(f"{stats(host, group)['pages_zero']} of {wanted} pages given back: {stats(host, group)}")
+
+
+def asked_for():
+    """Route=zero: frames are freed, counted as they are, contents stay, what is written is there, twins are let be"""
+    with Host("zero") as host:
+        group = host.cgroup("a")
+        load = host.workload(group, mib=16, duplicate=30, zero=40, run=8)
+        own, zero = zero_frames(load)
+        check(zero >= load.zero * len(load.pids), f"{zero} zero pages of {load.zero}")
+        daemon = host.daemon(host.configure(DAEMON + section(group, Route="zero")))
+        got = await_given(host, group, zero)
+        now_own, now_zero = zero_frames(load)
+        print(f"    frames {own} -> {now_own}, of them zero {zero} -> {now_zero}; said {got['pages_zero']}, "
+              f"saved {got['bytes_saved']}")
+        check(own - now_own >= zero * 0.99, f"frames {own} -> {now_own}")
+        check(abs(got["pages_zero"] - (own - now_own)) <= zero * 0.01, f"said {got['pages_zero']}, freed {own - now_own}")
+        check(got["bytes_saved"] == (got["pages_zero"] + got["pages_sharing"]) * PAGE, f"{got}")
+        check(load.marked() == 0 and load.merged() == 0, "marked or merged by KSM")
+        check(load.intact(), "contents")
+        check(stats(host, group)["route"] == "zero", "route")
+        daemon_stats = host.call("GetStats")["daemon"]
+        print(f"    {daemon_stats['stops']} stops, p50 {daemon_stats['stop_nsec_p50'] / 1e6:.2f} p99 "
+              f"{daemon_stats['stop_nsec_p99'] / 1e6:.2f} ms")
+        # What is filled again is no saving any more.
+        check(load.order("zero"), "rewriting zeros")
+        host.passes(1)
+        own_after, _ = zero_frames(load)
+        check(own_after >= now_own, "refilled")
+        check("zero" in host.ctl("why", load.pids[0]), "why")
+        check(host.stop(daemon) == 0 and load.intact(), "end")
+
+
+def left_open():
+    """Route=auto: a second domain, and a host without KSM, have their zero pages given back at least"""
+    with Host("zeroauto") as host:
+        a, b = host.cgroup("a"), host.cgroup("b")
+        one, two = host.workload(a, mib=4, zero=20, seed=5), host.workload(b, mib=4, zero=20, seed=5)
+        text = section(a, Route="advise") + section(b, Domain="second")
+        daemon = host.daemon(host.configure("OnStop=unmerge\n" + DAEMON + text))
+        host.converge(one)
+        await_given(host, b, two.zero * 2)
+        check(two.marked() == 0 and two.merged() == 0 and two.intact(), "the second domain")
+        check(any("only zero pages" in w for w in host.call("GetStatus")["warnings"]), "not told")
+        check(host.stop(daemon) == 0, "end")
+    with Host("zeronoksm") as host:
+        group = host.cgroup("a")
+        load = host.workload(group, mib=4, zero=30)
+        _, zero = zero_frames(load)
+        log = host.dir / "log"
+        process = subprocess.Popen([*NO_KSM, str(BUILD / "src/daemon/ksmd-user"), "--config",
+                                    str(host.configure(DAEMON + section(group)))], stderr=log.open("w"),
+                                   env={**os.environ, "RUNTIME_DIRECTORY": str(host.dir / "run")})
+        host.daemons.append(process)
+        wait_for("the daemon", lambda: host.serving() == process.pid, 10)
+        await_given(host, group, zero)
+        check(load.marked() == 0 and load.intact() and zero_frames(load)[1] <= zero * 0.01, "without KSM")
+        check(host.stop(process) == 0, "end")
+        check(knobs() == host.knobs, "knobs")
+
+
+def killed():
+    """killed in the middle of a stop, at every step: contents stay, nothing is left behind, the next one goes on"""
+    with Host("zerokill") as host:
+        group = host.cgroup("a")
+        load = host.workload(group, processes=2, mib=8, duplicate=10, zero=50)
+        config = host.configure(DAEMON + section(group, Route="zero"))
+        for step in range(27):
+            daemon = host.daemon(config, program=TEST_DAEMON, wait=False,
+                                 environment={"KSMD_USER_TEST_END_AT": f"{step}:{2 + step % 3}"})
+            try:
+                daemon.wait(1.2)
+            except subprocess.TimeoutExpired:
+                daemon.kill()
+                daemon.wait()
+            check(daemon.returncode == -signal.SIGKILL, f"step {step}: {daemon.returncode}")
+            check(load.intact(), f"contents after a kill at step {step}")
+            check(load.order("zero"), "rewriting zeros")
+        daemon = host.daemon(config)
+        await_given(host, group, load.zero * 2)
+        check(load.intact(), "contents")
+        check(host.stop(daemon) == 0, "end")
+        for pid in load.pids:
+            check(not any(line.startswith("6b736d") for line in open(f"/proc/{pid}/maps")), "something was left")
+
+
+if __name__ == "__main__":
+    run_tests(asked_for, left_open, killed)
