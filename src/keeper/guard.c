@@ -21,18 +21,21 @@
  * grows the mapping, whose new pages would otherwise show neighbouring pool pages: other processes' data. Not
  * EVENT_REMOVE or EVENT_UNMAP: a discarding target would have to wait for us each time.
  *
- * GUARD_MUTE holds accessors up while a run is put back. EVENT_REMAP lets the registration follow mremap(2).
+ * GUARD_MUTE holds accessors up while a run is put back. EVENT_REMAP lets the registration follow mremap(2). Nothing
+ * should fork meanwhile; should it all the same, EVENT_FORK makes the child wait where it would read zeros otherwise.
  *
  * (fs/userfaultfd.c, mm/userfaultfd.c of 6.18; tests/kernel/guard-*.)
  */
 static const uint64_t features_of[] = {
         [GUARD_ZERO] = UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_MISSING_SHMEM |
                        UFFD_FEATURE_MINOR_SHMEM | UFFD_FEATURE_WP_HUGETLBFS_SHMEM | UFFD_FEATURE_PAGEFAULT_FLAG_WP,
-        [GUARD_MUTE] = UFFD_FEATURE_EVENT_REMAP,
+        [GUARD_MUTE] = UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMAP,
 };
 
 /* The kernel's own mark in what it shows: UFFD_FEATURE_INITIALIZED (fs/userfaultfd.c). */
 #define FEATURE_INITIALIZED (1ULL << 31)
+
+#define ID_POOL ((uint64_t)1 << 63)
 
 /* Below the first address any process can map, and as far as any can. */
 #define ADDRESS_MIN PAGE_BYTES
@@ -64,11 +67,13 @@ GuardKind guard_kind(int fd) {
         return GUARD_NONE;
 }
 
-/* Each userfaultfd has an inode of its own (anon_inode_create_getfile(), 5.12). */
+/* Each userfaultfd has an inode of its own (anon_inode_create_getfile(), 5.12); each pool a device number. */
 uint64_t guard_id(int fd) {
         struct stat st;
 
-        return fstat(fd, &st) == 0 ? st.st_ino : 0;
+        if (fstat(fd, &st) < 0)
+                return 0;
+        return S_ISDIR(st.st_mode) ? ID_POOL | st.st_dev : st.st_ino;
 }
 
 /* Nothing is ever registered at an address this low: ENOENT where there is an address space, ESRCH where there is none.

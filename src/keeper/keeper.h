@@ -3,8 +3,6 @@
 
 #include "keeper/guard.h"
 
-#include <sys/types.h>
-
 /*
  * The daemon's side of the keeper: the small process that answers the faults of remapped memory, holds the pools, and
  * outlives the daemon (docs/route-remap.md). What the daemon hands over it keeps holding a copy of: a keeper that was
@@ -21,7 +19,8 @@ typedef struct Keeper Keeper;
 
 /* What is known of a held userfaultfd beside what it tells itself. */
 typedef struct KeeperOwner {
-        pid_t pid;              /* 0: of a child that was forked; see parent */
+        int32_t pid;            /* 0: of a child that was forked; see parent */
+        uint32_t unused;
         uint64_t start_ticks;   /* Target.start_ticks */
         uint64_t note[KEEPER_NOTE_WORDS]; /* the caller's, given back by keeper_list() */
 } KeeperOwner;
@@ -43,9 +42,9 @@ int keeper_dispatch(Keeper *keeper);
 int keeper_recover(Keeper *keeper);
 
 /* A userfaultfd made in a target, after guard_init() and *before* anything is registered with it: served once this
- * returned 0, and told from then on by guard_id(uffd). uffd and pidfd are borrowed (duplicated). Adding what is held
- * already changes its owner. -EINVAL: not one of the two kinds; -ENOSPC: no descriptor left. */
-int keeper_add(Keeper *keeper, int uffd, int pidfd, const KeeperOwner *owner);
+ * returned 0, and told from then on by guard_id(uffd). uffd is borrowed (duplicated). Adding what is held already
+ * changes its owner. -EINVAL: not one of the two kinds; -ENOSPC: no descriptor left. */
+int keeper_add(Keeper *keeper, int uffd, const KeeperOwner *owner);
 
 /* No longer served or held, on either side. Only when nothing is registered with it any more: the kernel un-registers
  * what is left when the last holder closes, and unregistered pool pages show stale bytes. -ENOENT: not held (its
@@ -63,21 +62,22 @@ typedef struct KeeperItem {
         KeeperOwner owner;      /* of a child: the one it was forked from, pid 0 */
 } KeeperItem;
 
-/* Everything held. uffd and pidfd (-EBADF: unknown) are the handler's to take (TAKE_FD style, by setting *uffd to
- * -EBADF) or are closed after it. An error of the handler's ends it and is returned. */
-typedef int (*KeeperHandler)(void *userdata, const KeeperItem *item, int *uffd, int *pidfd);
+/* Everything held. uffd is closed after the handler unless it takes it (TAKE_FD(*uffd)). An error of the handler's ends
+ * it and is returned. */
+typedef int (*KeeperHandler)(void *userdata, const KeeperItem *item, int *uffd);
 int keeper_list(Keeper *keeper, KeeperHandler handler, void *userdata);
 
-/* Pools: the detached mount of each domain (merge/pool.h). mount_fd is borrowed. A name is at most
- * KEEPER_DOMAIN_BYTES_MAX long (-ENAMETOOLONG). -EEXIST: the domain has one already. */
-int keeper_pool_add(Keeper *keeper, const char *domain, int mount_fd);
+/* Pools: the detached mount of each domain (merge/pool.h), which has the domain's name in it; one a domain (-EEXIST).
+ * mount_fd is borrowed. A name is at most KEEPER_DOMAIN_BYTES_MAX long (-ENAMETOOLONG). */
+int keeper_pool_add(Keeper *keeper, int mount_fd);
 int keeper_pool_get(Keeper *keeper, const char *domain, int *ret_mount_fd); /* -ENOENT: it has none */
 int keeper_pool_drop(Keeper *keeper, const char *domain);
 
 typedef struct KeeperStats {
         uint64_t faults, zeros, wakes, forks, remaps;   /* since the keeper started */
         uint64_t restarts;                              /* of its serving process */
+        uint64_t starved;                               /* forks that waited because no descriptor was left */
         uint32_t guards, mutes, pools;                  /* held now; children are guards */
-        pid_t pid;                                      /* who serves */
+        int32_t pid;                                    /* who serves */
 } KeeperStats;
 int keeper_stats(Keeper *keeper, KeeperStats *ret);

@@ -1,0 +1,45 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#pragma once
+
+#include "keeper/keeper.h"
+
+/*
+ * What a keeper holds, by descriptor number. The table lies in memory that the serving process shares with the one that
+ * starts it again (main.c), as they share their descriptors. It says only what the kernel cannot: what is there, and
+ * what it is, a new server asks the kernel (hold_discover()).
+ */
+typedef struct HoldEntry {
+        uint64_t id;            /* guard_id(); 0: nothing. Written last, cleared first */
+        KeeperItem item;
+        bool unsent;            /* a child that no daemon has a copy of yet */
+        bool stored;            /* the service manager has a copy */
+} HoldEntry;
+
+#define HOLD_POOLS_MAX 4096U
+
+typedef struct Hold {
+        HoldEntry *entries;     /* n of them, by descriptor */
+        int n, end;             /* no descriptor held is at or above end */
+        KeeperStats *stats;     /* in the same shared memory; the counts of what is held are current */
+        int pools[HOLD_POOLS_MAX]; /* mounts, stats->pools of them. Not shared: found again by hold_discover() */
+} Hold;
+
+/* For descriptors below n_fds. -errno. */
+int hold_init(Hold *hold, int n_fds);
+
+/* Looks through all descriptors of this process: userfaultfds of our kinds and pools are held from then on, entries
+ * without their descriptor forgotten. other is called for each descriptor that is neither. -errno. */
+int hold_discover(Hold *hold, void (*other)(void *userdata, int fd), void *userdata);
+
+/* fd becomes the table's. -EINVAL: not of our kinds; -ENOSPC: its number is too high. */
+int hold_add(Hold *hold, int fd, const KeeperItem *item);
+/* Closes it. */
+void hold_drop(Hold *hold, int fd);
+int hold_find(const Hold *hold, uint64_t id);           /* its descriptor, or -ENOENT */
+
+/* fd becomes the table's. -EINVAL: no pool's mount; -EEXIST: its domain has one; -ENOSPC. */
+int hold_pool_add(Hold *hold, int fd);
+int hold_pool_find(const Hold *hold, const char *domain);       /* its descriptor, or -ENOENT */
+void hold_pool_drop(Hold *hold, int fd);
+
+bool hold_is_empty(const Hold *hold);

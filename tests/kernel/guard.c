@@ -1,0 +1,240 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+
+/*
+ * What the kernel promises of guarded pool pages, each with the real keeper answering: a discarded page reads as zeros and
+ * nothing else changes, whatever the process does to its mappings, and in all that it forks. argv[1]: the keeper.
+ */
+#include "guard-child.h"
+
+#include <linux/userfaultfd.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+
+#define PAGES 128
+
+static void test_discard(void) {
+        Guarded guarded = guarded_start(PAGES, true);
+        Child *child = &guarded.child;
+        uint32_t sharers[PAGES];
+
+        CHECK(child_order(child, order_check_pool, PAGES) == 0);
+        CHECK(pool_sharers(pool, pool_first, PAGES, sharers) == 0);
+        for (unsigned i = 0; i < PAGES; i++)
+                CHECK(sharers[i] == 1, "page %u: %u", i, sharers[i]);
+        CHECK(child_order(child, order_discard, 5) == 0 && child_order(child, order_is_zero, 5) == 1);
+        CHECK(child_order(child, order_is_pool, 4) == 1 && child_order(child, order_is_pool, 6) == 1);
+        /* Again, after it was written to. */
+        CHECK(child_order(child, order_discard, 5) == 0 && child_order(child, order_is_zero, 5) == 1);
+        CHECK(child_order(child, order_check_pool, PAGES) == 1);
+        CHECK(pool_sharers(pool, pool_first, PAGES, sharers) == 0 && sharers[5] == 0 && sharers[6] == 1);
+        guarded_stop(&guarded);
+}
+
+/* A read by the kernel, of a page that is gone: read(2) of a file into it, write(2) out of it. */
+static long order_kernel_access(long page) {
+        char *p = (char *)area_page((uint64_t)page);
+        int fds[2];
+        char byte = 1;
+
+        CHECK(pipe2(fds, O_CLOEXEC) == 0);
+        CHECK(write(fds[1], p, 1) == 1 && read(fds[0], &byte, 1) == 1 && byte == 0);
+        CHECK(madvise(p, PAGE_BYTES, MADV_DONTNEED) == 0);
+        CHECK(write(fds[1], "x", 1) == 1 && read(fds[0], p, 1) == 1 && *p == 'x');
+        *p = 0;
+        close(fds[0]);
+        close(fds[1]);
+        return page_is_zero(p);
+}
+
+static void test_kernel_access(void) {
+        Guarded guarded = guarded_start(PAGES, true);
+
+        CHECK(child_order(&guarded.child, order_discard, 3) == 0);
+        CHECK(child_order(&guarded.child, order_kernel_access, 3) == 1);
+        CHECK(child_order(&guarded.child, order_check_pool, PAGES) == 1);
+        guarded_stop(&guarded);
+}
+
+/* In a child of a child: all pages as they were, without a fault (it is told by pagemap), and discarding works. */
+static long check_generation(long generations) {
+        pid_t pid = fork();
+        int status;
+
+        CHECK(pid >= 0);
+        if (pid == 0) {
+                _cleanup_close_ int pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+                uint64_t entries[PAGES];
+
+                CHECK(pread(pagemap, entries, sizeof entries, (off_t)(shared->start / PAGE_BYTES * 8)) == sizeof entries);
+                for (unsigned i = 0; i < PAGES; i++)
+                        CHECK(!!(entries[i] >> 63) == (i != 7 + (unsigned)generations), "page %u has no pte", i);
+                for (long i = 0; i < PAGES; i++)
+                        if (i < 7 || i > 9)
+                                CHECK(order_is_pool(i), "page %ld in generation %ld", i, generations);
+                CHECK(order_is_zero(7 + generations));
+                if (generations > 0) {
+                        CHECK(order_discard(7 + generations - 1) == 0);
+                        _exit((int)check_generation(generations - 1));
+                }
+                CHECK(order_discard(100) == 0 && order_is_zero(100));
+                *(volatile char *)area_page(101) = 1;
+                _exit(0);
+        }
+        CHECK(waitpid(pid, &status, 0) == pid);
+        return status == 0 ? 0 : 1;
+}
+
+static void test_fork(void) {
+        Guarded guarded = guarded_start(PAGES, true);
+        KeeperStats stats;
+
+        CHECK(child_order(&guarded.child, order_discard, 9) == 0);
+        CHECK(child_order(&guarded.child, check_generation, 2) == 0);
+        CHECK(child_order(&guarded.child, order_is_pool, 100) == 1 && child_order(&guarded.child, order_is_pool, 101) == 1);
+        CHECK(keeper_stats(keeper, &stats) == 0 && stats.forks >= 3);
+        guarded_stop(&guarded);
+}
+
+/* Its parent is gone when it discards. */
+static long orphan(long unused) {
+        int fds[2];
+        char byte;
+        pid_t pid;
+
+        shared->counters[8] = 0;
+        CHECK(pipe(fds) == 0);
+        pid = fork();
+        CHECK(pid >= 0);
+        if (pid == 0) {
+                close(fds[1]);
+                CHECK(read(fds[0], &byte, 1) == 0); /* the parent was killed */
+                CHECK(order_discard(20) == 0);
+                shared->counters[8] = order_is_zero(20) && order_is_pool(21) ? 1 : 2;
+                _exit(0);
+        }
+        return 0;
+}
+
+static void test_orphan(void) {
+        Guarded guarded = guarded_start(PAGES, true);
+
+        CHECK(child_order(&guarded.child, orphan, 0) == 0);
+        guarded_stop(&guarded);
+        for (unsigned i = 0; __atomic_load_n(&shared->counters[8], __ATOMIC_ACQUIRE) == 0; i++) {
+                CHECK(i < 500, "the orphan waits");
+                usleep(10000);
+        }
+        CHECK(shared->counters[8] == 1);
+}
+
+/* The mapping grows in place, moves and grows, leaves its old place mapped: never a pool page that it had not. */
+static long order_grow(long n_pages) {
+        size_t old = 32 * PAGE_BYTES, new = (size_t)n_pages * PAGE_BYTES;
+        char *p = mremap((void *)area_page(0), old, new, MREMAP_MAYMOVE);
+
+        if (p == MAP_FAILED)
+                return -errno;
+        for (long i = 0; i < n_pages; i++)
+                if (i < 32 ? !page_is(p + i * (long)PAGE_BYTES, pool_first + (uint64_t)i)
+                           : !page_is_zero(p + i * (long)PAGE_BYTES))
+                        return 1 + i;
+        return 0;
+}
+
+static long order_leave(long unused) {
+        char *from = (char *)area_page(0), *to;
+
+        to = (char *)syscall(SYS_mremap, from, 32 * PAGE_BYTES, 32 * PAGE_BYTES,
+                             MREMAP_MAYMOVE | 4 /* MREMAP_DONTUNMAP, 5.7 */, NULL);
+        if (to == MAP_FAILED)
+                return -errno;
+        for (uint64_t i = 0; i < 32; i++)
+                if (!page_is(to + i * PAGE_BYTES, pool_first + i) || !page_is_zero(from + i * PAGE_BYTES))
+                        return 1 + (long)i;
+        return 0;
+}
+
+/* To another address, as pool pages and discarded ones. */
+static long order_move(long unused) {
+        char *from = (char *)area_page(0), *to = (char *)area_page(20000);
+
+        CHECK(order_discard(3) == 0);
+        if (mremap(from, 32 * PAGE_BYTES, 32 * PAGE_BYTES, MREMAP_MAYMOVE | MREMAP_FIXED, to) != to)
+                return -errno;
+        CHECK(madvise(to + 4 * PAGE_BYTES, PAGE_BYTES, MADV_DONTNEED) == 0);
+        for (uint64_t i = 0; i < 32; i++)
+                if (i == 3 || i == 4 ? !page_is_zero(to + i * PAGE_BYTES) : !page_is(to + i * PAGE_BYTES, pool_first + i))
+                        return 1 + (long)i;
+        return 0;
+}
+
+static long order_unmap_behind(long unused) { /* room to grow in place */
+        return munmap((void *)area_page(32), ORDER_MAP_ROOM / 2);
+}
+
+static void test_mremap(void) {
+        Guarded guarded = guarded_start(32, true);
+        KeeperStats before, after;
+        long r;
+
+        CHECK(keeper_stats(keeper, &before) == 0);
+        CHECK(child_order(&guarded.child, order_unmap_behind, 0) == 0);
+        r = child_order(&guarded.child, order_grow, 64); /* over pool pages 32 … 63, which hold data */
+        CHECK(r == 0, "%ld", r);
+        guarded_stop(&guarded);
+        guarded = guarded_start(32, true);
+        r = child_order(&guarded.child, order_leave, 0);
+        CHECK(r == 0, "%ld", r);
+        guarded_stop(&guarded);
+        guarded = guarded_start(32, true);
+        r = child_order(&guarded.child, order_move, 0);
+        CHECK(r == 0, "%ld", r);
+        guarded_stop(&guarded);
+        CHECK(keeper_stats(keeper, &after) == 0 && after.zeros > before.zeros && after.remaps > before.remaps);
+}
+
+static void *read_page(void *page) { return (void *)(uintptr_t)page_is_zero(page); }
+
+/* Who read the message of a fault died with it: it is told again after WAKE. */
+static long order_is_zero_50(long unused) { return (long)(uintptr_t)read_page((void *)area_page(50)); }
+
+static void test_requeue(void) {
+        Guarded guarded = guarded_start(PAGES, false);
+        KeeperOwner owner = { .pid = guarded.child.pid };
+        struct uffd_msg msg;
+        pid_t pid;
+        int status;
+
+        CHECK(child_order(&guarded.child, order_discard, 50) == 0);
+        pid = fork(); /* gives the order and waits for the answer */
+        if (pid == 0)
+                _exit(child_order(&guarded.child, order_is_zero_50, 0) == 1 ? 0 : 1);
+        for (unsigned i = 0; read(guarded.guard, &msg, sizeof msg) != sizeof msg; i++) {
+                CHECK(i < 1000, "no message");
+                usleep(1000);
+        }
+        CHECK(msg.event == UFFD_EVENT_PAGEFAULT && msg.arg.pagefault.address == area_page(50));
+        usleep(50000);
+        CHECK(read(guarded.guard, &msg, sizeof msg) < 0 && errno == EAGAIN); /* it is not told twice by itself */
+        CHECK(waitpid(pid, &status, WNOHANG) == 0);
+        CHECK(keeper_add(keeper, guarded.guard, &owner) == 0);
+        usleep(50000);
+        CHECK(waitpid(pid, &status, WNOHANG) == 0);
+        guard_requeue(guarded.guard);
+        CHECK(waitpid(pid, &status, 0) == pid && status == 0);
+        guarded_stop(&guarded);
+}
+
+int main(int argc, char **argv) {
+        CHECK(argc == 2);
+        guard_test_begin(256, argv[1]);
+        test_discard();
+        test_kernel_access();
+        test_fork();
+        test_orphan();
+        test_mremap();
+        test_requeue();
+        guard_test_end();
+        return 0;
+}
