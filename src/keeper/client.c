@@ -18,6 +18,7 @@
 #define KEEPER_PROGRAM KSMD_USER_LIBEXECDIR "/ksmd-user-keeper"
 #define LISTEN_FD "3"
 #define CONNECT_TRIES 50U
+#define COPIES_UNSWEPT 64U
 
 /* What the keeper holds too: with these a new one is given everything. */
 typedef struct Copy {
@@ -29,7 +30,7 @@ struct Keeper {
         int socket;             /* -EBADF: broken */
         char *path, *program;
         Copy *copies;
-        size_t n_copies, allocated;
+        size_t n_copies, allocated, sweep_at;
         pid_t child;            /* the keeper that was started here; 0: none */
 };
 
@@ -55,6 +56,17 @@ static Copy *find_copy(const Keeper *keeper, uint64_t id) {
         return NULL;
 }
 
+/* Nobody says when an address space ends, so it is asked when there are twice as many as were alive last time. */
+static void sweep_copies(Keeper *keeper) {
+        for (size_t i = 0; i < keeper->n_copies;)
+                if (keeper->copies[i].item.kind != GUARD_NONE && guard_is_dead(keeper->copies[i].fd)) {
+                        safe_close(keeper->copies[i].fd);
+                        keeper->copies[i] = keeper->copies[--keeper->n_copies];
+                } else
+                        i++;
+        keeper->sweep_at = MAX_OF(keeper->n_copies * 2, (size_t)COPIES_UNSWEPT);
+}
+
 /* fd becomes the list's. */
 static int add_copy(Keeper *keeper, int fd, const KeeperItem *item) {
         Copy *copy = find_copy(keeper, item->id);
@@ -69,6 +81,8 @@ static int add_copy(Keeper *keeper, int fd, const KeeperItem *item) {
                 return -ENOMEM;
         }
         keeper->copies[keeper->n_copies++] = (Copy){ fd, *item };
+        if (keeper->n_copies >= keeper->sweep_at)
+                sweep_copies(keeper);
         return 0;
 }
 
@@ -86,18 +100,8 @@ static int break_off(Keeper *keeper, int error) {
         return error;
 }
 
-/* Something the keeper said by itself. */
-static int take_notice(Keeper *keeper, const KeeperMessage *notice, int fd) {
-        if (notice->op == KEEPER_FORKED)
-                return add_copy(keeper, fd, &notice->item);
-        safe_close(fd);
-        drop_copy(keeper, notice->item.id);
-        return 0;
-}
-
-static bool is_notice(const KeeperMessage *message) {
-        return message->op == KEEPER_FORKED || message->op == KEEPER_GONE;
-}
+/* What the keeper says by itself: a child was forked. */
+static bool is_notice(const KeeperMessage *message) { return message->op == KEEPER_FORKED; }
 
 static int receive(Keeper *keeper, KeeperMessage *ret, int *ret_fd, int flags) {
         size_t size;
@@ -144,7 +148,7 @@ static int call(Keeper *keeper, KeeperMessage *message, int fd, int *ret_fd) {
                 if (r == -EAGAIN)
                         r = 0;
                 else if (r == 0 && is_notice(message))
-                        r = take_notice(keeper, message, received);
+                        r = add_copy(keeper, received, &message->item);
                 else if (r == 0 && message->op != op) {
                         safe_close(received);
                         r = -EPROTO;
@@ -256,6 +260,27 @@ static int greet(Keeper *keeper) {
         return r;
 }
 
+/* The one behind the cursor in message. */
+static int next(Keeper *keeper, KeeperMessage *message, int *ret_fd) {
+        message->op = KEEPER_NEXT;
+        message->name_bytes = 0;
+        return call(keeper, message, -EBADF, ret_fd);
+}
+
+/* A keeper that was there already may hold what another daemon gave it: we are its second holder from now on. */
+static int copy_all(Keeper *keeper) {
+        KeeperMessage message = {};
+
+        for (;;) {
+                int fd = -EBADF, r = next(keeper, &message, &fd);
+
+                if (r == 0)
+                        r = add_copy(keeper, fd, &message.item);
+                if (r < 0)
+                        return r == -ENOENT ? 0 : r;
+        }
+}
+
 int keeper_new(const char *state_dir, const char *program, Keeper **ret) {
         _cleanup_(keeper_freep) Keeper *keeper = calloc(1, sizeof *keeper);
         int r;
@@ -275,6 +300,8 @@ int keeper_new(const char *state_dir, const char *program, Keeper **ret) {
         r = reach(keeper);
         if (r == 0)
                 r = greet(keeper);
+        if (r == 0)
+                r = copy_all(keeper);
         if (r < 0)
                 return r;
         *ret = TAKE_PTR(keeper);
@@ -297,7 +324,7 @@ int keeper_dispatch(Keeper *keeper) {
                         r = -EPROTO;
                 }
                 if (r == 0)
-                        r = take_notice(keeper, &message, fd);
+                        r = add_copy(keeper, fd, &message.item);
                 if (r < 0)
                         return break_off(keeper, r == -ENOMEM ? r : -ENOTCONN);
         }
@@ -316,15 +343,14 @@ int keeper_recover(Keeper *keeper) {
         r = reach(keeper);
         if (r == 0)
                 r = greet(keeper);
+        sweep_copies(keeper);
+        keeper->sweep_at = SIZE_MAX; /* what notices add below goes to the end */
         for (size_t i = 0; i < keeper->n_copies && r == 0; i++) {
-                uint64_t id = keeper->copies[i].item.id;
-
                 r = hand_over(keeper, keeper->copies[i].fd, &keeper->copies[i].item);
                 if (r == -EEXIST)
                         r = 0; /* a pool that it has already */
-                if (i < keeper->n_copies && keeper->copies[i].item.id != id)
-                        i--; /* a notice meanwhile took that one out of the list */
         }
+        sweep_copies(keeper);
         return r;
 }
 
@@ -361,11 +387,8 @@ int keeper_list(Keeper *keeper, KeeperHandler handler, void *userdata) {
 
         for (;;) {
                 _cleanup_close_ int fd = -EBADF;
-                int r;
+                int r = next(keeper, &message, &fd);
 
-                message.op = KEEPER_NEXT;
-                message.name_bytes = 0;
-                r = call(keeper, &message, -EBADF, &fd);
                 if (r == -ENOENT)
                         return 0;
                 if (r == 0 && message.item.kind != GUARD_NONE)

@@ -23,7 +23,6 @@ static const struct {
         [KEEPER_POOL_DROP] = { .request = true, .request_name = true, .reply = true },
         [KEEPER_STATS] = { .request = true, .reply = true },
         [KEEPER_FORKED] = { .reply = true, .reply_fd = true },
-        [KEEPER_GONE] = { .reply = true },
 };
 
 int keeper_message_check(KeeperMessage *message, size_t size, bool has_fd, bool reply) {

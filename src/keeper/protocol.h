@@ -5,7 +5,7 @@
 
 /*
  * What daemon and keeper say to each other: one packet of an AF_UNIX SOCK_SEQPACKET socket each, with at most one
- * descriptor. Each request gets one reply with the same op; KEEPER_FORKED and KEEPER_GONE come by themselves.
+ * descriptor. Each request gets one reply with the same op; KEEPER_FORKED comes by itself.
  *
  * KEEPER_HELLO, KEEPER_NEXT and KEEPER_DROP never change: with them a daemon of any version can take everything from a
  * keeper of any version and hand it to one of its own. Everything else may change with KEEPER_PROTOCOL.
@@ -24,7 +24,6 @@ typedef enum KeeperOp {
         KEEPER_POOL_DROP,       /* name */
         KEEPER_STATS,
         KEEPER_FORKED,          /* to the daemon: item, the child's userfaultfd */
-        KEEPER_GONE,            /* to the daemon: item.id is held no longer, its address space ended */
         _KEEPER_OP_MAX,
 } KeeperOp;
 

@@ -97,7 +97,6 @@ static void sweep(Server *server) {
         Hold *hold = server->hold;
 
         for (int fd = 0; fd < hold->end; fd++) {
-                KeeperMessage notice = { .op = KEEPER_GONE, .protocol = KEEPER_PROTOCOL };
                 HoldEntry *entry = &hold->entries[fd];
 
                 if (!entry->id)
@@ -107,9 +106,6 @@ static void sweep(Server *server) {
                         entry->stored = entry->stored || store_add(server->options->notify_fd, fd, entry->id);
                         continue;
                 }
-                notice.item = entry->item;
-                if (!entry->unsent && server->daemon >= 0)
-                        (void)keeper_message_send(server->daemon, &notice, -EBADF, MSG_DONTWAIT);
                 if (entry->stored)
                         store_remove(server->options->notify_fd, entry->id);
                 hold_drop(hold, fd);

@@ -11,7 +11,7 @@
 Pool *pool;
 Keeper *keeper;
 uint64_t pool_first;
-static char directory[] = "/tmp/ksmd-keeper-XXXXXX";
+char guard_directory[] = "/tmp/ksmd-keeper-XXXXXX";
 
 void page_fill(void *page, uint64_t number) {
         uint64_t x = number * 0x9e3779b97f4a7c15 + 1;
@@ -25,7 +25,7 @@ void page_fill(void *page, uint64_t number) {
 }
 
 bool page_is(const void *page, uint64_t number) {
-        static uint64_t expected[PAGE_BYTES / sizeof(uint64_t)];
+        static _Thread_local uint64_t expected[PAGE_BYTES / sizeof(uint64_t)];
 
         page_fill(expected, number);
         return memcmp(page, expected, PAGE_BYTES) == 0;
@@ -60,8 +60,8 @@ void guard_test_begin(uint32_t n_pages, const char *program) {
         }
         if (!program)
                 return;
-        CHECK(mkdtemp(directory));
-        r = keeper_new(directory, program, &keeper);
+        CHECK(mkdtemp(guard_directory));
+        r = keeper_new(guard_directory, program, &keeper);
         CHECK(r == 0, "keeper: %s", strerror(-r));
         CHECK(keeper_pool_add(keeper, pool_mount_fd(pool)) == 0);
 }
@@ -80,8 +80,8 @@ void guard_test_end(void) {
                         CHECK(i < 500, "the keeper holds nothing and does not end");
                         usleep(10000);
                 }
-                snprintf(path, sizeof path, "%s/keeper", directory);
-                CHECK(unlink(path) == 0 && rmdir(directory) == 0);
+                snprintf(path, sizeof path, "%s/keeper", guard_directory);
+                CHECK(unlink(path) == 0 && rmdir(guard_directory) == 0);
         }
         pool = pool_free(pool);
         track_test_end();

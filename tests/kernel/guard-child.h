@@ -7,11 +7,12 @@
 
 /*
  * What the tests of pool, guard and keeper share: a child that maps pool pages over an area of its own and makes its
- * userfaultfds itself, as the executor does it with a target's own threads. Every page of the pool and of the area has a
- * content of its own (page_fill()).
+ * userfaultfds itself, as the executor does it with a target's own threads. Every page of the pool and of the area has
+ * a content of its own (page_fill()).
  */
 extern Pool *pool;
 extern Keeper *keeper;
+extern char guard_directory[];  /* the keeper's */
 extern uint64_t pool_first;     /* the pool page of the area's first page */
 
 /* A pool with n_pages known pages (skips where the kernel cannot have one), and a keeper started in a directory of the

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 
 /*
- * What the kernel promises of guarded pool pages, each with the real keeper answering: a discarded page reads as zeros and
- * nothing else changes, whatever the process does to its mappings, and in all that it forks. argv[1]: the keeper.
+ * What the kernel promises of guarded pool pages, each with the real keeper answering: a discarded page reads as zeros
+ * and nothing else changes, whatever the process does to its mappings, and in all that it forks. argv[1]: the keeper.
  */
 #include "guard-child.h"
 

@@ -84,11 +84,17 @@ static long await_answer(const Child *child) {
         return result;
 }
 
-long child_order(const Child *child, long (*run)(long), long argument) {
+void child_begin_order(const Child *child, long (*run)(long), long argument) {
         Order order = { run, argument };
 
         CHECK(write(child->to, &order, sizeof order) == sizeof order);
-        return await_answer(child);
+}
+
+long child_end_order(const Child *child) { return await_answer(child); }
+
+long child_order(const Child *child, long (*run)(long), long argument) {
+        child_begin_order(child, run, argument);
+        return child_end_order(child);
 }
 
 Child child_of(pid_t pid) {

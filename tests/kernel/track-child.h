@@ -39,6 +39,8 @@ void track_test_end(void);
 Child child_start(void);
 Child child_of(pid_t pid);      /* of a process that is already there and takes no orders */
 long child_order(const Child *child, long (*run)(long), long argument);
+void child_begin_order(const Child *child, long (*run)(long), long argument); /* the same, in two halves */
+long child_end_order(const Child *child);
 void child_adopt(Child *child);
 void child_update(Child *child);        /* reads the mappings, claims, updates */
 void child_read_vmas(Child *child);
