@@ -93,19 +93,27 @@ static long order_userfaultfd(long unused) {
 
 static long order_close(long fd) { return close((int)fd); }
 
-int child_userfaultfd(const Child *child, GuardKind kind) {
+int child_userfaultfd_kept(const Child *child, GuardKind kind, long *ret_theirs) {
         long theirs = child_order(child, order_userfaultfd, 0);
         int fd;
 
         CHECK(theirs >= 0);
         fd = (int)syscall(SYS_pidfd_getfd, child->target->pidfd, theirs, 0);
-        CHECK(fd >= 0 && child_order(child, order_close, theirs) == 0);
-        if (guard_init(fd, kind) < 0)
+        CHECK(fd >= 0);
+        if (kind != GUARD_NONE && guard_init(fd, kind) < 0)
                 TEST_SKIP("no userfaultfd for shared memory");
-        CHECK(guard_kind(fd) == kind && guard_id(fd) != 0 && !guard_is_dead(fd));
+        CHECK(guard_kind(fd) == kind && guard_id(fd) != 0);
+        *ret_theirs = theirs;
         return fd;
 }
 
+int child_userfaultfd(const Child *child, GuardKind kind) {
+        long theirs;
+        int fd = child_userfaultfd_kept(child, kind, &theirs);
+
+        CHECK(child_order(child, order_close, theirs) == 0);
+        return fd;
+}
 
 static long order_map_pool(long unused) {
         void *at = (void *)area_page(shared->counters[0]);
@@ -147,15 +155,23 @@ static long order_map_area(long n_pages) {
         return 0;
 }
 
+void guarded_map_area(const Child *child, uint32_t n_pages) { child_order(child, order_map_area, n_pages); }
+
+void guarded_guard(Guarded *guarded, bool hand_over) {
+        const Target *target = guarded->child.target;
+        KeeperOwner owner = { .pid = target->pid, .start_ticks = target->start_ticks };
+
+        guarded->guard = child_userfaultfd(&guarded->child, GUARD_ZERO);
+        guarded->id = guard_id(guarded->guard);
+        if (hand_over)
+                CHECK(keeper_add(keeper, guarded->guard, &owner) == 0);
+}
+
 Guarded guarded_start(uint32_t n_pages, bool hand_over) {
         Guarded guarded = { .child = child_start() };
-        KeeperOwner owner = { .pid = guarded.child.pid, .start_ticks = guarded.child.target->start_ticks };
 
-        child_order(&guarded.child, order_map_area, n_pages);
-        guarded.guard = child_userfaultfd(&guarded.child, GUARD_ZERO);
-        guarded.id = guard_id(guarded.guard);
-        if (hand_over)
-                CHECK(keeper_add(keeper, guarded.guard, &owner) == 0);
+        guarded_map_area(&guarded.child, n_pages);
+        guarded_guard(&guarded, hand_over);
         guarded_remap(&guarded, 0, n_pages, pool_first);
         return guarded;
 }

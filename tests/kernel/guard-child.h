@@ -32,8 +32,13 @@ typedef struct Guarded {
 } Guarded;
 Guarded guarded_start(uint32_t n_pages, bool hand_over);
 void guarded_stop(Guarded *guarded);
-/* A userfaultfd of the child's: made there, taken here. */
+/* The steps of guarded_start(): an area that pool_first fits, without pool pages; a guard for the child. */
+void guarded_map_area(const Child *child, uint32_t n_pages);
+void guarded_guard(Guarded *guarded, bool hand_over);
+/* A userfaultfd of the child's: made there, taken here, and for GUARD_NONE not set up yet. kept: its own stays open, under
+ * the number in *ret_theirs. */
 int child_userfaultfd(const Child *child, GuardKind kind);
+int child_userfaultfd_kept(const Child *child, GuardKind kind, long *ret_theirs);
 /* The middle of a merge: pool pages over area pages [first, first + n), registered, every pte made. */
 void guarded_remap(Guarded *guarded, uint64_t first, uint32_t n_pages, uint64_t pool_page);
 
