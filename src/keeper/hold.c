@@ -110,9 +110,7 @@ void hold_pool_drop(Hold *hold, int fd) {
                 }
 }
 
-bool hold_is_empty(const Hold *hold) {
-        return hold->stats->guards == 0 && hold->stats->mutes == 0 && hold->stats->pools == 0;
-}
+bool hold_is_idle(const Hold *hold) { return hold->stats->guards == 0 && hold->stats->mutes == 0; }
 
 /* A child's userfaultfd whose reader was killed just then has no entry; a dropped one may have kept its descriptor. */
 static void discover_one(Hold *hold, int fd, void (*other)(void *userdata, int fd), void *userdata) {

@@ -42,4 +42,5 @@ int hold_pool_add(Hold *hold, int fd);
 int hold_pool_find(const Hold *hold, const char *domain);       /* its descriptor, or -ENOENT */
 void hold_pool_drop(Hold *hold, int fd);
 
-bool hold_is_empty(const Hold *hold);
+/* No userfaultfd is held. A pool alone is nothing: who maps it has a guard. */
+bool hold_is_idle(const Hold *hold);

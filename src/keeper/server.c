@@ -342,7 +342,7 @@ int server_run(Hold *hold, const ServerOptions *options) {
         server.started_nsec = now_nsec();
         while (r == 0) {
                 r = one_round(&server);
-                if (r == 0 && server.n_peers == 0 && hold_is_empty(hold) &&
+                if (r == 0 && server.n_peers == 0 && hold_is_idle(hold) &&
                     (server.had_peer || now_nsec() - server.started_nsec > PATIENCE_NSEC))
                         r = SERVER_E_DONE;
         }

@@ -148,8 +148,11 @@ static long order_map_area(long n_pages) {
         CHECK(order_map(n_pages * (long)PAGE_BYTES) == 0);
         p = (char *)area_page(0);
         if (!pool_fits(shared->start, 0)) {
-                CHECK(mremap(p, (size_t)n_pages * PAGE_BYTES, (size_t)n_pages * PAGE_BYTES,
-                             MREMAP_MAYMOVE | MREMAP_FIXED, p + PAGE_BYTES) != MAP_FAILED);
+                size_t bytes = (size_t)n_pages * PAGE_BYTES;
+                CHECK(munmap(p, bytes) == 0);
+                p += PAGE_BYTES;
+                CHECK(mmap(p, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED,
+                           -1, 0) == p && madvise(p, bytes, MADV_NOHUGEPAGE) == 0);
                 shared->start += PAGE_BYTES;
         }
         return 0;
