@@ -551,7 +551,7 @@ static void measure(uint32_t run_pages) {
 
 int main(int argc, char **argv) {
         double seconds = 10;
-        bool measuring = false;
+        bool measuring = false, confined = false;
         bool kill_at_random = false, kill_at_steps = false;
         size_t maps_before[HAMMER_VICTIMS], fds_before[HAMMER_VICTIMS];
         static Maps maps;
@@ -559,6 +559,7 @@ int main(int argc, char **argv) {
                 { "seconds", required_argument, NULL, 's' },    { "leave-out", required_argument, NULL, 'l' },
                 { "leave-out-remote", required_argument, NULL, 'r' }, { "kill", no_argument, NULL, 'k' },
                 { "kill-steps", no_argument, NULL, 'K' },       { "measure", no_argument, NULL, 'm' },
+                { "confined", no_argument, NULL, 'c' },
                 {},
         };
 
@@ -570,6 +571,7 @@ int main(int argc, char **argv) {
                 case 'k': kill_at_random = true; break;
                 case 'K': kill_at_steps = true; break;
                 case 'm': measuring = true; break;
+                case 'c': confined = true; break;
                 default: return 2;
                 }
         remote_test_leave_out |= REMOTE_GUARD_CALM; /* it is a hammer */
@@ -577,6 +579,7 @@ int main(int argc, char **argv) {
         setlinebuf(stdout);
         hammer = mmap(NULL, sizeof *hammer, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
         CHECK(hammer != MAP_FAILED, "mmap");
+        hammer->confined = confined;
         make_pool();
         hammer_guard_start();
         for (uint32_t run = 8; measuring && run <= 512; run *= 8)

@@ -31,6 +31,7 @@ typedef struct HammerVictim {
 } HammerVictim;
 
 typedef struct HammerShared {
+        bool confined;                  /* the victims are as processes of a container */
         HammerVictim victims[HAMMER_VICTIMS];
         atomic_ulong merged, runs, undone, batches, busy, different, changed, refused, failed, unguarded, moved, outcomes[8],
                 kills, stop_nsec, stop_nsec_max, faults, zeros, guard_forks, guard_remaps, syncs;
