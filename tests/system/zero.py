@@ -106,7 +106,7 @@ def killed():
         group = host.cgroup("a")
         load = host.workload(group, processes=2, mib=8, duplicate=10, zero=50)
         config = host.configure(DAEMON + section(group, Route="zero"))
-        for step in range(27):
+        for step in range(29):  # of the protocol: _REMOTE_STEP_MAX
             daemon = host.daemon(config, program=TEST_DAEMON, wait=False,
                                  environment={"KSMD_USER_TEST_END_AT": f"{step}:{2 + step % 3}"})
             try:
