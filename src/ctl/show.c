@@ -130,6 +130,11 @@ static void show_stats(const json_t *reply) {
              number(daemon, "pages_scanned"), number(daemon, "pages_hashed"));
         line("chains", "%" PRId64 " of %" PRId64 " dups", number(daemon, "stable_node_chains"),
              number(daemon, "stable_node_dups"));
+        if (number(daemon, "max_page_sharing") > 0)
+                line("page sharing", "%" PRId64 " mappings at most", number(daemon, "max_page_sharing"));
+        if (number(daemon, "huge_pages_split") > 0)
+                line("huge pages", "%" PRId64 " split, %" PRId64 " made whole again", number(daemon, "huge_pages_split"),
+                     number(daemon, "huge_pages_collapsed"));
         line("CPU", "%s, ksmd %s, waited %s for the quota", format_nsec((uint64_t)number(daemon, "cpu_nsec")).text,
              format_nsec((uint64_t)number(daemon, "ksmd_cpu_nsec")).text,
              format_nsec((uint64_t)number(daemon, "throttled_nsec")).text);

@@ -133,7 +133,8 @@ def settled(host):
 
 
 def conf(group, daemon="", merge="yes"):
-    return f"MinimumAge=0\nScanInterval=1w\n{daemon}[Cgroup {group}]\nMerge={merge}\n"
+    # What drifts is broken merges to the judge, who would leave it alone for a while.
+    return f"MinimumAge=0\nScanInterval=1w\nJudgement=no\n{daemon}[Cgroup {group}]\nMerge={merge}\n"
 
 
 def savings_are_frames():
@@ -162,7 +163,8 @@ def savings_are_frames():
         check(all(pid in listed for pid in server.pids), "a child of a managed process is not managed")
         after = frames_in_use(server.pids)
         print(f"    4 more workers: {forked - now} frames for themselves, freed {forked - after}, reported {reported(host)}")
-        check(abs(reported(host) - told - (forked - after)) <= 200 + left,
+        # Forking takes pages apart that were noted for others: one frame less each may be reported.
+        check(abs(reported(host) - told - (forked - after)) <= forked - now + left,
               f"{forked - after} frames became free, {reported(host) - told} more are reported")
 
         # They drift apart, and are merged back.
