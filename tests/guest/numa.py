@@ -6,10 +6,11 @@ import ctypes
 import os
 import pathlib
 import re
+import subprocess
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "system"))
-from harness import KSM, PAGE, Frames, Host, check, run_tests, wait_for
+from harness import KSM, KSMCTL, Frames, Host, check, marked, run_tests, wait_for
 
 LOAD = {"mib": 4, "duplicate": 50, "zero": 0, "run": 64}
 SYS_SET_MEMPOLICY, SYS_MIGRATE_PAGES = 238, 256
@@ -85,6 +86,18 @@ class Numa(Host):
                 print(self.ctl(*command, expect=None))
         super().__exit__(kind, value, trace)
 
+    def passes(self, n=1):
+        """On a machine this slow a request may not be read within the time a client gets for it."""
+        for _ in range(n):
+            wait_for("a pass", lambda: subprocess.run([KSMCTL, "--socket", self.socket, "scan"],
+                                                      stderr=subprocess.DEVNULL).returncode == 0)
+
+    def undo(self, group):
+        """Whom a stop would have disturbed is tried again."""
+        self.ctl("unmerge", group, expect=None)
+        pids = (self.root / group / "cgroup.procs").read_text().split()
+        wait_for("nothing marked", lambda: sum(marked(pid) for pid in pids) == 0)
+
     def until_merged(self, *loads):
         """By the clock, not by passes: stops take long here, and are put off."""
         def merged():
@@ -124,7 +137,7 @@ def apart():
         check(nodes(alone)[0] == 0 and nodes(more[1])[0] == 0 and nodes(more[0])[1] == 0,
               f"merged across: {nodes(alone)} {[nodes(m) for m in more]}")
         check(all(load.intact() for load in (zero, one, alone, *more)), "memory changed")
-        host.ctl("unmerge", group)
+        host.undo(group)
         check(host.stop(daemon) == 0, "end")
 
 
@@ -168,7 +181,7 @@ def together():
         for block in offline:
             (block / "state").write_text("online")
         check(offline, "no memory could be taken out")
-        host.ctl("unmerge", group)
+        host.undo(group)
         check(host.stop(daemon) == 0, "end")
 
 
