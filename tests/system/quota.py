@@ -117,11 +117,12 @@ def control_is_answered():
         print(f"    throttled in {throttled} of 100 calls: median {statistics.median(times) * 1e3:.1f} ms, "
               f"greatest {max(times) * 1e3:.1f} ms")
         check(throttled >= 50, "work did not wait, so this proves nothing")
-        check(statistics.median(times) < 0.05, f"{sorted(times)}")
+        # One that does not answer while work waits is slow in nearly all of them, a busy machine in some.
+        check(sorted(times)[25] < 0.05, f"{sorted(times)}")
         # The pass under way would take many seconds yet.
         waited, passes = host.stats()["throttled_nsec"], host.stats()["full_scans"]
         host.ctl("pause")
-        wait_for("paused", lambda: host.call("GetStatus")["state"] == "paused", 5)
+        wait_for("paused", lambda: host.call("GetStatus")["state"] == "paused")
         time.sleep(1.5)
         check(not host.call("GetStatus")["throttled"], "throttled while paused")
         host.ctl("resume")
@@ -130,7 +131,7 @@ def control_is_answered():
         host.ctl("reload")
         host.passes(2)
         check(host.stats()["full_scans"] >= passes + 2 and waited > 0, f"{host.stats()}")
-        wait_for("a second without waiting", lambda: not host.call("GetStatus")["throttled"], 5)
+        wait_for("a second without waiting", lambda: not host.call("GetStatus")["throttled"])
         check(host.stop(daemon) == 0 and load.intact(), "end")
 
 
