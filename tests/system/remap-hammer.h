@@ -4,6 +4,7 @@
 #include "base/util.h"
 
 #include <stdatomic.h>
+#include <sys/stat.h>
 #include <sys/types.h>
 
 /*
@@ -48,3 +49,19 @@ _Noreturn void hammer_writer_run(HammerVictim *victim);
 pid_t hammer_guard_start(void);
 void hammer_guard_add(int uffd, bool mute);     /* from the process that started it, and its children */
 int hammer_guard_sync(void *unused);            /* a RemapSettle */
+
+/* The pool, whose page i holds pattern i; and what is mapped in a process. */
+extern int pool_ro;
+extern struct stat pool_stat;
+typedef struct Map {
+        uint64_t start, end, offset, inode;
+        bool usable;            /* readable, writable, private, not executable */
+} Map;
+
+typedef struct Maps {
+        Map maps[4096];
+        size_t n;
+} Maps;
+
+void read_maps(pid_t pid, Maps *maps);
+void hammer_measure(uint32_t run_pages);
