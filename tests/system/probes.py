@@ -1,0 +1,84 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What the whole daemon does with its probes: knows at once who comes, counts what ksmd did, holds merging back while breaks
+cost too much; and says so when it has none."""
+import statistics
+import sys
+import time
+
+from harness import Host, check, run_tests, wait_for
+from judgement import Victim, probed, start
+
+SLEEPER = [sys.executable, "-c", "import time; time.sleep(600)"]
+
+
+def latency(host, group, daemon, n=9):
+    """How long a process is in its cgroup before it is listed: the median, in seconds."""
+    process = host.daemon(host.configure(f"MinimumAge=0\nScanInterval=1w\n{daemon}[Cgroup {group}]\nMerge=dry-run\n"))
+    host.passes()
+    has, took = probed(host), []
+    for i in range(n):
+        time.sleep(0.13 * i)  # at no fixed distance from the daemon's clock
+        begun = time.monotonic()
+        pid = host.spawn(group, *SLEEPER).pid
+        wait_for(f"{pid} to be listed", lambda: pid in [t["pid"] for t in host.call("ListTargets")["targets"]],
+                 interval=0.002)
+        took.append(time.monotonic() - begun)
+    check(host.stop(process) == 0, "end")
+    return has, statistics.median(took)
+
+
+def known_at_once():
+    """a process is known when it comes, not when the daemon looks next"""
+    with Host("probes") as host:
+        group = host.cgroup("a")
+        has, fast = latency(host, group, "")
+        _, slow = latency(host, group, "Probes=no\n")
+        print(f"    listed after {fast * 1000:.1f} ms, without probes {slow * 1000:.0f} ms (medians)")
+        check(not has or fast * 2 < slow, "no sooner than by looking")
+
+
+def counted():
+    """what ksmd did for us is counted, and who flushed TLBs for it; without probes both are said to be unknown"""
+    with Host("counted") as host:
+        victim, process = start(host)
+        stats, probes = host.stats(), {p["name"]: p for p in host.call("GetStatus")["probes"]}
+        print(f"    {stats['ksm_results']} {stats['tlb_flushes_by']}")
+        if probes["ksm"]["way"] != "none":
+            check(stats["ksm_results"]["merged"] >= victim.pages * 0.99 and stats["ksm_results"]["scans"] >= 2,
+                  f"{victim.pages} pages merged")
+        if probes["flushes"]["way"] != "none":
+            check(stats["tlb_flushes_by"]["ksmd"] > 0, "ksmd flushed nothing")
+            check(stats["tlb_flushes"] == sum(n for by, n in stats["tlb_flushes_by"].items() if by != "others"), "sum")
+        check(host.stop(process) == 0, "end")
+    with Host("uncounted") as host:
+        _, process = start(host, daemon="Probes=off\n")
+        stats, probes = host.stats(), host.call("GetStatus")["probes"]
+        check(all(p["way"] == "none" and p["reason"] for p in probes), f"{probes}")
+        check(stats["tlb_flushes"] == 0 and not any(stats["ksm_results"].values()), "counted without probes")
+        check(host.stop(process) == 0, "end")
+
+
+def breaks_cost_too_much():
+    """beyond BreakQuota= nothing new is merged; below it again, it is"""
+    with Host("quota-breaks") as host:
+        victim, process = start(host, daemon="BreakQuota=0.01%\nPayBack=1h\n")
+        late = Victim(host, host.groups[0])
+        held = 0
+        victim.write()
+        for _ in range(3):
+            host.passes()  # without probes it is the pass that finds out
+            before = host.stats()["break_share"]
+            host.passes()
+            if min(before, host.stats()["break_share"]) > 0.0001:
+                check(sum(late.merged()) == 0, f"{late.merged()} pages merged while breaks cost {before}")
+                held += 1
+        print(f"    held back in {held} of 3 passes")
+        check(held > 0, "the quota was never exceeded")
+        wait_for("what came late to be merged", lambda: host.passes() or sum(late.merged()) >= late.cold * 0.99, 60, 0.5)
+        victim.order("check"), late.order("check")
+        check(host.stop(process) == 0, "end")
+
+
+if __name__ == "__main__":
+    run_tests(known_at_once, counted, breaks_cost_too_much)
