@@ -152,6 +152,10 @@ int pass_mark(Pass *pass) {
 static bool burst_is_due(Manager *m, const Pass *pass) {
         bool few = pass->expected * BURST_WORTH < pass->marked;
 
+        /* What was missed and is not expected any more (dropped, rewritten) holds up nothing that comes in its place. */
+        m->burst_missed = MIN_OF(m->burst_missed, pass->expected);
+        if (m->burst_missed == 0)
+                m->burst_backoff = 0;
         if (pass->expected == 0 || pass->marked == 0 || !m->burst)
                 return false;
         if (m->once)
