@@ -99,6 +99,7 @@ typedef struct RemoteHead {
         uint64_t answered;      /* the question that was answered last */
         uint64_t refused;       /* with a no */
         uint64_t holds;         /* other threads may wait here */
+        uint64_t bytes;         /* of the region, with the frames of those */
         uint8_t code[];
 } RemoteHead;
 

@@ -161,6 +161,7 @@ RemoteHead *remote_head_write(const RemoteThread *thread, uint8_t *text) {
                 .spins = thread->remote->spins,
                 .unmap = !thread->seccomp,
                 .call = thread->code.call,
+                .bytes = thread->region_bytes,
         };
         memcpy(head->code, remote_stub_start, code);
         return head;

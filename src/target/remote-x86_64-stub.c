@@ -22,6 +22,7 @@
 #define HEAD_PROGRAM 64
 #define HEAD_ANSWERED 72
 #define HEAD_REFUSED 80
+#define HEAD_BYTES 96
 #define CALLS_OFFSET 4096
 #define RESULTS_OFFSET 69632
 #define WORDS_OFFSET 81920
@@ -30,7 +31,8 @@
 _Static_assert(HEAD_STOP == offsetof(RemoteHead, stop) && HEAD_SPINS == offsetof(RemoteHead, spins) &&
                HEAD_UNMAP == offsetof(RemoteHead, unmap) && HEAD_CALL == offsetof(RemoteHead, call) &&
                HEAD_RELEASE == offsetof(RemoteHead, release) && HEAD_PROGRAM == offsetof(RemoteHead, program) &&
-               HEAD_ANSWERED == offsetof(RemoteHead, answered) && HEAD_REFUSED == offsetof(RemoteHead, refused), "");
+               HEAD_ANSWERED == offsetof(RemoteHead, answered) && HEAD_REFUSED == offsetof(RemoteHead, refused) &&
+               HEAD_BYTES == offsetof(RemoteHead, bytes), "");
 _Static_assert(CALLS_OFFSET == REMOTE_REGION_CALLS_OFFSET && RESULTS_OFFSET == REMOTE_REGION_RESULTS_OFFSET &&
                WORDS_OFFSET == REMOTE_REGION_WORDS_OFFSET && REGION_BYTES == REMOTE_REGION_BYTES &&
                RESULTS_OFFSET + WRITABLE_BYTES == REGION_BYTES &&
@@ -64,7 +66,7 @@ asm(".pushsection .rodata\n"
     "       xor     %r14d, %r14d\n" /* as long as it is 0 the results cannot be written */
     "       mov     $28, %eax\n" /* madvise(region, all, MADV_DONTFORK) */
     "       mov     %r12, %rdi\n"
-    "       mov     $" STR(REGION_BYTES) ", %esi\n"
+    "       mov     " STR(HEAD_BYTES) "(%r12), %rsi\n"
     "       mov     $10, %edx\n"
     "       syscall\n"
     "       test    %rax, %rax\n"
@@ -143,7 +145,7 @@ asm(".pushsection .rodata\n"
     "7:     mov     %rbx, %rsp\n"
     "       mov     $11, %eax\n" /* munmap(region, all) */
     "       mov     %r12, %rdi\n"
-    "       mov     $" STR(REGION_BYTES) ", %esi\n"
+    "       mov     " STR(HEAD_BYTES) "(%r12), %rsi\n"
     "       jmp     *" STR(HEAD_CALL) "(%r12)\n"
     "8:     test    %r14, %r14\n"
     "       jz      9f\n"
