@@ -164,8 +164,11 @@ static bool burst_is_due(Manager *m, const Pass *pass) {
                 return false;
         m->passes_waited++;
         /* A process that could not be called before: what is marked in it may be what the last burst missed. */
-        if (pass->newly_marked * PROGRESS_SHARE > m->burst_missed)
+        if (pass->newly_marked * PROGRESS_SHARE > m->burst_missed) {
+                if (m->burst_backoff > 0)
+                        burst_look_at_all(m->burst);
                 m->burst_missed = m->burst_backoff = 0;
+        }
         if (pass->expected > 2 * m->burst_missed && (!few || m->passes_waited >= BURST_PATIENCE))
                 return true;
         return m->passes_waited >= m->burst_backoff && (!few || m->passes_waited >= BURST_PATIENCE);

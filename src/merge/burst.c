@@ -254,6 +254,10 @@ static uint64_t next_interval(const Burst *burst, uint64_t now) {
         return clamp_interval(MAX_OF(left_nsec / 2, elapsed / OVERRUN_SHARE));
 }
 
+void burst_look_at_all(Burst *burst) {
+        burst->short_bursts = burst->thorough_after = 1;
+}
+
 BurstState burst_step(Burst *burst) {
         KsmCounters counters;
         uint64_t now, run;

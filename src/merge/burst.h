@@ -30,6 +30,9 @@ BurstState burst_step(Burst *burst);
 uint64_t burst_interval_nsec(const Burst *burst);
 void burst_stop(Burst *burst);
 
+/* Pages that ksmd looked at in vain, and skips by now, have got a partner: the next burst looks at all. */
+void burst_look_at_all(Burst *burst);
+
 /* Lets ksmd stand for a while, with all else as the burst set it; what ends a burst for want of progress or for taking
  * too long does not count that time. Step it meanwhile as often as is convenient. Where the knob cannot be set the burst
  * ends. Without effect when it stands, or goes on, already. */

@@ -210,6 +210,10 @@ static void test_smart_scan(void **unused) {
         assert_false(smart_burst(1000)); /* that helped */
         assert_true(smart_burst(0));
         assert_false(smart_burst(0));
+        assert_true(smart_burst(1000));
+        burst_look_at_all(burst); /* once */
+        assert_false(smart_burst(1000));
+        assert_true(smart_burst(1000));
 }
 
 static void test_ends_when_nothing_moves(void **unused) {
