@@ -111,6 +111,8 @@ static int mark_member(Pass *pass, Member *member) {
         if (result.pages_marked > 0)
                 pass_open_huge(member);
         pass->marks_changed |= result.pages_marked + result.pages_unmarked > 0;
+        if (result.pages_marked + result.pages_unmarked > 0 || r > 0)
+                member->vmas_fingerprint = 0; /* marks show in smaps alone */
         member->plan_again = r > 0 || member->marks.n_idle > 0;
         if (r > 0)
                 manager_note_remote_error(m, member, r);
