@@ -100,6 +100,11 @@ def cpu_times():
     return sum(fields), fields[3]
 
 
+def waited_for_cpu(pid):
+    """Seconds that the main thread of a process was runnable and did not run."""
+    return int(open(f"/proc/{pid}/schedstat").read().split()[1]) / 1e9
+
+
 def members(host, group):
     """Every process of the cgroup and those below it."""
     return [int(pid) for path in (host.root / group).rglob("cgroup.procs") for pid in path.read_text().split()]
@@ -162,6 +167,7 @@ def run(host, phase, kinds, seconds, *, kills=0, leave_out=0, tolerant=False):
         time.sleep(0.5)
     after_total, after_idle = cpu_times()
     idle = (after_idle - idle) / (after_total - total)
+    waited, lasted = waited_for_cpu(daemon.pid), time.monotonic() - began
     stats = host.stats()
     states = {t["pid"]: f"{t['state']} {t['reason'] or ''}" for t in host.call("ListTargets")["targets"]}
     if not leave_out:
@@ -181,6 +187,8 @@ def run(host, phase, kinds, seconds, *, kills=0, leave_out=0, tolerant=False):
     # The rule of the remote calls (docs/remote-calls.md): one that would wait for a CPU at each resume is left alone.
     busy_looks = sum(n > 4 * os.cpu_count() for n in runnable)
     contended = f"over 4 runnable threads a CPU at {busy_looks} of {looked} looks" if busy_looks * 4 > looked else ""
+    if waited > lasted / 4:
+        contended += f"; the daemon waited for a CPU for {waited:.1f} of {lasted:.1f} s"
     failed = [v for v in victims if v.process.returncode not in (0, 77)]
     for victim in victims:
         print(f"  {victim.kind:11} {victim.acted_on()}; {states.get(victim.pid, 'ended')}", flush=True)
