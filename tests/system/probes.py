@@ -48,7 +48,8 @@ def counted():
             check(stats["ksm_results"]["merged"] >= victim.pages * 0.99 and stats["ksm_results"]["scans"] >= 2,
                   f"{victim.pages} pages merged")
         if probes["flushes"]["way"] != "none":
-            check(stats["tlb_flushes_by"]["ksmd"] > 0, "ksmd flushed nothing")
+            # By ksmd only where the process runs, or ran last, on some CPU at that moment.
+            check(stats["tlb_flushes_by"]["daemon"] > 0, "the daemon's calls flushed nothing")
             check(stats["tlb_flushes"] == sum(n for by, n in stats["tlb_flushes_by"].items() if by != "others"), "sum")
         check(host.stop(process) == 0, "end")
     with Host("uncounted") as host:
