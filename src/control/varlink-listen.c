@@ -6,14 +6,15 @@
  * A socket that a crashed daemon left behind is replaced, one that somebody listens on is not. The directory is locked
  * meanwhile, so that of two daemons that start together one replaces and the other finds it taken. The kernel takes
  * down the io_uring of a killed process some time after its death, and the sockets polled there live on until then:
- * what still listens is asked again for a second before it counts as somebody. The mode is set before bind(2), which
- * takes it over from the socket's own inode: at no moment is the file open to others, and the process's umask is left
- * alone.
+ * what still listens though the process that began it is gone is asked again for a second. The mode is set before
+ * bind(2), which takes it over from the socket's own inode: at no moment is the file open to others, and the process's
+ * umask is left alone.
  */
 
 #include "control/varlink.h"
 
 #include <fcntl.h>
+#include <signal.h>
 #include <string.h>
 #include <sys/file.h>
 #include <sys/socket.h>
@@ -53,12 +54,22 @@ static int lock_parent(const char *path, int *ret) {
         return 0;
 }
 
+/* Whether the process that called listen(2) lives: the kernel noted who it was. One that cannot be seen does. */
+static bool listener_lives(int fd) {
+        struct ucred peer = { 0 };
+        socklen_t size = sizeof peer;
+
+        return getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) < 0 || peer.pid <= 0 || kill(peer.pid, 0) == 0 ||
+               errno != ESRCH;
+}
+
+/* 0: the kernel listens still for a process that is gone. */
 static int try_connect(const struct sockaddr_un *address) {
         _cleanup_close_ int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 
-        if (fd < 0)
+        if (fd < 0 || connect(fd, (const struct sockaddr *)address, sizeof *address) < 0)
                 return -errno;
-        return connect(fd, (const struct sockaddr *)address, sizeof *address) < 0 ? -errno : 0;
+        return listener_lives(fd) ? -EADDRINUSE : 0;
 }
 
 static int remove_stale(const char *path, const struct sockaddr_un *address) {
@@ -76,7 +87,7 @@ static int remove_stale(const char *path, const struct sockaddr_un *address) {
                 if (r < 0 && r != -EAGAIN) /* EAGAIN: somebody listens whose backlog is full */
                         return r;
                 if (i == LINGER_TRIES)
-                        return -EADDRINUSE;
+                        return r < 0 ? -EADDRINUSE : -EAGAIN;
                 usleep(LINGER_USEC);
         }
 }

@@ -38,7 +38,8 @@ DEFINE_CLEANUP(VarlinkServer, varlink_server_free)
 void varlink_server_set_patience(VarlinkServer *server, uint64_t nsec);
 
 /* Binds and listens at path (absolute; mode 0600, parents made), replacing a socket nobody listens on. -EADDRINUSE: a
- * daemon is already there. -EEXIST: something else is. -ENAMETOOLONG: longer than a socket's path may be. */
+ * daemon is already there. -EAGAIN: one that was killed, whose socket the kernel has not closed yet. -EEXIST: something
+ * else is. -ENAMETOOLONG: longer than a socket's path may be. */
 int varlink_listen(const char *path, int *ret_fd);
 
 /* Each takes over parameters (NULL: {}) and, but for continues, ends the call. */

@@ -69,7 +69,7 @@ static int serve(Manager *manager) {
 
         if (fd < 0) {
                 /* The kernel closes what a daemon's ring held a moment after that daemon was killed and collected. */
-                for (unsigned try = 0; (r = varlink_listen(manager->conf->daemon.socket, &fd)) == -EADDRINUSE &&
+                for (unsigned try = 0; (r = varlink_listen(manager->conf->daemon.socket, &fd)) == -EAGAIN &&
                                        try < SOCKET_TRIES; try++)
                         (void)manager_breathe(manager, NSEC_PER_SEC / 10);
                 if (r < 0) {
