@@ -18,6 +18,8 @@
 #define KEEPER_PROGRAM KSMD_USER_LIBEXECDIR "/ksmd-user-keeper"
 #define LISTEN_FD "3"
 #define CONNECT_TRIES 50U
+/* Until it says its first word: that it is being started, by us or by systemd, is all that is known of it. */
+#define START_PATIENCE_NSEC (5 * NSEC_PER_SEC)
 #define COPIES_UNSWEPT 64U
 
 /* What the keeper holds too: with these a new one is given everything. */
@@ -132,8 +134,8 @@ static int await(Keeper *keeper, uint64_t deadline_nsec) {
 }
 
 /* One request and its reply. *ret_fd (may be NULL): what came with it. */
-static int call(Keeper *keeper, KeeperMessage *message, int fd, int *ret_fd) {
-        uint64_t deadline = now_nsec() + KEEPER_PATIENCE_NSEC;
+static int call_patiently(Keeper *keeper, KeeperMessage *message, int fd, int *ret_fd, uint64_t patience_nsec) {
+        uint64_t deadline = now_nsec() + patience_nsec;
         uint32_t op = message->op;
         int r, received = -EBADF;
 
@@ -162,6 +164,10 @@ static int call(Keeper *keeper, KeeperMessage *message, int fd, int *ret_fd) {
         else
                 safe_close(received);
         return message->result;
+}
+
+static int call(Keeper *keeper, KeeperMessage *message, int fd, int *ret_fd) {
+        return call_patiently(keeper, message, fd, ret_fd, KEEPER_PATIENCE_NSEC);
 }
 
 static int connect_socket(Keeper *keeper) {
@@ -253,7 +259,7 @@ static int reach(Keeper *keeper) {
 
 static int greet(Keeper *keeper) {
         KeeperMessage message = { .op = KEEPER_HELLO };
-        int r = call(keeper, &message, -EBADF, NULL);
+        int r = call_patiently(keeper, &message, -EBADF, NULL, START_PATIENCE_NSEC);
 
         if (r == 0 && message.protocol != KEEPER_PROTOCOL)
                 return break_off(keeper, -EPROTO);

@@ -36,6 +36,7 @@ static const uint64_t features_of[] = {
 #define FEATURE_INITIALIZED (1ULL << 31)
 
 #define ID_POOL ((uint64_t)1 << 63)
+#define ID_TABLE ((uint64_t)1 << 62)
 
 /* Below the first address any process can map, and as far as any can. */
 #define ADDRESS_MIN PAGE_BYTES
@@ -73,7 +74,7 @@ uint64_t guard_id(int fd) {
 
         if (fstat(fd, &st) < 0)
                 return 0;
-        return S_ISDIR(st.st_mode) ? ID_POOL | st.st_dev : st.st_ino;
+        return S_ISDIR(st.st_mode) ? ID_POOL | st.st_dev : S_ISREG(st.st_mode) ? ID_TABLE | st.st_ino : st.st_ino;
 }
 
 /* Nothing is ever registered at an address this low: ENOENT where there is an address space, ESRCH where there is none.

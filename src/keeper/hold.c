@@ -2,23 +2,86 @@
 #include "keeper/hold.h"
 
 #include "base/io.h"
+#include "keeper/protocol.h"
 
 #include <dirent.h>
 #include <fcntl.h>
 #include <linux/magic.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/vfs.h>
 
-int hold_init(Hold *hold, int n_fds) {
-        size_t bytes = sizeof(KeeperStats) + (size_t)n_fds * sizeof(HoldEntry);
-        char *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+/* How it looks belongs to the version: a keeper of another leaves it alone. */
+#define TABLE_MAGIC (0x31656c626174534bULL ^ (uint64_t)sizeof(HoldEntry) << 48 ^ (uint64_t)KEEPER_PROTOCOL << 32)
+#define ADOPT_ENTRIES_MAX (1 << 20)
 
-        if (memory == MAP_FAILED)
+struct HoldTable {
+        uint64_t magic;
+        int32_t end;            /* as high as Hold.end ever was */
+        KeeperStats stats;
+        HoldEntry entries[];
+};
+
+int hold_init(Hold *hold, int n_fds, int *ret_table_fd) {
+        size_t bytes = sizeof(HoldTable) + (size_t)n_fds * sizeof(HoldEntry);
+        _cleanup_close_ int fd = memfd_create("ksmd-keeper-table", MFD_CLOEXEC);
+        HoldTable *table;
+
+        if (fd < 0 || ftruncate(fd, (off_t)bytes) < 0)
                 return -errno;
-        *hold = (Hold){ .stats = (KeeperStats *)(void *)memory, .n = n_fds,
-                        .entries = (HoldEntry *)(void *)(memory + sizeof(KeeperStats)) };
+        table = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+        if (table == MAP_FAILED)
+                return -errno;
+        table->magic = TABLE_MAGIC;
+        *hold = (Hold){ .table = table, .stats = &table->stats, .entries = table->entries, .n = n_fds };
+        *ret_table_fd = TAKE_FD(fd);
         return 0;
+}
+
+static int read_all(int fd, void *to, size_t bytes, size_t offset) {
+        ssize_t n = pread(fd, to, bytes, (off_t)offset);
+
+        return n < 0 ? -errno : (size_t)n == bytes ? 0 : -EINVAL;
+}
+
+static int read_table(int fd, HoldTable *ret) {
+        struct stat st;
+        int r = fstat(fd, &st) < 0 ? -errno : S_ISREG(st.st_mode) ? read_all(fd, ret, sizeof *ret, 0) : -EINVAL;
+
+        if (r < 0)
+                return r;
+        return ret->magic == TABLE_MAGIC && ret->end >= 0 && ret->end <= ADOPT_ENTRIES_MAX ? 0 : -EINVAL;
+}
+
+bool hold_is_table(int fd) {
+        HoldTable table;
+
+        return read_table(fd, &table) == 0;
+}
+
+int hold_adopt(Hold *hold, int fd, int first, int end) {
+        _cleanup_free_ HoldEntry *entries = NULL;
+        HoldTable table;
+        int r = read_table(fd, &table);
+
+        if (r < 0)
+                return r;
+        entries = calloc((size_t)table.end + 1, sizeof *entries);
+        if (!entries)
+                return -ENOMEM;
+        r = read_all(fd, entries, (size_t)table.end * sizeof *entries, sizeof table);
+        for (int held = first; r == 0 && held < end; held++) {
+                uint64_t id = guard_kind(held) != GUARD_NONE ? guard_id(held) : 0;
+
+                for (int i = 0; id != 0 && i < table.end; i++)
+                        if (entries[i].id == id) {
+                                if (hold_add(hold, held, &entries[i].item) == 0)
+                                        hold->entries[held].stored = true;
+                                break;
+                        }
+        }
+        return r;
 }
 
 /* The name that the pool in this mount says it has (merge/pool-fs.c writes it). */
@@ -56,6 +119,7 @@ int hold_add(Hold *hold, int fd, const KeeperItem *item) {
         __atomic_store_n(&entry->id, entry->item.id, __ATOMIC_RELEASE);
         ++*counter_of(hold, kind);
         hold->end = MAX_OF(hold->end, fd + 1);
+        hold->table->end = MAX_OF(hold->table->end, hold->end);
         return 0;
 }
 
@@ -115,14 +179,18 @@ bool hold_is_idle(const Hold *hold) { return hold->stats->guards == 0 && hold->s
 /* A child's userfaultfd whose reader was killed just then has no entry; a dropped one may have kept its descriptor. */
 static void discover_one(Hold *hold, int fd, void (*other)(void *userdata, int fd), void *userdata) {
         KeeperItem item = {};
+        bool stored = false;
 
         if (fd < hold->n && guard_kind(fd) != GUARD_NONE) {
-                if (hold->entries[fd].id == guard_id(fd))
+                if (hold->entries[fd].id == guard_id(fd)) {
                         item = hold->entries[fd].item;
-                else
+                        stored = hold->entries[fd].stored;
+                } else
                         item.parent = UINT64_MAX; /* whose child is not known: for a daemon to take a copy of */
-                if (hold_add(hold, fd, &item) == 0)
+                if (hold_add(hold, fd, &item) == 0) {
+                        hold->entries[fd].stored = stored;
                         return;
+                }
         }
         if (hold_pool_add(hold, fd) < 0)
                 other(userdata, fd);

@@ -25,9 +25,9 @@ typedef struct KeeperOwner {
         uint64_t note[KEEPER_NOTE_WORDS]; /* the caller's, given back by keeper_list() */
 } KeeperOwner;
 
-/* Connects to the keeper that listens at STATE_DIR/keeper, or starts program (NULL: the installed one) with a socket
- * made there. -ENOENT: program is missing; -EPROTO: it speaks another version of the protocol (keeper_replace());
- * -errno. */
+/* Connects to the keeper that listens at STATE_DIR/keeper (with ksmd-user-keeper.socket that is systemd, which starts
+ * it), or, if nobody does, starts program (NULL: the installed one) with a socket made there. May take five seconds.
+ * -ENOENT: program is missing; -EPROTO: it speaks another version of the protocol; -errno. */
 int keeper_new(const char *state_dir, const char *program, Keeper **ret);
 /* The connection only: the keeper goes on, and ends by itself once it holds nothing. */
 Keeper *keeper_free(Keeper *keeper);

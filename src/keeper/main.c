@@ -7,6 +7,7 @@
 #include "keeper/store.h"
 
 #include <fcntl.h>
+#include <limits.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
@@ -26,11 +27,19 @@
  * puts the child's userfaultfd straight into the table of whoever reads the event. With a table of its own, a server
  * killed in the very moment after that would take the child's guard along; this way there is no such moment: whoever is
  * killed, the table lives on in the other. A server whose keeper was killed becomes the keeper.
+ *
+ * A service manager knows one main process. When that is killed it starts another one, although the server has become the
+ * keeper and lives: two keepers would answer the same userfaultfds, and keeper_sync() would speak for one of them only. So
+ * a keeper has a record lock on the listening socket. Such locks belong to the table of descriptors: this one lasts until
+ * the last process of the two is gone. Who does not get it waits for that, holding nothing, and then ends, to be started
+ * with what the store has by then.
  */
 #define LISTEN_FDS_START 3 /* sd_listen_fds(3) */
 #define HURRIED_RESTARTS 10U
 #define HURRY_NSEC NSEC_PER_SEC
 #define DESCRIPTORS_MAX 524288U /* held: 0.1 KiB each, where used */
+#define STORE_TRIES 100U
+#define STORE_RETRY_USEC 10000U
 
 static int usage(FILE *out, int result) {
         fprintf(out,
@@ -46,18 +55,59 @@ static bool is_listening(int fd) {
         return getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &on, &size) == 0 && on;
 }
 
-/* What systemd passes: the socket, and whatever was in its store; the latter is found by hold_discover(). */
-static int find_socket(int argc, char **argv) {
+/* sd_listen_fds_with_names(3) without its library, which would be locked into memory. The names serve to remove what is
+ * stored (store.h), what a descriptor is we ask the kernel. Returns the end of the descriptors. */
+static int passed_end(void) {
         const char *pid = getenv("LISTEN_PID"), *n_fds = getenv("LISTEN_FDS");
+        int end = LISTEN_FDS_START;
 
+        if (!pid || atoi(pid) != getpid() || !n_fds)
+                return end;
+        end += MAX_OF(atoi(n_fds), 0);
+        for (int fd = LISTEN_FDS_START; fd < end; fd++)
+                (void)fcntl(fd, F_SETFD, FD_CLOEXEC);
+        return end;
+}
+
+static int find_socket(int argc, char **argv, int end) {
         if (argc >= 3 && strcmp(argv[1], "--listen") == 0)
                 return is_listening(atoi(argv[2])) ? atoi(argv[2]) : -EBADF;
-        if (!pid || atoi(pid) != getpid() || !n_fds)
-                return -EBADF;
-        for (int fd = LISTEN_FDS_START; fd < LISTEN_FDS_START + atoi(n_fds); fd++)
+        for (int fd = LISTEN_FDS_START; fd < end; fd++)
                 if (is_listening(fd))
                         return fd;
         return -EBADF;
+}
+
+/* Returns when there is no other keeper; 1: there was one until now. */
+static int become_the_only_one(int listen_fd) {
+        struct flock lock = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
+
+        if (fcntl(listen_fd, F_SETLK, &lock) == 0)
+                return 0;
+        if (errno != EAGAIN && errno != EACCES)
+                return -errno;
+        (void)close_range(0, (unsigned)listen_fd - 1, 0);
+        (void)close_range((unsigned)listen_fd + 1, UINT_MAX, 0);
+        (void)prctl(PR_SET_NAME, "ksmd-keeper-3");
+        while (fcntl(listen_fd, F_SETLKW, &lock) < 0)
+                if (errno != EINTR)
+                        return -errno;
+        return 1;
+}
+
+/* Our own table into the store, those of keepers before us read, and out of it. What is not told in time stays there, and
+ * is read by whoever comes next. */
+static void take_over(Hold *hold, int notify_fd, int table_fd, int end) {
+        for (int fd = LISTEN_FDS_START; fd < end; fd++)
+                (void)hold_adopt(hold, fd, LISTEN_FDS_START, end);
+        for (unsigned i = 0; !store_add(notify_fd, table_fd, guard_id(table_fd)); i++) {
+                if (i == STORE_TRIES)
+                        return;
+                usleep(STORE_RETRY_USEC);
+        }
+        for (int fd = LISTEN_FDS_START; fd < end; fd++)
+                if (hold_is_table(fd))
+                        store_remove(notify_fd, guard_id(fd));
 }
 
 static void ignore_signals(void) {
@@ -117,9 +167,10 @@ static int keep(Hold *hold, ServerOptions *options) {
 
 int main(int argc, char **argv) {
         ServerOptions options = { .notify_fd = -EBADF, .keeper_pidfd = -EBADF };
+        _cleanup_close_ int table_fd = -EBADF;
+        int end = passed_end(), r;
         struct rlimit limit;
         Hold hold;
-        int r;
 
         if (argc == 2 && strcmp(argv[1], "--version") == 0) {
                 puts("ksmd-user-keeper " KSMD_USER_VERSION);
@@ -130,18 +181,24 @@ int main(int argc, char **argv) {
 #ifdef KEEPER_TEST
         serve_left_out = (unsigned)strtoul(strrchr(argv[0], '-') + 1, NULL, 10); /* called by a name that ends in it */
 #endif
-        options.listen_fd = find_socket(argc, argv);
+        options.listen_fd = find_socket(argc, argv, end);
         if (options.listen_fd < 0)
                 return usage(stderr, 2);
         if (fcntl(options.listen_fd, F_SETFL, O_NONBLOCK) < 0)
                 return 1;
-        options.notify_fd = store_open();
         ignore_signals();
+        r = become_the_only_one(options.listen_fd);
+        if (r != 0)
+                return 1;
+        options.notify_fd = store_open();
         privileges_prepare();
         r = getrlimit(RLIMIT_NOFILE, &limit) < 0 ? -errno
-                : hold_init(&hold, (int)MIN_OF((uint64_t)limit.rlim_cur, (uint64_t)DESCRIPTORS_MAX));
-        if (r == 0)
+                : hold_init(&hold, (int)MIN_OF((uint64_t)limit.rlim_cur, (uint64_t)DESCRIPTORS_MAX), &table_fd);
+        if (r == 0) {
+                take_over(&hold, options.notify_fd, table_fd, end);
+                table_fd = safe_close(table_fd);
                 r = privileges_drop();
+        }
         if (r < 0) {
                 log_error("keeper: %s", strerror(-r));
                 return 1;

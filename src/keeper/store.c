@@ -47,7 +47,7 @@ bool store_add(int notify_fd, int fd, uint64_t id) {
         if (notify_fd < 0)
                 return true;
         /* Not to be polled: the manager would take a userfaultfd's state for a hangup. */
-        snprintf(text, sizeof text, "FDSTORE=1\nFDPOLL=0\nFDNAME=held-%llu", (unsigned long long)id);
+        snprintf(text, sizeof text, "FDSTORE=1\nFDPOLL=0\nFDNAME=%llx", (unsigned long long)id);
         return tell(notify_fd, text, fd);
 }
 
@@ -56,6 +56,6 @@ void store_remove(int notify_fd, uint64_t id) {
 
         if (notify_fd < 0)
                 return;
-        snprintf(text, sizeof text, "FDSTOREREMOVE=1\nFDNAME=held-%llu", (unsigned long long)id);
+        snprintf(text, sizeof text, "FDSTOREREMOVE=1\nFDNAME=%llx", (unsigned long long)id);
         (void)tell(notify_fd, text, -EBADF);
 }
