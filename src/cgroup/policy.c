@@ -111,3 +111,16 @@ int policy_domain(const ConfCgroup *section, const char *path, char **ret) {
         *ret = TAKE_PTR(name);
         return 0;
 }
+
+void policy_trust_add(PolicyTrust *trust, const ConfCgroup *section, const char *path) {
+        trust->several |= trust->path && strcmp(trust->path, path) != 0;
+        trust->doubted |= !section->trusted_together;
+        trust->path = trust->path ?: path;
+}
+
+const char *policy_trust_problem(const PolicyTrust *trust, bool shmem_denied) {
+        if (shmem_denied || !trust->several || !trust->doubted)
+                return NULL;
+        return "several cgroups would share a pool, and may not trust each other: TrustedTogether=yes if they do, Domain=%c "
+               "for one pool each, or \"deny\" in /sys/kernel/mm/transparent_hugepage/shmem_enabled";
+}

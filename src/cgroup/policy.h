@@ -17,3 +17,21 @@ const ConfCgroup *policy_find(const Conf *conf, const char *path);
 
 /* The name of the domain the cgroup's pages belong to: Domain= with %c replaced by the path. The caller frees it. */
 int policy_domain(const ConfCgroup *section, const char *path, char **ret);
+
+/*
+ * Whether the cgroups of one domain may share a pool (Route=remap). A process that has huge pages made of pool pages
+ * (MADV_COLLAPSE; it has to move its mapping to where the two line up) makes others that map them read zeros. So they have
+ * to trust each other, every one of them saying so (TrustedTogether=yes), or nobody may be able to
+ * (host_shmem_huge_denied(), which is to be asked each time: it may change while we run). One cgroup alone trusts itself.
+ *
+ * Starts zeroed; add the cgroups that have processes now. path is borrowed.
+ */
+typedef struct PolicyTrust {
+        const char *path;       /* the first one's; NULL: none yet */
+        bool several;           /* there is a different one */
+        bool doubted;           /* one of them does not trust the others */
+} PolicyTrust;
+
+void policy_trust_add(PolicyTrust *trust, const ConfCgroup *section, const char *path);
+/* Why nothing may be remapped; NULL: it may. Static. */
+const char *policy_trust_problem(const PolicyTrust *trust, bool shmem_denied);

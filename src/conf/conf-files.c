@@ -2,6 +2,7 @@
 #include "conf/conf-internal.h"
 
 #include "base/io.h"
+#include "host/thp.h"
 
 #include <dirent.h>
 #include <fcntl.h>
@@ -163,5 +164,8 @@ int conf_load(const char *root, const char *main_path, ConfReport report, void *
                 r = add_directories(builder, standard, ELEMENTSOF(standard), root);
         if (r < 0)
                 return r;
-        return conf_builder_finish(builder, ret);
+        free(TAKE_PTR(path));
+        if (asprintf(&path, "%s/sys/kernel/mm", root) < 0)
+                return -ENOMEM;
+        return conf_builder_finish(builder, host_shmem_huge_denied(path), ret);
 }

@@ -17,5 +17,6 @@ DEFINE_CLEANUP(ConfBuilder, conf_builder_free)
 int conf_builder_add(ConfBuilder *builder, const char *file, const char *text, size_t size);
 /* Reports what is wrong with a file as a whole. */
 void conf_builder_report(ConfBuilder *builder, const char *file, const char *message);
-/* Checks the sections against each other and hands the result over; the builder can only be freed afterwards. */
-int conf_builder_finish(ConfBuilder *builder, Conf **ret);
+/* Checks the sections against each other and hands the result over; the builder can only be freed afterwards.
+ * shmem_denied: host_shmem_huge_denied(). */
+int conf_builder_finish(ConfBuilder *builder, bool shmem_denied, Conf **ret);

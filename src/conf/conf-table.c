@@ -257,6 +257,7 @@ static const ConfKey keys[] = {
         CGROUP("Domain", parse_domain, domain, NULL,
                "a name without spaces of at most 255 bytes, with no % but %c and %%", OWNED(clear_string)),
         CGROUP("Route", parse_route, route, "auto", "auto, advise, remap or zero"),
+        CGROUP("TrustedTogether", parse_boolean, trusted_together, "no", YES_NO),
         CGROUP("Track", parse_switch, track, "auto", "auto, yes or no"),
         CGROUP("MinimumRun", parse_number, minimum_run_pages, "1", "a number of pages from 1 to 262144",
                RANGE(1, 1 << 18)),

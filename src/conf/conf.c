@@ -42,7 +42,7 @@ struct ConfBuilder {
         void *userdata;
         Conf *conf;
         size_t allocated;               /* of conf->cgroups */
-        Origin *origins;                /* for each of them: its Route=advise or its Domain=, whichever came last */
+        Origin *origins;                /* for each of them: its Route= or its Domain=, whichever came last */
         char **files;                   /* names, kept for the origins */
         size_t n_files, allocated_files;
         Place place;
@@ -296,7 +296,36 @@ static void check_advise(ConfBuilder *b) {
         }
 }
 
-int conf_builder_finish(ConfBuilder *b, Conf **ret) {
+static bool is_remapped(const ConfCgroup *c) {
+        return c->merge == CONF_MERGE_YES && c->route == CONF_ROUTE_REMAP && !c->malformed;
+}
+
+/* Who can have huge pages made of a pool's pages can make them read as zeros for others that map them: cgroups share one
+ * only if they trust each other, or if nobody can. Of what one section matches that is seen when there are two
+ * (policy_trust_problem()); here, of two sections. The first one may stay. */
+static void check_trust(ConfBuilder *b) {
+        b->place = PLACE_CGROUP;
+        for (size_t i = b->conf->n_cgroups; i-- > 0;) {
+                const ConfCgroup *c = &b->conf->cgroups[i];
+
+                if (!is_remapped(c) || c->trusted_together || domain_is_each(c->domain))
+                        continue;
+                for (size_t k = 0; k < b->conf->n_cgroups; k++) {
+                        const ConfCgroup *other = &b->conf->cgroups[k];
+
+                        if (k == i || !is_remapped(other) || strcmp(other->domain, c->domain) != 0)
+                                continue;
+                        b->current = i;
+                        b->here = b->origins[i];
+                        complain(b, "Route=remap for domain %.128s, in which [Cgroup %.128s] is too (%.128s:%u): both need "
+                                 "TrustedTogether=yes, or \"deny\" in /sys/kernel/mm/transparent_hugepage/shmem_enabled",
+                                 c->domain, other->pattern, other->file, other->line);
+                        break;
+                }
+        }
+}
+
+int conf_builder_finish(ConfBuilder *b, bool shmem_denied, Conf **ret) {
         for (size_t i = 0; i < b->conf->n_cgroups; i++) {
                 ConfCgroup *c = &b->conf->cgroups[i];
                 int r = c->domain ? 0 : default_domain(c);
@@ -305,6 +334,8 @@ int conf_builder_finish(ConfBuilder *b, Conf **ret) {
                         return r;
         }
         check_advise(b);
+        if (!shmem_denied)
+                check_trust(b);
         for (size_t i = 0; i < b->conf->n_cgroups; i++) {
                 ConfCgroup *c = &b->conf->cgroups[i];
 

@@ -41,6 +41,7 @@ typedef struct ConfCgroup {
         ConfMerge merge;
         char *domain;                   /* as written, "%c" and "%%" not expanded; default: the pattern (% doubled) */
         ConfRoute route;
+        bool trusted_together;          /* Route=remap: its cgroups may share a pool with others of the domain */
         ConfSwitch track;
         uint32_t minimum_run_pages;
         uint32_t huge_page_split;       /* share of a huge page's 512 pages that must be saved to split it */

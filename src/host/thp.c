@@ -20,3 +20,14 @@ HostThp host_thp(const char *sysfs) {
         }
         return HOST_THP_NEVER;
 }
+
+bool host_shmem_huge_denied(const char *sysfs) {
+        _cleanup_close_ int fd = open(sysfs ?: "/sys/kernel/mm", O_PATH | O_DIRECTORY | O_CLOEXEC);
+        _cleanup_free_ char *text = NULL;
+
+        if (fd < 0)
+                return false;
+        if (read_file(fd, "transparent_hugepage/shmem_enabled", &text, NULL) == 0)
+                return strstr(text, "[deny]") != NULL;
+        return faccessat(fd, "transparent_hugepage", F_OK, 0) < 0 && errno == ENOENT;
+}

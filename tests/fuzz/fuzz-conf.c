@@ -150,6 +150,14 @@ static void check_closed(const Conf *conf, const Run *run) {
         }
 }
 
+/* "%c" that is not the end of "%%". */
+static bool has_own_domains(const ConfCgroup *c) {
+        for (const char *p = strchr(c->domain, '%'); p; p = strchr(p + 2, '%'))
+                if (p[1] == 'c')
+                        return true;
+        return false;
+}
+
 static void check_values(const Conf *conf) {
         const ConfDaemon *d = &conf->daemon;
         const ConfCgroup *advise = NULL;
@@ -168,6 +176,13 @@ static void check_values(const Conf *conf) {
                         MUST(**e != '/' && strlen(*e) <= CONF_PATTERN_BYTES_MAX);
                 for (size_t j = 0; j < i; j++)
                         MUST(strcmp(conf->cgroups[j].pattern, c->pattern) != 0);
+                for (size_t j = 0; j < i && c->route == CONF_ROUTE_REMAP && c->merge == CONF_MERGE_YES; j++) {
+                        const ConfCgroup *other = &conf->cgroups[j];
+
+                        MUST(other->route != CONF_ROUTE_REMAP || other->merge != CONF_MERGE_YES ||
+                             strcmp(other->domain, c->domain) != 0 || has_own_domains(c) ||
+                             (c->trusted_together && other->trusted_together));
+                }
                 if (c->route == CONF_ROUTE_ADVISE && c->merge != CONF_MERGE_NO) {
                         MUST(!advise || strcmp(advise->domain, c->domain) == 0);
                         advise = c;
@@ -211,7 +226,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
                 if (!last)
                         text = stop + sizeof separator - 1;
         }
-        MUST(conf_builder_finish(builder, &conf) == 0);
+        MUST(conf_builder_finish(builder, false, &conf) == 0);
         MUST(conf->n_warnings == run.n_reports);
 #ifdef FAIL_OPEN
         for (size_t i = 0; i < conf->n_cgroups; i++)

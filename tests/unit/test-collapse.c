@@ -50,6 +50,26 @@ static void test_host(void **state) {
         assert_int_equal(rmdir(directory), 0);
 }
 
+static void test_shmem(void **state) {
+        char directory[] = "/tmp/test-collapse.XXXXXX", path[64];
+
+        assert_non_null(mkdtemp(directory));
+        assert_false(host_shmem_huge_denied("/nowhere"));
+        assert_true(host_shmem_huge_denied(directory)); /* a kernel without huge pages */
+        snprintf(path, sizeof path, "%s/transparent_hugepage", directory);
+        assert_int_equal(mkdir(path, 0700), 0);
+        assert_false(host_shmem_huge_denied(directory));
+        put(path, "shmem_enabled", "always within_size advise [never] deny force\n");
+        assert_false(host_shmem_huge_denied(directory)); /* MADV_COLLAPSE does not ask for "never" */
+        put(path, "shmem_enabled", "always within_size advise never [deny] force\n");
+        assert_true(host_shmem_huge_denied(directory));
+        snprintf(path, sizeof path, "%s/transparent_hugepage/shmem_enabled", directory);
+        unlink(path);
+        snprintf(path, sizeof path, "%s/transparent_hugepage", directory);
+        rmdir(path);
+        assert_int_equal(rmdir(directory), 0);
+}
+
 static void test_mapping(void **state) {
         Block block = { .addr = 8 * BLOCK_BYTES };
         Vma fit = { .start = 8 * BLOCK_BYTES, .end = 9 * BLOCK_BYTES, .skip = VMA_OK }, vma;
@@ -143,7 +163,8 @@ static void test_plan_keeps_whole(void **state) {
 
 int main(void) {
         const struct CMUnitTest tests[] = {
-                cmocka_unit_test(test_host),   cmocka_unit_test(test_mapping),          cmocka_unit_test(test_block),
+                cmocka_unit_test(test_host),
+                cmocka_unit_test(test_shmem),   cmocka_unit_test(test_mapping),          cmocka_unit_test(test_block),
                 cmocka_unit_test(test_shared), cmocka_unit_test(test_plan_keeps_whole),
         };
 

@@ -23,7 +23,7 @@ static int build(Conf **ret) {
 
         if (r == 0)
                 r = conf_builder_add(builder, "text", text, sizeof text - 1);
-        return r ? r : conf_builder_finish(builder, ret);
+        return r ? r : conf_builder_finish(builder, false, ret);
 }
 
 int main(void) {

@@ -26,6 +26,8 @@ static void note(void *userdata, const char *file, unsigned line, const char *me
         snprintf(reports->message, sizeof reports->message, "%s", message);
 }
 
+static bool shmem_denied;       /* on the machine that the texts are for */
+
 /* Texts "a", "b" (b may be NULL), one on top of the other. */
 static Conf *load_two(const char *a, size_t size, const char *b, Reports *reports) {
         _cleanup_(conf_builder_freep) ConfBuilder *builder = NULL;
@@ -36,7 +38,7 @@ static Conf *load_two(const char *a, size_t size, const char *b, Reports *report
         assert_int_equal(conf_builder_add(builder, "a", a, size), 0);
         if (b)
                 assert_int_equal(conf_builder_add(builder, "b", b, strlen(b)), 0);
-        assert_int_equal(conf_builder_finish(builder, &conf), 0);
+        assert_int_equal(conf_builder_finish(builder, shmem_denied, &conf), 0);
         return conf;
 }
 
@@ -77,6 +79,7 @@ static void test_defaults(void **state) {
         assert_int_equal(conf->cgroups[0].merge, CONF_MERGE_NO);
         assert_string_equal(conf->cgroups[0].domain, "a/*");
         assert_int_equal(conf->cgroups[0].route, CONF_ROUTE_AUTO);
+        assert_false(conf->cgroups[0].trusted_together);
         assert_int_equal(conf->cgroups[0].track, CONF_AUTO);
         assert_int_equal(conf->cgroups[0].minimum_run_pages, 1);
         assert_int_equal(conf->cgroups[0].huge_page_split, 2500);
@@ -92,7 +95,7 @@ static void test_all_keys(void **state) {
         _cleanup_(conf_freep) Conf *conf = load(
                 "[Daemon]\nSocket=/x\nScanInterval=1min 30s\nCPUQuota=150%\nScanThreads=4\nMaxPageSharing=auto\nMaxRmapWalk=200us\n"
                 "MergeAcrossNodes=off\nMinimumAge=0\nMetadataMax=64M\nProbes=no\nOnStop=unmerge\n"
-                "[Cgroup /m/*]\nMerge=yes\nDomain=t%c\nRoute=remap\nTrack=yes\nMinimumRun=16\nHugePageSplit=2.5%\n"
+                "[Cgroup /m/*]\nMerge=yes\nDomain=t%c\nRoute=remap\nTrustedTogether=yes\nTrack=yes\nMinimumRun=16\nHugePageSplit=2.5%\n"
                 "IncludeDontDump=1\nExclude=m/a m/b\\ c\nExclude=/m/d\n"
                 "[Cgroup n]\nMerge=dry-run\n", &reports);
         const ConfCgroup *c = conf->cgroups;
@@ -113,6 +116,7 @@ static void test_all_keys(void **state) {
         assert_int_equal(c->merge, CONF_MERGE_YES);
         assert_string_equal(c->domain, "t%c");
         assert_int_equal(c->route, CONF_ROUTE_REMAP);
+        assert_true(c->trusted_together);
         assert_int_equal(c->track, CONF_YES);
         assert_int_equal(c->minimum_run_pages, 16);
         assert_int_equal(c->huge_page_split, 250);
@@ -212,7 +216,7 @@ static void test_daemon_mistakes(void **state) {
 /* Whatever is wrong in a [Cgroup] section: that section merges nothing, its neighbours do. */
 static void test_cgroup_fails_closed(void **state) {
         static const char *const lines[] = {
-                "Merge=maybe", "Merge=YES!", "Domain=a b", "Domain=%d", "Domain=100%", "Route=fastest", "Track=perhaps",
+                "Merge=maybe", "Merge=YES!", "Domain=a b", "Domain=%d", "Domain=100%", "Route=fastest", "TrustedTogether=maybe", "Track=perhaps",
                 "MinimumRun=0", "MinimumRun=-1", "HugePageSplit=101%", "HugePageSplit=25", "IncludeDontDump=x",
                 "Exclude=a//b", "Exclude=a/", "Exclude=//a", "Exclude=[ab]", "Exclude={a,b}", "Exclude=a\\x2db",
                 "exclude=a", "ScanThreads=1", "Unknown=1", "nonsense", "=x", "Merge\x01=yes", "Domain=\xff",
@@ -376,6 +380,45 @@ static void test_one_advise_domain(void **state) {
         conf_free(conf);
 }
 
+/* Two sections of one domain, in lines 1 to 8, and what a drop-in adds: where it is refused, and which of them merge. */
+static void test_remap_needs_trust(void **state) {
+        static const char two[] = "[Cgroup a]\nMerge=yes\nRoute=remap\nDomain=d\n[Cgroup b]\nMerge=yes\nRoute=remap\nDomain=d\n";
+        static const struct {
+                const char *more, *places;
+                bool denied, a_merges, b_merges;
+        } cases[] = {
+                { "", "a:8;", false, true, false },
+                { "", "", true, true, true },
+                { "[Cgroup a]\nTrustedTogether=yes\n[Cgroup b]\nTrustedTogether=yes\n", "", false, true, true },
+                { "[Cgroup a]\nTrustedTogether=yes\n", "a:8;", false, true, false },
+                { "[Cgroup b]\nTrustedTogether=yes\n", "a:4;", false, false, true },
+                { "[Cgroup b]\nTrustedTogether=yes\nTrustedTogether=\n", "a:8;", false, true, false },
+                { "[Cgroup b]\nDomain=e\n", "", false, true, true },
+                { "[Cgroup a]\nDomain=d%c\n[Cgroup b]\nDomain=d%c\n", "", false, true, true },
+                { "[Cgroup b]\nDomain=d\n", "b:2;", false, true, false },
+                { "[Cgroup b]\nRoute=zero\n", "", false, true, true },
+                { "[Cgroup a]\nMerge=no\n", "", false, false, true },
+                { "[Cgroup b]\nTrack=perhaps\n", "b:2;", false, true, false },
+                { "[Cgroup c]\nMerge=yes\nRoute=remap\nDomain=d\n", "b:4;a:8;", false, true, false },
+        };
+
+        for (size_t i = 0; i < ELEMENTSOF(cases); i++) {
+                Reports reports;
+                Conf *conf;
+
+                shmem_denied = cases[i].denied;
+                conf = load_two(two, sizeof two - 1, cases[i].more, &reports);
+                shmem_denied = false;
+                if (strcmp(reports.places, cases[i].places) != 0 ||
+                    (conf->cgroups[0].merge == CONF_MERGE_YES) != cases[i].a_merges ||
+                    (conf->cgroups[1].merge == CONF_MERGE_YES) != cases[i].b_merges)
+                        fail_msg("%s: %s (%s)", cases[i].more, reports.places, reports.message);
+                if (!cases[i].b_merges && !strstr(cases[i].more, "Track"))
+                        assert_non_null(strstr(reports.message, "both need TrustedTogether=yes"));
+                conf_free(conf);
+        }
+}
+
 static void test_default_domain(void **state) {
         Reports reports;
         _cleanup_(conf_freep) Conf *conf = load("[Cgroup /]\nRoute=advise\n[Cgroup a%c]\n", &reports);
@@ -535,6 +578,7 @@ int main(void) {
                 cmocka_unit_test(test_unknown_section),
                 cmocka_unit_test(test_nul_and_length),
                 cmocka_unit_test(test_one_advise_domain),
+                cmocka_unit_test(test_remap_needs_trust),
                 cmocka_unit_test(test_default_domain),
                 cmocka_unit_test(test_many_sections),
                 cmocka_unit_test(test_values),

@@ -163,11 +163,37 @@ static void test_domain(void **state) {
         }
 }
 
+/* Each step: a cgroup joins the domain; then whether it may be remapped, and whether without huge pages of tmpfs. */
+static void test_trust(void **state) {
+        static const ConfCgroup trusting = { .trusted_together = true }, doubting = {};
+        PolicyTrust trust = {}, all = {}, late = {};
+
+        assert_null(policy_trust_problem(&trust, false));
+        policy_trust_add(&trust, &doubting, "a");
+        assert_null(policy_trust_problem(&trust, false));       /* it trusts itself */
+        policy_trust_add(&trust, &doubting, "a");
+        assert_null(policy_trust_problem(&trust, false));
+        policy_trust_add(&trust, &trusting, "a/b");             /* one that does not is enough */
+        assert_non_null(policy_trust_problem(&trust, false));
+        assert_null(policy_trust_problem(&trust, true));
+
+        policy_trust_add(&all, &trusting, "a");
+        policy_trust_add(&all, &trusting, "b");
+        assert_null(policy_trust_problem(&all, false));
+        policy_trust_add(&all, &doubting, "b");
+        assert_non_null(strstr(policy_trust_problem(&all, false), "TrustedTogether=yes"));
+
+        policy_trust_add(&late, &trusting, "");
+        policy_trust_add(&late, &doubting, "b");
+        assert_non_null(policy_trust_problem(&late, false));
+}
+
 int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(test_patterns),        cmocka_unit_test(test_against_naive),
                 cmocka_unit_test(test_hostile_pattern), cmocka_unit_test(test_long_pattern),
                 cmocka_unit_test(test_find),            cmocka_unit_test(test_domain),
+                cmocka_unit_test(test_trust),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);
 }
