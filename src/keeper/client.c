@@ -404,6 +404,22 @@ int keeper_list(Keeper *keeper, KeeperHandler handler, void *userdata) {
         }
 }
 
+int keeper_pools(Keeper *keeper, KeeperPoolHandler handler, void *userdata) {
+        KeeperMessage message = {};
+
+        for (;;) {
+                _cleanup_close_ int fd = -EBADF;
+                int r = next(keeper, &message, &fd);
+
+                if (r == -ENOENT)
+                        return 0;
+                if (r == 0 && message.item.kind == GUARD_NONE)
+                        r = handler(userdata, &fd);
+                if (r < 0)
+                        return r;
+        }
+}
+
 static int call_with_name(Keeper *keeper, uint32_t op, const char *domain, int *ret_fd) {
         KeeperMessage message = { .op = op, .name_bytes = (uint32_t)strlen(domain) };
 

@@ -71,6 +71,9 @@ int keeper_list(Keeper *keeper, KeeperHandler handler, void *userdata);
  * mount_fd is borrowed. A name is at most KEEPER_DOMAIN_BYTES_MAX long (-ENAMETOOLONG). */
 int keeper_pool_add(Keeper *keeper, int mount_fd);
 int keeper_pool_get(Keeper *keeper, const char *domain, int *ret_mount_fd); /* -ENOENT: it has none */
+/* All pools it has. Each mount is closed after the handler unless it takes it. */
+typedef int (*KeeperPoolHandler)(void *userdata, int *mount_fd);
+int keeper_pools(Keeper *keeper, KeeperPoolHandler handler, void *userdata);
 int keeper_pool_drop(Keeper *keeper, const char *domain);
 
 typedef struct KeeperStats {

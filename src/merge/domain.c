@@ -44,7 +44,7 @@ static uint64_t tree_key(const Domain *domain, uint64_t key, uint64_t pfn) {
 static bool known_frame(void *userdata, uint64_t pfn, uint64_t *ret_key) {
         const Domain *domain = userdata;
 
-        if (!stable_has_frame(domain->stable, pfn, ret_key))
+        if (domain->pooled || !stable_has_frame(domain->stable, pfn, ret_key))
                 return false;
         *ret_key = tree_key(domain, *ret_key, pfn); /* twice is not at all */
         return true;
@@ -95,6 +95,14 @@ Domain *domain_free(Domain *domain) {
         return NULL;
 }
 
+void domain_use_pool(Domain *domain) { domain->pooled = true; }
+
+uint64_t domain_key(const Domain *domain, const void *page) {
+        uint64_t key = hash_page(domain->secret, page);
+
+        return key == scanner_zero_key(domain->scanner) ? 0 : key;
+}
+
 static DomainShard *shard_of(Domain *domain, uint64_t key) {
         return &domain->shards[unstable_shard(key)];
 }
@@ -123,7 +131,7 @@ static void note_node(const Domain *domain, const ScanPage *p) {
 
 /* -EEXIST is the common case; out of memory, the content is merely not known as merged until it is met again. */
 static void see_merged(Domain *domain, ScanPage *p) {
-        if (!p->key_known)
+        if (!p->key_known || domain->pooled)
                 return;
         note_node(domain, p);
         p->key = tree_key(domain, p->key, p->pfn);

@@ -47,6 +47,7 @@ typedef struct Domain {
         unsigned sample_bits;           /* only one content in 2^sample_bits is remembered: memory is short */
         size_t shrinking;               /* entries to be swept until all others are forgotten */
         uint64_t pages_left_out;        /* pages seen whose content was not remembered for that */
+        bool pooled;                    /* merged contents are pages of a pool: the stable tree's frames are its page numbers */
         bool zeros_only;                /* contents are not remembered: nothing but zero pages is looked for */
         bool fork_twin;                 /* a page on a frame that others map too got a twin: they have to learn of it */
         DomainShard shards[UNSTABLE_SHARDS];
@@ -57,6 +58,12 @@ typedef struct Domain {
 int domain_new(const char *name, uint32_t max_page_sharing, unsigned n_threads, const Numa *numa, Domain **ret);
 Domain *domain_free(Domain *domain); /* every Space on its blocks must be done */
 DEFINE_CLEANUP(Domain, domain_free)
+
+/* Contents are merged into a pool from now on, by ourselves (route remap): what KSM merged is nobody's business here.
+ * Nodes must not be kept apart. */
+void domain_use_pool(Domain *domain);
+/* What a page with these bytes is called in the trees of such a domain; 0 for one that is all zero. */
+uint64_t domain_key(const Domain *domain, const void *page);
 
 void domain_begin_pass(Domain *domain);
 

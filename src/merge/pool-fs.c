@@ -97,11 +97,9 @@ int pool_fs_new(const char *domain, int *ret_mount_fd, int *ret_rw_fd, const cha
         return 0;
 }
 
-int pool_fs_open(const char *domain, int mount_fd, int *ret_rw_fd) {
+int pool_fs_domain(int mount_fd, char **ret) {
         _cleanup_free_ char *name = NULL;
-        _cleanup_close_ int rw = -EBADF;
         struct statfs fs;
-        struct stat st;
         size_t size;
         int r;
 
@@ -112,7 +110,21 @@ int pool_fs_open(const char *domain, int mount_fd, int *ret_rw_fd) {
         r = read_file(mount_fd, "domain", &name, &size);
         if (r < 0)
                 return r == -ENOENT ? -EBADMSG : r;
-        if (size != strlen(domain) || memcmp(name, domain, size) != 0)
+        if (size != strlen(name))
+                return -EBADMSG;
+        *ret = TAKE_PTR(name);
+        return 0;
+}
+
+int pool_fs_open(const char *domain, int mount_fd, int *ret_rw_fd) {
+        _cleanup_free_ char *name = NULL;
+        _cleanup_close_ int rw = -EBADF;
+        struct stat st;
+        int r = pool_fs_domain(mount_fd, &name);
+
+        if (r < 0)
+                return r;
+        if (strcmp(name, domain) != 0)
                 return -EBADMSG;
         rw = openat(mount_fd, "pool", O_RDWR | O_CLOEXEC | O_NOFOLLOW);
         if (rw < 0)

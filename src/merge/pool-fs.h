@@ -7,6 +7,8 @@
 
 /* A detached tmpfs with the pool's file and the domain's name in it; *ret_reason as in pool_new(). */
 int pool_fs_new(const char *domain, int *ret_mount_fd, int *ret_rw_fd, const char **ret_reason);
+/* The domain's name in such a mount; the caller's to free. -EBADMSG: it is none of ours. */
+int pool_fs_domain(int mount_fd, char **ret);
 /* The pool's file of such a mount, for reading and writing. -EBADMSG: it is another domain's, or none of ours. */
 int pool_fs_open(const char *domain, int mount_fd, int *ret_rw_fd);
 /* The pool's file for reading, through a copy of the mount that is read-only. */

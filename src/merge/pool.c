@@ -126,6 +126,8 @@ int pool_open(const char *domain, int mount_fd, uint32_t max_sharing, Pool **ret
         return 0;
 }
 
+int pool_domain(int mount_fd, char **ret) { return pool_fs_domain(mount_fd, ret); }
+
 int pool_mount_fd(const Pool *pool) { return pool->mount_fd; }
 int pool_target_fd(const Pool *pool) { return pool->target_fd; }
 const PoolSpace *pool_space(const Pool *pool) { return &pool->space; }
@@ -188,6 +190,10 @@ int pool_read(const Pool *pool, uint64_t page, uint32_t n_pages, void *data) {
 
 int pool_take(Pool *pool, uint64_t page, uint32_t n_pages, uint64_t address) {
         return pool_space_take(&pool->space, page, n_pages, address);
+}
+
+void pool_set_max_sharing(Pool *pool, uint32_t max_sharing) {
+        pool->space.max_sharing = MIN_OF(max_sharing, POOL_RESERVED - 1);
 }
 
 void pool_drop(Pool *pool, uint64_t page, uint32_t n_pages) { pool_space_drop(&pool->space, page, n_pages); }

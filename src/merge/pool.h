@@ -19,6 +19,9 @@ int pool_new(const char *domain, uint32_t max_sharing, Pool **ret, const char **
  * until pool_recount(). -EBADMSG: it is not one of this domain's. */
 int pool_open(const char *domain, int mount_fd, uint32_t max_sharing, Pool **ret);
 
+/* Whose the pool with this mount is; the caller's to free. -EBADMSG: it is none. */
+int pool_domain(int mount_fd, char **ret);
+
 /* Closes our descriptors; contents live on while a target maps them or a keeper holds the mount. */
 Pool *pool_free(Pool *pool);
 DEFINE_CLEANUP(Pool, pool_free)
@@ -40,6 +43,8 @@ int pool_read(const Pool *pool, uint64_t page, uint32_t n_pages, void *data);
 /* Before a mapping at address is made: POOL_E_FULL, POOL_E_MISFIT. The limit is never exceeded by us; children that a
  * target forks add mappings of their own. */
 int pool_take(Pool *pool, uint64_t page, uint32_t n_pages, uint64_t address);
+/* From now on; what is shared more often stays so. */
+void pool_set_max_sharing(Pool *pool, uint32_t max_sharing);
 /* The mapping was not made, or is gone. Pages without any are freed by pool_collect(), not here. */
 void pool_drop(Pool *pool, uint64_t page, uint32_t n_pages);
 /* Reserved pages that will not be mapped after all. */

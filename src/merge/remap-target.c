@@ -1,0 +1,136 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "merge/remap-target.h"
+
+#include "base/io.h"
+#include "merge/zero.h"
+#include "scan/pagemap.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/ioctl.h>
+
+#define PAGEMAP_PROTECTED ((uint64_t)1 << 57)   /* by a userfaultfd; of an absent page, too */
+
+static const char *const reasons[] = {
+        [REMAP_E_PEER] = "another process shares its memory",
+        [REMAP_E_LOCKED] = "it locks its memory",
+        [REMAP_E_PINNED] = "a device or io_uring has pinned memory of it",
+        [REMAP_E_GONE] = "it ended",
+};
+
+const char *remap_fit_reason(int error) {
+        return error > 0 && (size_t)error < ELEMENTSOF(reasons) ? reasons[error] : NULL;
+}
+
+/* "VmPin:	       0 kB" */
+static int read_pinned(const Target *target, bool *ret) {
+        _cleanup_free_ char *text = NULL;
+        const char *line;
+        int r = read_file(target->procfd, "status", &text, NULL);
+
+        if (r < 0)
+                return r == -ENOENT || r == -ESRCH ? REMAP_E_GONE : r;
+        line = strstr(text, "\nVmPin:");
+        *ret = !line || strtoul(line + strlen("\nVmPin:"), NULL, 10) > 0;
+        return 0;
+}
+
+int remap_target_fits(const Target *target) {
+        bool pinned;
+        int r = read_pinned(target, &pinned);
+
+        if (r != 0)
+                return r;
+        if (pinned)
+                return REMAP_E_PINNED;
+        r = zero_target_fits(target);
+        return r == ZERO_E_PEER ? REMAP_E_PEER : r == ZERO_E_LOCKED ? REMAP_E_LOCKED : r == ZERO_E_GONE ? REMAP_E_GONE : r;
+}
+
+static bool has_io_uring(const Target *target) {
+        int fd = openat(target->procfd, "fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+        DIR *dir = fd < 0 ? NULL : fdopendir(fd);
+        bool found = !dir;
+
+        if (!dir)
+                safe_close(fd);
+        for (const struct dirent *entry; !found && (entry = readdir(dir));) {
+                char link[64];
+                ssize_t n = readlinkat(dirfd(dir), entry->d_name, link, sizeof link - 1);
+
+                if (n <= 0)
+                        continue;
+                link[n] = 0;
+                found = strcmp(link, "anon_inode:[io_uring]") == 0;
+        }
+        if (dir)
+                closedir(dir);
+        return found;
+}
+
+bool remap_target_may_pin(const Target *target) {
+        _cleanup_free_ char *maps = NULL;
+        bool pinned;
+
+        return read_pinned(target, &pinned) != 0 || pinned || has_io_uring(target) ||
+               read_file(target->procfd, "maps", &maps, NULL) < 0 || strstr(maps, "/[aio]");
+}
+
+/* "7f0123456000 default anon=3 …", one for each mapping; a process's own policy shows at all of its mappings. */
+int remap_note_policies(const Target *target, VmaList *vmas) {
+        _cleanup_free_ char *text = NULL;
+        size_t i = 0;
+        int r = read_file(target->procfd, "numa_maps", &text, NULL);
+
+        if (r < 0)
+                return r == -ESRCH ? TARGET_E_GONE : r;
+        for (char *line = text; line && *line; line = strchr(line, '\n'), line += line != NULL) {
+                char *end;
+                uint64_t start = strtoull(line, &end, 16);
+
+                if (strncmp(end, " default", strlen(" default")) == 0)
+                        continue;
+                while (i < vmas->n && vmas->vmas[i].end <= start)
+                        i++;
+                if (i < vmas->n)
+                        vmas->vmas[i].policy = true;
+        }
+        return 0;
+}
+
+static int protect(int uffd, uint64_t address, uint64_t mode) {
+        struct uffdio_writeprotect change = { .range = { address, PAGE_BYTES }, .mode = mode };
+
+        return ioctl(uffd, UFFDIO_WRITEPROTECT, &change) < 0 ? -errno : 0;
+}
+
+static bool is_protected(const Target *target, uint64_t address) {
+        uint64_t entry;
+
+        return pread(target->pagemapfd, &entry, sizeof entry, (off_t)(address / PAGE_BYTES * sizeof entry)) ==
+                       sizeof entry &&
+               entry & PAGEMAP_PROTECTED;
+}
+
+/* Who writes meanwhile faults, and is let go by the keeper or by the second call. */
+bool remap_guard_watches(int uffd, const Target *target, uint64_t address) {
+        bool is;
+
+        if (is_protected(target, address) || protect(uffd, address, UFFDIO_WRITEPROTECT_MODE_WP) < 0)
+                return false;
+        is = is_protected(target, address);
+        (void)protect(uffd, address, 0);
+        return is && !is_protected(target, address);
+}
+
+int remap_guard_register(int uffd, uint64_t start, uint64_t end) {
+        struct uffdio_register reg = {
+                .range = { start, end - start },
+                .mode = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR | UFFDIO_REGISTER_MODE_WP,
+        };
+
+        return ioctl(uffd, UFFDIO_REGISTER, &reg) < 0 ? -errno : 0;
+}
