@@ -3,7 +3,7 @@
  * What is saved, as the frames behind the marked ranges say, and the statistics that follow: of each cgroup, counted in
  * the order of the cgroups so that a frame that several share counts as kept once, and of each domain, their sum.
  */
-#include "daemon/manager.h"
+#include "daemon/remapping.h"
 
 /* 2 to 3 ms. */
 #define BREATH_PAGES ((uint64_t)1 << 16)
@@ -107,8 +107,10 @@ static void count_member(Member *member, PageStats *stats) {
         uint64_t left = counts->left_huge + counts->left_budget + counts->left_run + counts->left_stack + counts->left_kind;
         uint64_t zeroed = census->given; /* by KSM */
 
+        bool pooled = member->group->slot->pool; /* what is remapped is in no block any more, and not wanted */
+
         counts->unmerged = counts->wanted + counts->merged;
-        counts->unmerged -= MIN_OF(counts->unmerged, census->ksm_mappings + zeroed + left);
+        counts->unmerged -= MIN_OF(counts->unmerged, (pooled ? 0 : census->ksm_mappings + zeroed) + left);
         counts->given = zeroed + member->holes;
         stats->pages_shared += census->ksm_frames;
         stats->pages_sharing += census->ksm_unmerged - census->ksm_frames - (uint64_t)census->lagging;
@@ -118,7 +120,8 @@ static void count_member(Member *member, PageStats *stats) {
         stats->metadata_bytes += member->space.n * sizeof(Block);
         manager_add_failures(counts, stats);
         /* What KSM keeps: 64 bytes for each page it was shown and for each node. */
-        stats->general_profit_bytes -= (int64_t)(64 * (counts->marked + census->ksm_frames));
+        if (!pooled)
+                stats->general_profit_bytes -= (int64_t)(64 * (counts->marked + census->ksm_frames));
 }
 
 static void finish_stats(PageStats *stats, uint64_t passes) {
@@ -203,7 +206,7 @@ void manager_note_frames(Manager *m) {
         for (size_t s = 0; slots && members && s < n_slots; s++) {
                 _cleanup_(census_frames_freep) CensusFrames *frames = NULL;
 
-                if (!slots[s]->domain || census_frames_new(slots[s]->domain->scanner, &frames) < 0)
+                if (!slots[s]->domain || slots[s]->pool || census_frames_new(slots[s]->domain->scanner, &frames) < 0)
                         continue;
                 census_notes_begin(&slots[s]->notes);
                 for (size_t i = 0; i < n; i++)
@@ -226,7 +229,9 @@ void manager_census(Manager *m) {
         for (size_t s = 0; s < n_slots; s++) {
                 _cleanup_(census_frames_freep) CensusFrames *frames = NULL;
 
-                if (!slots[s]->domain || census_frames_new(slots[s]->domain->scanner, &frames) < 0)
+                if (slots[s]->domain && slots[s]->pool)
+                        manager_census_pooled(m, slots[s], members, n);
+                if (!slots[s]->domain || slots[s]->pool || census_frames_new(slots[s]->domain->scanner, &frames) < 0)
                         continue;
                 for (size_t i = 0; i < n; i++)
                         if (is_in(members[i], slots[s]))

@@ -4,6 +4,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "daemon/notify.h"
+#include "daemon/remapping.h"
 
 #include <fcntl.h>
 #include <poll.h>
@@ -224,8 +225,8 @@ int manager_new(const char *config_path, bool once, Manager **ret) {
         r = zero_new(m->remote, &m->zero);
         if (r < 0)
                 log_debug("zero pages cannot be given back: %s", strerror(-r));
-        r = roster_init(&m->roster, m->loop, m->conf, NULL, &m->numa, m->ksm != NULL,
-                        m->zero != NULL);
+        r = roster_init(&m->roster, m->loop, m->conf, NULL, &m->numa, m->ksm != NULL, m->zero != NULL,
+                        &(RosterPools){ manager_open_pool, manager_learn_pool, m });
         if (r < 0) {
                 log_error("cgroups cannot be watched: %s",
                           r == -ENOENT ? "no cgroup v2 hierarchy is mounted" : strerror(-r));
@@ -235,6 +236,7 @@ int manager_new(const char *config_path, bool once, Manager **ret) {
         r = advise_recorded(m->advise, on_recorded, m);
         if (r < 0)
                 log_warning("%s: %s", m->state_dir, strerror(-r));
+        manager_find_remapped(m);
         r = manager_open_probes(m);
         if (r < 0)
                 return r;
@@ -260,6 +262,7 @@ Manager *manager_free(Manager *m) {
         loop_source_free(m->watchdog_timer);
         manager_close_probes(m);
         roster_done(&m->roster);
+        manager_close_keeper(m);
         advise_free(m->advise);
         zero_free(m->zero);
         burst_free(m->burst);
@@ -381,6 +384,7 @@ static void carry_out_unmerges(Manager *m) {
                         i++;
                         continue;
                 }
+                manager_tend_pools(m, UINT64_MAX);
                 manager_census(m);
                 if (again)
                         end_request(m, i, SERVICE_E_BUSY, "some processes cannot be called now; it goes on being tried",
@@ -448,11 +452,15 @@ static void stop(Manager *m) {
                 burst_stop(m->burst);
         if (m->conf->daemon.on_stop == CONF_ON_STOP_UNMERGE && !m->once) {
                 roster_dismiss(&m->roster);
-                while (undo_leaving(m, &pages) && now_nsec() < until)
+                for (uint64_t before = pages; undo_leaving(m, &pages) && now_nsec() < until; before = pages) {
+                        if (pages > before) /* it goes on */
+                                until = now_nsec() + UNDO_PATIENCE_NSEC;
                         loop_dispatch(m->loop, UNDO_RETRY_NSEC);
+                }
                 log_info("%llu pages unmarked", (unsigned long long)pages);
         } else
                 undo_leaving(m, &pages);
+        manager_tend_pools(m, UINT64_MAX);
         for (size_t i = 0; i < m->roster.n_leaving; i++)
                 log_warning("process %d could not be reached for %u s: what was marked for merging stays marked until "
                             "a daemon is started again",

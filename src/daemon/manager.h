@@ -74,6 +74,7 @@ typedef struct Manager {
         Remote *remote;
         Advise *advise;
         Zero *zero;                     /* NULL: pages cannot be given back here */
+        struct Remapping *remapping;    /* route remap's; NULL: nobody needed it so far */
         Roster roster;
         Service *service;
         LoopSource *signals[4], *tree_source, *refresh_timer, *watchdog_timer;
@@ -137,6 +138,8 @@ bool manager_member_ready(Manager *manager, Member *member);
 void manager_end_track(Member *member);
 /* Its mappings as they are: read again unless they were read a moment ago and have not changed. As target_read_vmas(). */
 int manager_refresh_vmas(Member *member);
+/* The same, at once, and where in them pages are present. TARGET_E_*, -errno. */
+int manager_refresh(Manager *manager, Member *member);
 void manager_note_remote_error(Manager *manager, Member *member, int error /* REMOTE_E_* */);
 /* Learns what is marked in a member that no pass has met: an earlier daemon may have marked it, and a child is born with
  * its parent's marks. REMOTE_E_GONE, REMOTE_E_DENIED, -errno. */

@@ -6,6 +6,7 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "daemon/remapping.h"
 
 #include <string.h>
 
@@ -127,6 +128,9 @@ static void forget_image(Manager *m, Member *member) {
         member->space = (Space){ .target = member->target, .table = &member->group->slot->domain->blocks,
                                  .owner = member };
         member->counts = (MemberCounts){ 0 };
+        remap_guard_done(&member->guard);
+        ranges_done(&member->own);
+        member->pooled = member->astray = 0;
         member->marks_loaded = member->adopted = member->track_tried = false;
         member->kin = 0;
         member->vmas_nsec = member->last_pass = 0;
@@ -168,14 +172,14 @@ static bool meet(Manager *m, Member *member) {
         }
         if (member->track && member->group->track == CONF_NO)
                 manager_end_track(member);
-        if (member->skip == TARGET_SKIP_NOT_DUMPABLE && member->marks.ours.n > 0)
+        if (member->skip == TARGET_SKIP_NOT_DUMPABLE && (member->marks.ours.n > 0 || member->pooled > 0))
                 (void)manager_undo(m, member, &unmarked); /* it began to keep secrets; where that fails, the next pass */
         return member->skip == TARGET_OK ||
                (member->adopted && (member->skip == TARGET_SKIP_FROZEN || member->skip == TARGET_SKIP_STOPPED));
 }
 
 /* The mappings, and where in them pages are present. */
-static int refresh(Manager *m, Member *member) {
+int manager_refresh(Manager *m, Member *member) {
         bool wants_its_own = member->track && target_has_userfaultfd(member->target);
         TargetOrigin origin;
         int r = read_vmas(member);
@@ -183,6 +187,7 @@ static int refresh(Manager *m, Member *member) {
         if (r != 0)
                 return r;
         member->vmas_changed = false;
+        manager_note_pooled(m, member);
         if (member->kin == 0 && target_origin(member->target, &origin) == 0)
                 member->kin = target_origin_kin(&origin);
         if (!member->marks_loaded && !member->group->slot->dry_run) {
@@ -239,7 +244,7 @@ bool manager_member_ready(Manager *m, Member *member) {
                 return false;
         r = 0;
         if (refresh_is_due(m, member, &now, active))
-                r = refresh(m, member);
+                r = manager_refresh(m, member);
         if (r == TARGET_E_DENIED)
                 member->skip = TARGET_SKIP_DENIED;
         else if (r < 0)
@@ -280,6 +285,9 @@ int manager_undo(Manager *m, Member *member, uint64_t *ret_pages) {
                         advise_forget(m->advise, member->target, &member->marks);
                 return 0;
         }
+        r = manager_unmap(m, member, NULL, ret_pages);
+        if (r != 0)
+                return r == REMOTE_E_GONE ? 0 : r;
         r = manager_load_marks(m, member);
         if (r != 0)
                 return r == REMOTE_E_GONE ? 0 : r;

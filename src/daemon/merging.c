@@ -119,17 +119,35 @@ static int mark_member(Pass *pass, Member *member) {
         return r < 0 ? r : 0;
 }
 
+static int carry_out(Pass *pass, Member *member) {
+        switch (pass_slot(member)->route) {
+        case CONF_ROUTE_ZERO:
+                return pass_give(pass, member);
+        case CONF_ROUTE_REMAP:
+                return pass_remap(pass, member);
+        default:
+                return mark_member(pass, member);
+        }
+}
+
 int pass_mark(Pass *pass) {
         for (size_t i = 0; i < pass->n_members; i++) {
                 Member *member = pass->members[i];
                 int r;
 
-                if (passed_over(member) || !member->vmas.n || !(member->touched || member->plan_again))
+                if (passed_over(member) || !member->vmas.n || !(member->touched || member->plan_again || member->astray > 0))
                         continue;
                 if (manager_breathe(pass->manager, 0))
                         return -ECANCELED;
                 if (passed_over(member))
                         continue;
+                if (member->astray > 0) {
+                        r = pass_leave_others(pass, member);
+                        if (r < 0)
+                                log_debug("process %d: another domain's pages: %s", member->target->pid, strerror(-r));
+                        if (passed_over(member) || member->astray > 0)
+                                continue;
+                }
                 count_member(member);
                 if (pass_slot(member)->route == CONF_ROUTE_ZERO) { /* that alone: no twin is wanted, nothing marked */
                         member->counts.wanted = member->counts.zero;
@@ -141,7 +159,7 @@ int pass_mark(Pass *pass) {
                         member->plan_again = member->counts.wanted > 0;
                         continue;
                 }
-                r = pass_slot(member)->route == CONF_ROUTE_ZERO ? pass_give(pass, member) : mark_member(pass, member);
+                r = carry_out(pass, member);
                 if (r < 0)
                         log_debug("process %d: marking: %s", member->target->pid, strerror(-r));
         }
@@ -239,7 +257,8 @@ static void limit_sharing(Manager *m, const Pass *pass) {
                         m->max_page_sharing = (uint32_t)sharing;
         }
         for (size_t i = 0; i < pass->n_slots; i++)
-                stable_set_max_sharing(pass->slots[i]->domain->stable, m->max_page_sharing);
+                if (!pass->slots[i]->pool)
+                        stable_set_max_sharing(pass->slots[i]->domain->stable, m->max_page_sharing);
         if (!m->conf->daemon.merge_across_nodes)
                 busy |= ksm_set(m->ksm, "merge_across_nodes", 0) == KSM_E_BUSY;
         if (busy && !m->limits_refused)
@@ -270,7 +289,7 @@ static void add_expected(Pass *pass) {
         for (size_t i = 0; i < pass->n_members; i++) {
                 const Member *member = pass->members[i];
 
-                if (passed_over(member) || pass_slot(member)->dry_run)
+                if (passed_over(member) || pass_slot(member)->dry_run || pass_slot(member)->route == CONF_ROUTE_REMAP)
                         continue;
                 pass->expected += member->counts.expected;
                 pass->marked += member->counts.marked;

@@ -9,6 +9,7 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "daemon/remapping.h"
 
 #include <string.h>
 
@@ -16,6 +17,8 @@
  * cheap (40 ns a marked page) or after so many passes. */
 #define CENSUS_CHEAP_PAGES ((uint64_t)1 << 16)
 #define CENSUS_PASSES 32U
+/* Pages of each pool that are asked about in a pass: 2 us each. */
+#define COLLECT_PAGES 8192U
 /* Nothing is ever merged in a dry run, so what lost its twin shows only when everything is looked up again. */
 #define DRY_RECHECK_PASSES 32U
 
@@ -137,12 +140,18 @@ static void census(Pass *pass) {
 
         for (size_t i = 0; i < pass->n_members; i++)
                 marked += pass->members[i]->counts.marked;
+        manager_tend_pools(m, COLLECT_PAGES);
         m->census_age++;
         if (pass->merged || pass->marks_changed || m->once || m->census_members != pass->n_members ||
             (pass->learnt && (marked <= CENSUS_CHEAP_PAGES || m->census_age >= CENSUS_PASSES)))
                 manager_census(m);
-        else
+        else {
+                /* What is written or discarded in what is remapped shows nowhere else. */
+                for (size_t i = 0; i < pass->n_slots; i++)
+                        if (pass->slots[i]->pool)
+                                manager_census_pooled(m, pass->slots[i], pass->members, pass->n_members);
                 manager_count(m);
+        }
         m->census_members = pass->n_members;
 }
 

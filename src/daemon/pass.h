@@ -52,5 +52,9 @@ int pass_collapse(Pass *pass);
 int pass_mark(Pass *pass);
 /* giving.c: route zero, in the place of marking. -errno. */
 int pass_give(Pass *pass, Member *member);
+/* remapping.c: route remap, zero pages included, in the place of marking. -errno. */
+int pass_remap(Pass *pass, Member *member);
+/* What a member maps of another domain's pool becomes its own again. -errno. */
+int pass_leave_others(Pass *pass, Member *member);
 /* Lets ksmd run when it is worth while. */
 int pass_burst(Pass *pass);

@@ -240,10 +240,14 @@ static const char *member_state(const Manager *m, const Member *member, const ch
         }
         if (slot->route == CONF_ROUTE_ZERO && !slot->dry_run)
                 *ret_reason = member->zero_refused ?: slot->zero_reason;
+        if (slot->route == CONF_ROUTE_REMAP && !slot->dry_run)
+                *ret_reason = member->remap_refused;
         return "managed";
 }
 
-static uint64_t member_pages(const Member *member) { return member->counts.present + member->counts.given; }
+static uint64_t member_pages(const Member *member) {
+        return member->counts.present + member->counts.given + (member->group->slot->pool ? member->census.ksm_mappings : 0);
+}
 
 static json_t *list_targets(void *userdata) {
         Manager *m = userdata;

@@ -16,6 +16,8 @@ static Member *member_free(Member *member) {
         if (member->space_ready)
                 space_done(&member->space);
         marks_done(&member->marks);
+        remap_guard_done(&member->guard);
+        ranges_done(&member->own);
         vma_list_done(&member->vmas);
         target_free(member->target);
         free(member);
@@ -73,8 +75,6 @@ static bool advise_claimed(const Conf *conf) {
 /* KSM has one merge space for the whole host: others would meet it there. Who asks for it by name comes before who
  * leaves the route open; else the first domain gets it. */
 static const char *idle_reason(const Roster *roster, ConfRoute route) {
-        if (route == CONF_ROUTE_REMAP)
-                return "Route=remap is not part of this version";
         if (route == CONF_ROUTE_ZERO)
                 return roster->zero_available ? NULL : "this kernel cannot move pages out of a process (UFFDIO_MOVE, 6.8)";
         if (!roster->ksm_available)
@@ -86,10 +86,11 @@ static const char *idle_reason(const Roster *roster, ConfRoute route) {
 
 /* What the domain does. Where the route is left open and KSM is not to be had, zero pages are given back at least. */
 static void choose_route(const Roster *roster, Slot *slot) {
-        const char *reason = idle_reason(roster, slot->asked);
+        bool remap = slot->asked == CONF_ROUTE_REMAP && !slot->dry_run;
+        const char *reason = remap ? roster->pools.open(roster->pools.userdata, slot) : idle_reason(roster, slot->asked);
 
         slot->zero_reason = NULL;
-        slot->route = slot->asked == CONF_ROUTE_ZERO ? CONF_ROUTE_ZERO : CONF_ROUTE_ADVISE;
+        slot->route = remap ? CONF_ROUTE_REMAP : slot->asked == CONF_ROUTE_ZERO ? CONF_ROUTE_ZERO : CONF_ROUTE_ADVISE;
         slot->idle_reason = slot->dry_run ? "dry run" : reason;
         if (slot->dry_run || !reason || slot->asked != CONF_ROUTE_AUTO || !roster->zero_available)
                 return;
@@ -99,11 +100,17 @@ static void choose_route(const Roster *roster, Slot *slot) {
 }
 
 static int open_domain(const Roster *roster, Slot *slot) {
-        int r = domain_new(slot->name, max_sharing(roster->conf), roster->scan_threads, kept_apart(roster), &slot->domain);
+        bool remap = slot->route == CONF_ROUTE_REMAP;
+        int r = domain_new(slot->name, max_sharing(roster->conf), roster->scan_threads, remap ? NULL : kept_apart(roster),
+                           &slot->domain);
 
         /* What may get KSM one day is matched already. */
         if (r == 0)
                 slot->domain->zeros_only = slot->route == CONF_ROUTE_ZERO && !(slot->zero_reason && roster->ksm_available);
+        if (r == 0 && remap) {
+                domain_use_pool(slot->domain);
+                roster->pools.learn(slot);
+        }
         return r;
 }
 
@@ -278,6 +285,7 @@ static int member_add(Roster *roster, Group *group, pid_t pid, size_t at) {
         member = calloc(1, sizeof *member);
         if (!member)
                 return -ENOMEM;
+        member->guard = REMAP_GUARD_NONE;
         member->group = group;
         r = target_new(pid, &member->target);
         if (r != 0)
@@ -302,6 +310,7 @@ int roster_add_orphan(Roster *roster, pid_t pid) {
         member = calloc(1, sizeof *member);
         if (!member)
                 return -ENOMEM;
+        member->guard = REMAP_GUARD_NONE;
         r = target_new(pid, &member->target);
         if (r != 0)
                 return r;
@@ -468,7 +477,8 @@ static void admit_waiting(Roster *roster) {
         for (size_t i = 0; i < roster->n_slots; i++) {
                 Slot *slot = roster->slots[i];
 
-                if (is_idle(slot) || slot->zero_reason)
+                /* What a pool lacks does not come by itself. */
+                if ((is_idle(slot) && slot->asked != CONF_ROUTE_REMAP) || slot->zero_reason)
                         slot_admit(roster, slot);
         }
 }
@@ -510,11 +520,11 @@ size_t roster_count_members(const Roster *roster) {
 }
 
 int roster_init(Roster *roster, Loop *loop, const Conf *conf, const char *root, const Numa *numa, bool ksm_available,
-                bool zero_available) {
+                bool zero_available, const RosterPools *pools) {
         int r;
 
         *roster = (Roster){ .loop = loop, .conf = conf, .numa = numa, .ksm_available = ksm_available,
-                            .zero_available = zero_available,
+                            .zero_available = zero_available, .pools = *pools,
                             .scan_threads = conf->daemon.scan_threads };
         r = cgroup_tree_new(root, on_cgroup, roster, &roster->tree);
         if (r < 0)

@@ -7,6 +7,7 @@
 #include "loop/loop.h"
 #include "merge/advise.h"
 #include "merge/domain.h"
+#include "merge/remap.h"
 #include "scan/census.h"
 #include "scan/select.h"
 #include "target/activity.h"
@@ -25,9 +26,10 @@ typedef struct Slot {
         bool own;                       /* Domain=%c: named after its cgroup */
         bool dry_run;                   /* nothing is merged: its cgroups say dry-run */
         ConfRoute asked;                /* for, by the configuration */
-        ConfRoute route;                /* that is taken: CONF_ROUTE_ADVISE, CONF_ROUTE_ZERO, or … */
+        ConfRoute route;                /* that is taken: CONF_ROUTE_ADVISE, CONF_ROUTE_ZERO, CONF_ROUTE_REMAP, or … */
         const char *idle_reason;        /* … why this domain merges nothing; NULL when it merges */
         const char *zero_reason;        /* why it was left open and only zero pages are given back; NULL: it was asked for */
+        struct RemapPool *pool;         /* route remap; borrowed. NULL: none was needed yet */
         Domain *domain;                 /* NULL while idle_reason is set and it is no dry run */
         unsigned n_groups;
         bool recheck_forked;            /* the running pass reads these again (SelectRules) */
@@ -85,6 +87,10 @@ typedef struct Member {
         bool look_again;                /* what is known of it is outdated, whatever its activity says */
         bool touched;                   /* something was learnt of it that is not counted and planned yet */
         bool plan_again;                /* there is something to mark, later or once more */
+        RemapGuard guard;               /* route remap; of descriptors of ours. None: nothing was remapped, as far as is known */
+        Ranges own;                     /* what this daemon remapped in it: each page was on a frame of its own */
+        uint64_t pooled, astray;        /* pages of its mappings of pools; of other pools than its domain's */
+        const char *remap_refused;      /* why none of its pages can be remapped; NULL: they can */
         const char *zero_refused;       /* why none of its zero pages can be given back; NULL: they can */
         bool gone;                      /* the process ended */
         bool leaving;                   /* opted out: to be undone */
@@ -94,6 +100,13 @@ typedef struct Member {
 static inline uint64_t member_merged(const Member *member) {
         return MAX_OF(member->counts.merged, member->census.ksm_mappings);
 }
+
+/* Route remap's: what makes a slot's pool (NULL, or why there is none), and takes what is in it into its new domain. */
+typedef struct RosterPools {
+        const char *(*open)(void *userdata, Slot *slot);
+        void (*learn)(Slot *slot);
+        void *userdata;
+} RosterPools;
 
 typedef struct Roster {
         Loop *loop;                     /* borrowed */
@@ -109,13 +122,14 @@ typedef struct Roster {
         char **blocked;                 /* cgroups unmerged by command: left alone until the next reload */
         size_t n_blocked, blocked_allocated;
         const Numa *numa;               /* borrowed */
+        RosterPools pools;
         bool ksm_available, zero_available;
         unsigned scan_threads;          /* as many as the daemon started with */
 } Roster;
 
 /* Opens the cgroup tree (root NULL: the host's) and takes in what the configuration opts in. */
 int roster_init(Roster *roster, Loop *loop, const Conf *conf, const char *root, const Numa *numa, bool ksm_available,
-                bool zero_available);
+                bool zero_available, const RosterPools *pools);
 void roster_done(Roster *roster);
 
 /* Reads which processes the groups hold now: newcomers are opened, those that left go to the leaving. */

@@ -1,0 +1,104 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * What route remap saves, as the page tables say: how many pages of how many processes map a page of the pool now. A page
+ * that was written since is its process's own again (no file's page), one that was discarded is not there.
+ *
+ * As in scan/census.c: pages that relatives map at one address would lie on one frame without us too, if one inherited
+ * them from the other. Those that were remapped in the process itself, by this daemon, had a frame each.
+ */
+#include "daemon/remapping.h"
+
+#include "scan/pagemap.h"
+
+#include <xxhash.h>
+
+enum {
+        KIN_NEW,
+        KIN_LENT,               /* counted as one, for a page that was inherited */
+        KIN_OWN,                /* counted for pages that were not */
+};
+
+typedef struct Count {
+        FrameMap pages, kin;    /* of the pool; of relatives, by (kin, address, page) */
+        const RemapPool *pool;
+        size_t own_at;          /* the member's ranges: where to go on */
+} Count;
+
+/* Addresses come in order. */
+static bool is_own(Count *count, const Member *member, uint64_t address) {
+        const Ranges *own = &member->own;
+
+        while (count->own_at < own->n && own->ranges[count->own_at].end <= address)
+                count->own_at++;
+        return count->own_at < own->n && own->ranges[count->own_at].start <= address;
+}
+
+static int count_page(Count *count, Member *member, uint64_t address, uint64_t page) {
+        uint64_t name[3] = { member->kin, address, page };
+        bool own = is_own(count, member, address);
+        Census *census = &member->census;
+        Frame *frame;
+        int r = frame_map_add(&count->pages, page + 1, &frame);
+
+        if (r < 0)
+                return r;
+        census->ksm_mappings++;
+        census->ksm_frames += frame->value++ == 0;
+        if (!member->has_relatives) {
+                census->ksm_unmerged++;
+                return 0;
+        }
+        r = frame_map_add(&count->kin, XXH3_64bits(name, sizeof name) >> 8 | 1, &frame);
+        if (r < 0)
+                return r;
+        census->ksm_unmerged += frame->tag == KIN_NEW || (own && frame->tag == KIN_OWN);
+        if (own)
+                frame->tag = KIN_OWN;
+        else if (frame->tag == KIN_NEW)
+                frame->tag = KIN_LENT;
+        return 0;
+}
+
+static int count_mapping(Count *count, Member *member, const Vma *vma) {
+        uint64_t entries[BLOCK_PAGES];
+
+        for (uint64_t at = vma->start; at < vma->end;) {
+                size_t want = (size_t)MIN_OF((vma->end - at) / PAGE_BYTES, (uint64_t)BLOCK_PAGES);
+                ssize_t got = pread(member->target->pagemapfd, entries, want * sizeof *entries,
+                                    (off_t)(at / PAGE_BYTES * sizeof *entries));
+
+                if (got <= 0)
+                        return got < 0 ? -errno : TARGET_E_GONE;
+                for (size_t i = 0; i < (size_t)got / sizeof *entries; i++, at += PAGE_BYTES)
+                        if ((entries[i] & (PAGEMAP_PRESENT | PAGEMAP_FILE)) == (PAGEMAP_PRESENT | PAGEMAP_FILE)) {
+                                int r = count_page(count, member, at, (vma->offset + at - vma->start) / PAGE_BYTES);
+                                if (r < 0)
+                                        return r;
+                        }
+        }
+        return 0;
+}
+
+static void count_member(Manager *m, Count *count, Member *member) {
+        member->census = (Census){};
+        count->own_at = 0;
+        if (member->pooled > 0 && manager_refresh_vmas(member) == 0)
+                manager_note_pooled(m, member);
+        for (size_t i = 0; member->pooled > 0 && i < member->vmas.n; i++)
+                if (remap_vma_is(&member->vmas.vmas[i], &count->pool->identity) &&
+                    count_mapping(count, member, &member->vmas.vmas[i]) != 0)
+                        break;
+        member->holes = 0;
+        if (zero_count(&member->space, &member->vmas, &member->holes) != 0)
+                member->holes = 0;
+}
+
+void manager_census_pooled(Manager *m, Slot *slot, Member *const *members, size_t n) {
+        Count count = { .pool = slot->pool };
+
+        for (size_t i = 0; i < n; i++)
+                if (!members[i]->gone && !members[i]->leaving && members[i]->group->slot == slot)
+                        count_member(m, &count, members[i]);
+        frame_map_done(&count.pages);
+        frame_map_done(&count.kin);
+}

@@ -1,0 +1,65 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#pragma once
+
+#include "daemon/pass.h"
+#include "keeper/keeper.h"
+#include "merge/pool.h"
+#include "merge/remap-target.h"
+
+/*
+ * Route remap in the daemon: keeping.c (the keeper and the pools), remapping.c (a pass), unmapping.c (guards, and the way
+ * back), pooled.c (what is in the pools: statistics).
+ *
+ * What is remapped is read from the processes' mappings, always: nothing here remembers it. So it is right whatever they
+ * did with it (fork, exec, munmap, mremap), and for a daemon that was started a moment ago.
+ */
+typedef struct RemapPool {
+        Pool *pool;
+        char *name;                     /* of its domain, as the pool has it */
+        RemapIdentity identity;
+} RemapPool;
+
+typedef struct Remapping {
+        Keeper *keeper;
+        LoopSource *source;             /* of its connection; NULL while that is broken */
+        RemapPool **pools;              /* of domains that are no more, too, while anything maps them */
+        size_t n_pools, pools_allocated;
+        uint64_t uncertain_until_nsec;  /* a program may still be at work in a process that was lost sight of */
+        uint64_t unit_nsec[2];          /* learnt: of a page in a batch; merging, undoing */
+} Remapping;
+
+/* keeping.c. Connects to the keeper, or starts one, and takes over the pools that it holds. Nothing if that is done.
+ * -errno, with *ret_reason (static). */
+int manager_open_keeper(Manager *manager, const char **ret_reason);
+/* A daemon that died may have left something: a keeper is looked for, and who maps a pool and is managed no more joins
+ * the leaving. */
+void manager_find_remapped(Manager *manager);
+void manager_close_keeper(Manager *manager);
+/* Connected, again if need be. */
+bool manager_keeper_ready(Manager *manager);
+/* RosterOpenPool. */
+const char *manager_open_pool(void *userdata, Slot *slot);
+/* What is in the pool of a domain that was opened just now goes into its tree. */
+void manager_learn_pool(Slot *slot);
+/* Gives back pages that nobody maps any more, after a look at so many; ends pools that are not needed. */
+void manager_tend_pools(Manager *manager, uint64_t n_pages);
+RemapPool *remapping_find_pool(const Remapping *remapping, const Vma *vma);
+
+/* unmapping.c. Makes sure of the member's guards: its own if something of it is remapped. 0; REMOTE_E_*; -errno. */
+int manager_find_guard(Manager *manager, Member *member, const VmaList *vmas);
+/* Everything of the member that maps a pool becomes plain memory again; only what maps another pool than keep if that is
+ * not NULL. *ret_pages grows. 0: nothing is left; REMOTE_E_BUSY: something is, to be tried again; other REMOTE_E_*; -errno. */
+int manager_unmap(Manager *manager, Member *member, const RemapPool *keep, uint64_t *ret_pages);
+/* Counts what maps pools, from the mappings just read. */
+void manager_note_pooled(Manager *manager, Member *member);
+
+/* pooled.c: what the slot's pool saves, into the members' censuses. */
+void manager_census_pooled(Manager *manager, Slot *slot, Member *const *members, size_t n);
+
+/* How many units (pages; each range counts as some more) a stop has time for, and what one taught. */
+#define REMAP_RANGE_UNITS 6U
+#define REMAP_PIECE_PAGES 128U
+uint64_t remapping_units_max(const Remapping *remapping, bool undo);
+void remapping_learn(Remapping *remapping, bool undo, uint64_t units, uint64_t stop_nsec);
+/* RemapSettle; userdata: the manager. */
+int remapping_settle(void *userdata);
