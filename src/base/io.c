@@ -88,9 +88,9 @@ int write_text(int at, const char *path, const char *text) {
         return (size_t)n == size ? 0 : -EIO;
 }
 
-int write_file_atomic(int at, const char *path, const char *text) {
+int write_bytes_atomic(int at, const char *path, const void *bytes, size_t size) {
         _cleanup_free_ char *temporary = NULL;
-        size_t size = strlen(text), done = 0;
+        size_t done = 0;
         int r;
         _cleanup_close_ int fd = -EBADF;
 
@@ -100,7 +100,7 @@ int write_file_atomic(int at, const char *path, const char *text) {
         if (fd < 0)
                 return -errno;
         while (done < size) {
-                ssize_t n = write(fd, text + done, size - done);
+                ssize_t n = write(fd, (const char *)bytes + done, size - done);
                 if (n < 0) {
                         r = -errno;
                         goto fail;
@@ -115,4 +115,8 @@ int write_file_atomic(int at, const char *path, const char *text) {
 fail:
         unlinkat(at, temporary, 0);
         return r;
+}
+
+int write_file_atomic(int at, const char *path, const char *text) {
+        return write_bytes_atomic(at, path, text, strlen(text));
 }

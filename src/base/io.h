@@ -22,3 +22,4 @@ int write_text(int at, const char *path, const char *text);
 
 /* Writes a file so that a reader (or a crash) sees the old or the new content, never a part: temporary + rename. */
 int write_file_atomic(int at, const char *path, const char *text);
+int write_bytes_atomic(int at, const char *path, const void *bytes, size_t size);

@@ -208,6 +208,7 @@ void manager_note_frames(Manager *m) {
 
                 if (!slots[s]->domain || slots[s]->pool || census_frames_new(slots[s]->domain->scanner, &frames) < 0)
                         continue;
+                manager_take_notes(m, slots[s]);
                 census_notes_begin(&slots[s]->notes);
                 for (size_t i = 0; i < n; i++)
                         if (is_in(members[i], slots[s]) && members[i]->has_relatives)
@@ -233,6 +234,7 @@ void manager_census(Manager *m) {
                         manager_census_pooled(m, slots[s], members, n);
                 if (!slots[s]->domain || slots[s]->pool || census_frames_new(slots[s]->domain->scanner, &frames) < 0)
                         continue;
+                manager_take_notes(m, slots[s]);
                 for (size_t i = 0; i < n; i++)
                         if (is_in(members[i], slots[s]))
                                 census_member(m, frames, members[i]);

@@ -232,6 +232,7 @@ int manager_new(const char *config_path, bool once, Manager **ret) {
                           r == -ENOENT ? "no cgroup v2 hierarchy is mounted" : strerror(-r));
                 return r;
         }
+        manager_read_kept(m);
         /* A cgroup opted out while no daemon ran is opted out all the same. */
         r = advise_recorded(m->advise, on_recorded, m);
         if (r < 0)
@@ -263,6 +264,7 @@ Manager *manager_free(Manager *m) {
         manager_close_probes(m);
         roster_done(&m->roster);
         manager_close_keeper(m);
+        kept_done(&m->kept);
         advise_free(m->advise);
         zero_free(m->zero);
         burst_free(m->burst);
@@ -461,6 +463,7 @@ static void stop(Manager *m) {
         } else
                 undo_leaving(m, &pages);
         manager_tend_pools(m, UINT64_MAX);
+        manager_keep(m);
         for (size_t i = 0; i < m->roster.n_leaving; i++)
                 log_warning("process %d could not be reached for %u s: what was marked for merging stays marked until "
                             "a daemon is started again",

@@ -12,6 +12,7 @@
 #include "merge/zero.h"
 #include "merge/judge.h"
 #include "probe/probe.h"
+#include "scan/kept.h"
 #include "target/remote.h"
 
 /*
@@ -76,6 +77,7 @@ typedef struct Manager {
         Zero *zero;                     /* NULL: pages cannot be given back here */
         struct Remapping *remapping;    /* route remap's; NULL: nobody needed it so far */
         Roster roster;
+        Kept kept;                      /* what an earlier daemon knew and was not taken over yet */
         Service *service;
         LoopSource *signals[4], *tree_source, *refresh_timer, *watchdog_timer;
         ManagerState state;
@@ -152,6 +154,13 @@ int manager_undo(Manager *manager, Member *member, uint64_t *ret_pages);
 void manager_census(Manager *manager);
 /* Right before a burst: notes which of the pages that it may merge lie on frames of their own. */
 void manager_note_frames(Manager *manager);
+/* kept.c: what savings are counted by, for the next daemon. At the start: what an earlier one left; */
+void manager_read_kept(Manager *manager);
+/* what it knew of a member whose blocks are there, of a domain. Nothing where that was done before. */
+void manager_take_kept(Manager *manager, Member *member);
+void manager_take_notes(Manager *manager, Slot *slot);
+/* Writes down what is known now. */
+void manager_keep(Manager *manager);
 /* Fills in the statistics of groups and slots from what is known. */
 void manager_count(Manager *manager);
 /* Pages of one member that have a twin and are not merged, by reason. */

@@ -131,7 +131,7 @@ static void forget_image(Manager *m, Member *member) {
         remap_guard_done(&member->guard);
         ranges_done(&member->own);
         member->pooled = member->astray = 0;
-        member->marks_loaded = member->adopted = member->track_tried = false;
+                member->marks_loaded = member->adopted = member->track_tried = member->kept_taken = false;
         member->kin = 0;
         member->vmas_nsec = member->last_pass = 0;
         member->remote_error = 0;
@@ -204,9 +204,11 @@ int manager_refresh(Manager *m, Member *member) {
                         manager_end_track(member);
         }
         r = space_refresh(&member->space, &member->vmas);
-        if (r == 0)
-                select_cover(&member->space, member->track, &member->vmas);
-        return r;
+        if (r != 0)
+                return r;
+        manager_take_kept(m, member);
+        select_cover(&member->space, member->track, &member->vmas);
+        return 0;
 }
 
 static uint64_t distance(uint64_t a, uint64_t b) { return a > b ? a - b : b - a; }

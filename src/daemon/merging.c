@@ -327,6 +327,7 @@ int pass_burst(Pass *pass) {
                 return 0;
         limit_sharing(m, pass);
         manager_note_frames(m);
+        manager_keep(m);
         burst_stats(m->burst, &before);
         r = burst_start(m->burst, pass->expected, pass->marked);
         if (r < 0) {

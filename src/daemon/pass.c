@@ -208,6 +208,8 @@ int manager_pass(Manager *m) {
                 r = pass_burst(&pass);
         log_step("merged", &since);
         census(&pass);
+        if (pass.marks_changed)
+                manager_keep(m);
         remember_sharing(m);
         log_step("counted", &since);
 

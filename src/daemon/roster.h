@@ -34,6 +34,7 @@ typedef struct Slot {
         unsigned n_groups;
         bool recheck_forked;            /* the running pass reads these again (SelectRules) */
         CensusNotes notes;              /* of what is being merged */
+        bool notes_taken;               /* those of an earlier daemon are among them, if there were any */
         PageStats stats;
 } Slot;
 
@@ -82,6 +83,7 @@ typedef struct Member {
         TargetSkip skip;                /* why the last pass left it alone */
         int remote_error;               /* REMOTE_E_* of the last attempt to call it */
         bool space_ready, marks_loaded, adopted;
+        bool kept_taken;                /* what an earlier daemon knew of it is in its blocks */
         bool track_tried;               /* its writes are followed, or cannot be */
         bool vmas_changed;              /* since they were read */
         bool look_again;                /* what is known of it is outdated, whatever its activity says */

@@ -7,8 +7,8 @@
  * processes that were forked from one another, pages at one address would lie on one frame, as far as nobody wrote to
  * his. So right before they are merged it is noted who had a frame to himself, and of those that shared one by fork, one
  * is noted for them all: of all that will ever leave that frame, which may take several bursts, the last one looking as if
- * he had it to himself. Pages at one address of which none was noted (the process was forked with the page merged
- * already, or an earlier daemon merged it) count as one. So what is merged at one address of relatives is
+ * he had it to himself. The notes outlive the daemon (kept.c). Pages at one address of which none was noted (the process
+ * was forked with the page merged already) count as one. So what is merged at one address of relatives is
  *
  *      the greater of 1 and the pages noted
  *

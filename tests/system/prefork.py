@@ -132,9 +132,15 @@ def settled(host):
     return left
 
 
-def conf(group, daemon="", merge="yes"):
-    # What drifts is broken merges to the judge, who would leave it alone for a while.
-    return f"MinimumAge=0\nScanInterval=1w\nJudgement=no\n{daemon}[Cgroup {group}]\nMerge={merge}\n"
+def conf(group, daemon="Judgement=no\n", merge="yes"):
+    # What drifts is broken merges to the judge, who leaves it alone for a while.
+    return f"MinimumAge=0\nScanInterval=1w\n{daemon}[Cgroup {group}]\nMerge={merge}\n"
+
+
+def restarted(host, daemon, how):
+    """Another daemon takes over; returns it."""
+    host.stop(daemon, how)
+    return host.daemon(host.dir / "test.conf")
 
 
 def savings_are_frames():
@@ -180,6 +186,86 @@ def savings_are_frames():
         check(host.stop(daemon) == 0, "end")
 
 
+def restart_tells_the_same():
+    """killed when all is merged, or stopped with OnStop=keep: the next daemon reports what became free, and goes on"""
+    with Host("restart") as host:
+        group = host.cgroup("a")
+        server = Server(host, group, pages=MIB * 64)
+        for i in range(CHILDREN):
+            server.fork(i)
+        server.drift()
+        started = frames_in_use(server.pids)
+        daemon = host.daemon(host.configure(conf(group)))
+        left = settled(host)
+        for how in signal.SIGKILL, signal.SIGTERM, signal.SIGKILL:
+            now, told = frames_in_use(server.pids), reported(host)
+            daemon = restarted(host, daemon, how)
+            host.passes(2)
+            again, after = reported(host), frames_in_use(server.pids)
+            print(f"    freed {started - now}, reported {told}; after {how.name}: freed {started - after}, reported {again}")
+            check(started - after > MIB * 64 // 8 * CHILDREN * 9 // 10, "not merged")
+            check(abs(again - (started - after)) <= (started - after) // 100 + left,
+                  f"{started - after} frames are free, {again} are reported by the next daemon")
+
+        # What is written while no daemon runs counts for nothing, until the next one has merged it again.
+        host.stop(daemon, signal.SIGKILL)
+        server.drift()
+        daemon = host.daemon(host.dir / "test.conf")
+        host.passes(1)
+        left += settled(host)
+        after, again = frames_in_use(server.pids), reported(host)
+        print(f"    drifted meanwhile: freed {started - after}, reported {again}")
+        check(abs(again - (started - after)) <= (started - after) // 100 + left,
+              f"{started - after} frames are free, {again} are reported")
+        check(server.intact(), "merging changed memory")
+
+        # The control: what an earlier daemon left to read is what the figures above come from.
+        host.stop(daemon, signal.SIGKILL)
+        (host.dir / "run/merged").unlink()
+        daemon = host.daemon(host.dir / "test.conf")
+        host.passes(2)
+        print(f"    without the file: reported {reported(host)}")
+        check(reported(host) < again // 2, "told without being known")
+        check(host.stop(daemon) == 0, "end")
+
+
+def judged():
+    """the same with judgement: what drifts is left alone, what is reported is what is free, also while it is; let go, it merges"""
+    with Host("judged") as host:
+        group = host.cgroup("a")
+        server = Server(host, group, pages=MIB * 64)
+        for i in range(CHILDREN):
+            server.fork(i)
+        server.drift()
+        started = frames_in_use(server.pids)
+        daemon = host.daemon(host.configure(conf(group, daemon="")))
+        left = settled(host)
+        merged, told = frames_in_use(server.pids), reported(host)
+        check(started - merged > MIB * 64 // 8 * CHILDREN * 9 // 10, "what drifted apart was not merged back")
+        check(abs(told - (started - merged)) <= (started - merged) // 100 + left, f"{started - merged}, {told} reported")
+
+        server.drift()
+        drifted = frames_in_use(server.pids)
+        settled(host)
+        alone, told = host.stats()["merge_failures"]["hot"], reported(host)
+        now = frames_in_use(server.pids)
+        print(f"    drifted: {drifted - merged} more frames, {now - merged} with judgement, {alone} pages left alone; "
+              f"freed {started - now}, reported {told}")
+        check(alone >= (drifted - merged) * 9 // 10, "what broke was not left alone")
+        check(now - merged >= (drifted - merged) * 9 // 10, "what was left alone was merged")
+        check(abs(told - (started - now)) <= (drifted - merged) // 100 + left, f"{started - now} are free, {told} reported")
+
+        host.configure(conf(group, daemon="PayBack=1s\n"))  # lets everybody go
+        host.ctl("reload")
+        settled(host)
+        now, told = frames_in_use(server.pids), reported(host)
+        print(f"    let go: {now - merged} more frames than at first, freed {started - now}, reported {told}")
+        check(now - merged <= (drifted - merged) // 10, "not merged back")
+        check(abs(told - (started - now)) <= (started - now) // 100 + left, f"{started - now} are free, {told} reported")
+        check(server.intact(), "merging changed memory")
+        check(host.stop(daemon) == 0, "end")
+
+
 def orphans_marks_are_ours():
     """a child whose parent ended before we met it: the marks it was born with are ours, and go with an opt-out"""
     with Host("orphan") as host:
@@ -204,4 +290,4 @@ def orphans_marks_are_ours():
 
 
 if __name__ == "__main__":
-    run_tests(savings_are_frames, orphans_marks_are_ours)
+    run_tests(savings_are_frames, restart_tells_the_same, judged, orphans_marks_are_ours)

@@ -4,13 +4,17 @@
  * A process is a file in place of its pagemap; frames from KSM on are KSM's, one is the zero page (--wrap).
  */
 #include "scan/census.h"
+#include "scan/kept.h"
 #include "scan/pagemap.h"
+#include "base/io.h"
+#include "target/origin.h"
 #include "tests/test.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
 #include <cmocka.h>
 
+#include <fcntl.h>
 #include <sys/mman.h>
 
 #define PROCESSES 5U
@@ -213,6 +217,178 @@ static void test_zero(void **state) {
         assert_int_equal(saved(&c), 2);
 }
 
+#define FILE_NAME "test-census.kept"
+
+static KeptId id_of(unsigned process) { return (KeptId){ (uint64_t)getpid(), process, KIN }; }
+
+/* One daemon ends, another begins: what is in blocks and notes is lost, but for what is told by the file. */
+static void restart(bool told) {
+        _cleanup_(kept_writer_done) KeptWriter writer = {};
+        _cleanup_(kept_done) Kept kept = {};
+
+        kept_add_notes(&writer, "domain", &notes);
+        for (unsigned i = 0; i < PROCESSES; i++) {
+                KeptId id = id_of(i);
+                uint64_t addr = ADDR;
+                Space *space = &processes[i].space;
+
+                kept_add_space(&writer, &id, space);
+                space_done(space);
+                *space = (Space){ .target = &processes[i].target, .table = &table };
+                assert_int_equal(space_add(space, &addr, 1), 0);
+        }
+        census_notes_done(&notes);
+        notes = (CensusNotes){ 0 };
+        assert_int_equal(kept_write(&writer, AT_FDCWD, FILE_NAME), 0);
+        if (!told)
+                return;
+        assert_int_equal(kept_read(AT_FDCWD, FILE_NAME, &kept), 0);
+        (void)kept_take_notes(&kept, "domain", &notes);
+        assert_false(kept_take_notes(&kept, "domain", &notes));
+        for (unsigned i = 0; i < PROCESSES; i++) {
+                KeptId id = id_of(i);
+
+                (void)kept_take_space(&kept, &id, &processes[i].space);
+                assert_false(kept_take_space(&kept, &id, &processes[i].space));
+        }
+        unlink(FILE_NAME);
+}
+
+static void merge_drifted(void) {
+        for (unsigned i = 0; i < 3; i++)
+                map(i, 0, 10, false);
+        map(3, 0, 11, true);
+        for (unsigned i = 0; i < 4; i++)
+                map(i, 1, 20 + i, true);
+        note(4);
+        for (unsigned i = 0; i < 4; i++)
+                map(i, 1, KSM + 1, false);
+}
+
+/* The next daemon counts what this one would have gone on counting. */
+static void test_restart(void **state) {
+        Census c;
+
+        merge_drifted();
+        map(0, 0, KSM, false); /* some have left frame 10, some lie there still */
+        map(3, 0, KSM, false);
+        c = census(4, KIN);
+        assert_int_equal(saved(&c), 3);
+        restart(true);
+        c = census(4, KIN);
+        assert_int_equal(saved(&c), 3);
+        note(4);
+        map(1, 0, KSM, false);
+        map(2, 0, KSM, false);
+        c = census(4, KIN);
+        assert_int_equal(saved(&c), 4);
+        restart(true);
+        restart(true);
+        c = census(4, KIN);
+        assert_int_equal(saved(&c), 4);
+        restart(false); /* without the file nothing is known of four frames */
+        c = census(4, KIN);
+        assert_int_equal(saved(&c), 0);
+        unlink(FILE_NAME);
+}
+
+/* Pages that were all zero before the burst, and what was given back without KSM. */
+static void test_restart_zero(void **state) {
+        Block *block = processes[0].space.blocks[0];
+        Census c;
+
+        page_set_add(block->zero, 0);
+        page_set_add(block->hole, 1);
+        page_set_add(block->zero, 2); /* is written before it is given back */
+        for (unsigned page = 0; page < 2; page++)
+                map(0, page, ZERO, false);
+        map(0, 2, 7, true);
+        map(0, 3, ZERO, false);
+        restart(true);
+        block = processes[0].space.blocks[0];
+        assert_true(page_set_has(block->hole, 1));
+        assert_false(page_set_has(block->given, 1));
+        for (unsigned page = 0; page < 4; page++) /* as the next scan finds them */
+                if (page != 2)
+                        page_set_add(block->zeropage, page);
+        c = census(1, 0);
+        assert_int_equal(c.given, 1);
+        assert_int_equal(saved(&c), 1);
+}
+
+/* Another process, another program, a damaged file: nothing is concluded. */
+static void test_restart_other(void **state) {
+        _cleanup_(kept_writer_done) KeptWriter writer = {};
+        _cleanup_free_ char *bytes = NULL;
+        KeptId id = id_of(0);
+        CensusNotes none = {};
+        Space *space = &processes[1].space;
+        size_t size;
+
+        page_set_add(processes[0].space.blocks[0]->own, 5);
+        kept_add_space(&writer, &id, &processes[0].space);
+        assert_int_equal(kept_write(&writer, AT_FDCWD, FILE_NAME), 0);
+        for (unsigned i = 0; i < 4; i++) {
+                _cleanup_(kept_done) Kept kept = {};
+                KeptId other = id;
+
+                other.pid += i == 1;
+                other.start_ticks += i == 2;
+                other.kin += i == 3;
+                assert_int_equal(kept_read(AT_FDCWD, FILE_NAME, &kept), 0);
+                assert_false(kept_take_notes(&kept, "domain", &none));
+                assert_int_equal(kept_take_space(&kept, &other, space), i == 0);
+                assert_int_equal(page_set_has(space->blocks[0]->own, 5), i == 0);
+                page_set_remove(space->blocks[0]->own, 5);
+        }
+        assert_int_equal(read_file(AT_FDCWD, FILE_NAME, &bytes, &size), 0);
+        for (size_t i = 0; i < size; i += 7) {
+                Kept kept = {};
+
+                bytes[i] ^= 4;
+                assert_int_equal(write_bytes_atomic(AT_FDCWD, FILE_NAME, bytes, size), 0);
+                assert_int_equal(kept_read(AT_FDCWD, FILE_NAME, &kept), -EBADMSG);
+                bytes[i] ^= 4;
+                assert_int_equal(write_bytes_atomic(AT_FDCWD, FILE_NAME, bytes, i), 0);
+                assert_int_equal(kept_read(AT_FDCWD, FILE_NAME, &kept), -EBADMSG);
+        }
+        /* Nothing to tell leaves no file. */
+        kept_writer_done(&writer);
+        kept_add_space(&writer, &id, &processes[2].space);
+        kept_add_notes(&writer, "domain", &none);
+        assert_int_equal(kept_write(&writer, AT_FDCWD, FILE_NAME), 0);
+        assert_int_equal(access(FILE_NAME, F_OK), -1);
+}
+
+/* Who is not met yet is passed on as long as he lives. */
+static void test_restart_passed_on(void **state) {
+        _cleanup_(kept_writer_done) KeptWriter first = {}, second = {}, third = {};
+        KeptId here = { (uint64_t)getpid(), 0, KIN }, gone = { 1, UINT64_MAX, KIN };
+        TargetOrigin origin;
+        Kept kept = {};
+
+        assert_int_equal(target_origin_of(getpid(), &origin), 0);
+        here.start_ticks = origin.start_ticks;
+        page_set_add(processes[0].space.blocks[0]->own, 5);
+        kept_add_space(&first, &here, &processes[0].space);
+        kept_add_space(&first, &gone, &processes[0].space);
+        assert_int_equal(kept_write(&first, AT_FDCWD, FILE_NAME), 0);
+        assert_int_equal(kept_read(AT_FDCWD, FILE_NAME, &kept), 0);
+        kept_pass_on(&kept, &second);
+        assert_false(kept_take_space(&kept, &gone, &processes[1].space));
+        assert_true(kept_take_space(&kept, &here, &processes[1].space));
+        assert_true(page_set_has(processes[1].space.blocks[0]->own, 5));
+        kept_pass_on(&kept, &third);
+        assert_int_equal(third.n, 0);
+        assert_null(kept.words);
+        assert_int_equal(kept_write(&second, AT_FDCWD, FILE_NAME), 0);
+        assert_int_equal(kept_read(AT_FDCWD, FILE_NAME, &kept), 0);
+        assert_false(kept_take_space(&kept, &gone, &processes[2].space));
+        assert_true(kept_take_space(&kept, &here, &processes[2].space));
+        kept_done(&kept);
+        unlink(FILE_NAME);
+}
+
 /* Frames that nobody was met on for long are forgotten: their numbers will mean others. */
 static void test_forgotten(void **state) {
         map(0, 0, 10, false);
@@ -232,6 +408,8 @@ int main(void) {
         const struct CMUnitTest tests[] = {
                 TEST(test_strangers),     TEST(test_relatives), TEST(test_one_by_one),
                 TEST(test_nothing_noted), TEST(test_zero),      TEST(test_forgotten),
+                TEST(test_restart),       TEST(test_restart_zero),
+                TEST(test_restart_other), TEST(test_restart_passed_on),
         };
 
         return cmocka_run_group_tests(tests, NULL, NULL);
