@@ -22,6 +22,7 @@
 #define UNDO_RETRY_NSEC (50 * NSEC_PER_MSEC)
 /* A convergence (--once) ends after so many passes, however much still changes. */
 #define ONCE_PASSES 5
+#define ONCE_IDLE_PASSES 3U
 /* Batches that each thread of the crew has in one round: some milliseconds of work. */
 #define ROUND_BATCHES 16U
 
@@ -515,8 +516,7 @@ int manager_run(Manager *m) {
         return 0;
 }
 
-/* The last pass found nothing to do, or did all there was: nothing is still settling, and what was marked is merged
- * but for one in a hundred. */
+/* All there was is done: nothing is still settling, and what was marked is merged but for one in a hundred. */
 static bool converged(const Manager *m) {
         uint64_t unmerged = 0, merged = 0, changing = 0;
 
@@ -527,19 +527,21 @@ static bool converged(const Manager *m) {
                 changing += stats->pages_volatile;
                 merged += stats->pages_sharing + stats->pages_zero;
         }
-        return m->pass_changes == 0 || (changing == 0 && unmerged * 100 <= merged);
+        return (m->pass_changes == 0 || changing == 0) && unmerged * 100 <= merged;
 }
 
 int manager_run_once(Manager *m) {
+        unsigned idle_passes = 0; /* in a row: ksmd may have got no CPU, or a process could not be called just then */
         uint64_t pages = 0;
         json_t *stats;
         int r = 0;
 
-        for (unsigned i = 0; i < ONCE_PASSES && !m->stopping; i += r == 0) {
+        for (unsigned i = 0; i < ONCE_PASSES && idle_passes < ONCE_IDLE_PASSES && !m->stopping; i += r == 0) {
                 undo_leaving(m, &pages);
                 r = manager_pass(m);
                 if (r < 0 || (r == 0 && converged(m)))
                         break;
+                idle_passes = m->pass_changes == 0 ? idle_passes + 1 : 0;
         }
         stop(m);
         stats = manager_stats_json(m);

@@ -70,8 +70,10 @@ static void visit(Hammer *hammer, Zero *zero, ZeroVictim *victim) {
         usleep(200);
 }
 
+static bool noticed(const Hammer *hammer) { return hammer->victims[0]->errors + hammer->victims[1]->errors > 0; }
+
 static void hammer_on(Hammer *hammer, Zero *zero, uint64_t end_nsec) {
-        for (unsigned i = 0; now_nsec() < end_nsec; i++)
+        for (unsigned i = 0; now_nsec() < end_nsec && !noticed(hammer); i++)
                 visit(hammer, zero, hammer->victims[i % 2]);
 }
 
