@@ -25,7 +25,7 @@ KSM = pathlib.Path("/sys/kernel/mm/ksm")
 KNOBS = ["advisor_mode", "sleep_millisecs", "pages_to_scan", "smart_scan", "use_zero_pages", "max_page_sharing",
          "merge_across_nodes", "run"]
 BUILD = pathlib.Path(os.environ.get("KSMD_USER_BUILD_DIR", "."))
-DAEMON = BUILD / "src/daemon/ksmd-user"
+DAEMON = pathlib.Path(os.environ.get("KSMD_USER_DAEMON", BUILD / "src/daemon/ksmd-user"))  # or one without a safeguard
 KSMCTL = BUILD / "src/ctl/ksmctl"
 PAGES = BUILD / "tests/bench-pages"
 INTERFACE = interface.load()

@@ -10,6 +10,7 @@ from harness import PAGE, Frames, Host, check, run_tests, skip, smaps, wait_for
 
 THP = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
 HUGE = 2 << 20
+SPLIT_BLINDLY = "split for what it held before"
 # An area of huge pages whose contents follow from a kind; obeys lines, checks itself.
 VICTIM = r"""
 import ctypes, hashlib, mmap, sys
@@ -163,11 +164,24 @@ def changed_since_it_was_read():
         host.ctl("reload")
         scans(4)
         print(f"    huge pages {victim.huge()}, split {host.stats()['huge_pages_split']}")
-        check(victim.huge() == 16 and host.stats()["huge_pages_split"] == 0, "split for what it held before")
+        check(victim.huge() == 16 and host.stats()["huge_pages_split"] == 0, SPLIT_BLINDLY)
         check(victim.order("check") and host.stop(daemon) == 0, "end")
+
+
+def control():
+    """A daemon that does not read a huge page as a whole before it splits it fails for that, and nothing else: any other
+    outcome is success here, which is not what is expected."""
+    try:
+        changed_since_it_was_read()
+    except AssertionError as error:
+        print(f"    {error}")
+        sys.exit(1 if str(error) == SPLIT_BLINDLY else 0)
 
 
 if __name__ == "__main__":
     if "[never]" in THP.read_text():
         skip("huge pages are switched off")
+    if sys.argv[1:] == ["control"]:
+        control()
+        sys.exit(0)
     run_tests(unique_ones_stay, zero_part_comes_back_and_goes, changed_since_it_was_read)
