@@ -146,6 +146,10 @@ static void show_stats(const json_t *reply) {
              100 * share(daemon, "break_share"));
         line("TLB flushes", "%" PRId64 " of %" PRId64 " pages", number(daemon, "tlb_flushes"),
              number(daemon, "tlb_flush_pages"));
+        if (number(daemon, "rmap_walks") > 0)
+                line("rmap walks", "%" PRId64 ", %s each, longest %s", number(daemon, "rmap_walks"),
+                     format_nsec((uint64_t)(number(daemon, "rmap_walk_nsec") / number(daemon, "rmap_walks"))).text,
+                     format_nsec((uint64_t)number(daemon, "rmap_walk_nsec_max")).text);
 
         json_array_foreach(json_object_get(reply, "domains"), i, s) {
                 table_cell(&domains, "%s", text(s, "domain"));

@@ -125,6 +125,11 @@ static const char *const flush_names[PROBE_BY_N] = {
         [PROBE_BY_DAEMON] = "daemon",
 };
 
+/* enum tlb_flush_reason (linux/mm_types.h, 6.18); what a later kernel adds is "other". */
+static const char *const flush_reasons[PROBE_FLUSH_REASONS] = {
+        "task_switch", "remote", "local", "local_mm", "remote_send", "remote_wrong_cpu", "other", "other",
+};
+
 static const char *const ksm_names[PROBE_KSM_N] = {
         [PROBE_KSM_SCANS] = "scans",          [PROBE_KSM_MERGED] = "merged",
         [PROBE_KSM_ZERO] = "zero",            [PROBE_KSM_CHANGED] = "changed",
@@ -133,14 +138,21 @@ static const char *const ksm_names[PROBE_KSM_N] = {
 };
 
 /* What the probes count, beside what is theirs in the statistics. */
-static void add_probe_counts(const Manager *m, DaemonStats *stats, json_t **ret_flushes, json_t **ret_ksm) {
+static void add_probe_counts(const Manager *m, DaemonStats *stats, json_t **ret_flushes, json_t **ret_reasons,
+                             json_t **ret_ksm) {
         struct probe_flushes flushes;
+        struct probe_walks walks;
         struct probe_ksm ksm;
 
         *ret_flushes = json_object();
+        *ret_reasons = json_object();
         *ret_ksm = json_object();
         probes_flushes(m->probes, &flushes);
+        probes_walks(m->probes, &walks);
         probes_ksm(m->probes, &ksm);
+        stats->rmap_walks = walks.walks;
+        stats->rmap_walk_nsec = walks.nsec;
+        stats->rmap_walk_nsec_max = walks.nsec_max;
         stats->cow_breaks = manager_cow_breaks(m);
         for (unsigned by = 0; by < PROBE_BY_N; by++) {
                 uint64_t n = 0, pages = 0;
@@ -155,6 +167,13 @@ static void add_probe_counts(const Manager *m, DaemonStats *stats, json_t **ret_
                 stats->tlb_flushes += n;
                 stats->tlb_flush_pages += pages;
         }
+        for (unsigned i = 0; i < PROBE_FLUSH_REASONS; i++) {
+                json_int_t n = json_integer_value(json_object_get(*ret_reasons, flush_reasons[i]));
+
+                for (unsigned by = PROBE_BY_OTHERS + 1; by < PROBE_BY_N; by++)
+                        n += (json_int_t)flushes.count[by][i].flushes;
+                json_object_set_new(*ret_reasons, flush_reasons[i], json_integer(n));
+        }
         for (unsigned i = 0; i < PROBE_KSM_N; i++)
                 json_object_set_new(*ret_ksm, ksm_names[i], json_integer((json_int_t)ksm.count[i]));
 }
@@ -164,7 +183,7 @@ static json_t *daemon_json(Manager *m) {
         RemoteStats remote;
         BurstStats burst = { 0 };
         BudgetStats budget;
-        json_t *flushes, *ksm, *object;
+        json_t *flushes, *reasons, *ksm, *object;
 
         manager_total(m, &stats.pages);
         stats.pages.full_scans = m->full_scans;
@@ -183,9 +202,10 @@ static json_t *daemon_json(Manager *m) {
         stats.stop_nsec_p50 = remote_stop_percentile(&remote, 500);
         stats.stop_nsec_p99 = remote_stop_percentile(&remote, 990);
         stats.stop_nsec_max = remote.stop_nsec_max;
-        add_probe_counts(m, &stats, &flushes, &ksm);
+        add_probe_counts(m, &stats, &flushes, &reasons, &ksm);
         object = daemon_stats_json(&stats);
         json_object_set_new(object, "tlb_flushes_by", flushes);
+        json_object_set_new(object, "tlb_flushes_by_reason", reasons);
         json_object_set_new(object, "ksm_results", ksm);
         json_object_set_new(object, "break_share",
                             json_real((double)judge_budget_share(&m->judge_budget, now_nsec()) / CONF_SHARE_ONE));
