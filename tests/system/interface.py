@@ -5,6 +5,7 @@ import pathlib
 import re
 import sys
 
+DOCUMENT = pathlib.Path(__file__).parents[2] / "docs/protocol.md"
 FILE = pathlib.Path(__file__).parents[2] / "include/ksmd-user/org.ksmduser.Daemon.varlink"
 TOKEN = re.compile(r"\s*(?:#[^\n]*\s*)*(->|[\[\]():,?]|[A-Za-z][A-Za-z0-9_.-]*|$)")
 FIELD = re.compile(r"[A-Za-z](_?[A-Za-z0-9])*$")
@@ -101,6 +102,7 @@ class Interface:
 
     def check_reply(self, method, parameters):
         assert not (wrong := self.differs(self.methods[method][1], parameters, method)), wrong
+        assert not (new := self.document.unknown(self, self.methods[method][1], parameters, method)), f"not documented: {new}"
 
     def check_error(self, error, parameters):
         if error.startswith(self.name + "."):
@@ -108,8 +110,57 @@ class Interface:
             assert not (wrong := self.differs(self.errors[name], parameters, name)), wrong
 
 
+class Document:
+    """What docs/protocol.md tells of: words in backquotes, below "## Fields"; and of which words it says what they mean, in the
+    first column of a table or before a colon."""
+    # Of these maps only what occurs is told; their words are named elsewhere.
+    OPEN = {"Explain.pages_skipped"}
+
+    def __init__(self, text):
+        text = text.split("\n## Fields\n")[1]
+        self.words = set(re.findall(r"`([a-z][a-z0-9_-]*)`", text))
+        cells = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+        self.explained = {word for cell in cells for word in re.findall(r"`([a-z][a-z0-9_]*)`", cell)}
+
+    def unknown(self, interface, type_, value, where):
+        """Words of maps in a value that are not documented."""
+        kind, of = type_
+        if kind in ("maybe", "name"):
+            return self.unknown(interface, interface.types[of] if kind == "name" else of, value, where)
+        if value is None or kind in ("base", "enum"):
+            return set()
+        if kind == "array":
+            return set().union(*(self.unknown(interface, of, v, where) for v in value))
+        if kind == "struct":
+            return set().union(*(self.unknown(interface, t, value[n], f"{where}.{n}") for n, t in of.items()))
+        return set() if where in self.OPEN else {f"{where}.{word}" for word in value if word not in self.words}
+
+
+def fields_of(interface):
+    """All names of fields, parameters and words of enumerations."""
+    out = set()
+
+    def visit(type_):
+        kind, of = type_
+        if kind == "enum":
+            out.update(of)
+        elif kind == "struct":
+            out.update(of)
+            for t in of.values():
+                visit(t)
+        elif kind != "base" and kind != "name":
+            visit(of)
+    for type_ in (*interface.types.values(), *interface.errors.values()):
+        visit(type_)
+    for call, reply in interface.methods.values():
+        visit(call), visit(reply)
+    return out
+
+
 def load():
-    return Interface(FILE.read_text())
+    interface = Interface(FILE.read_text())
+    interface.document = Document(DOCUMENT.read_text())
+    return interface
 
 
 def main():
@@ -117,6 +168,16 @@ def main():
     methods = {"GetStatus", "GetStats", "ListTargets", "Explain", "ScanNow", "Pause", "Resume", "Unmerge", "Reload", "Monitor"}
     assert interface.name == "org.ksmduser.Daemon" and set(interface.methods) == methods
     assert interface.methods["Monitor"][1] == interface.methods["GetStats"][1]
+
+    # The document tells of each field, and of nothing that is not there (but words of maps).
+    fields, words = fields_of(interface), {"changed", "gone", "denied", "busy", "hot", "huge", "vma_budget", "short_run", "stack",
+                                           "mapping", "metadata", "kernel"}
+    assert not (fields - interface.document.words), f"not documented: {sorted(fields - interface.document.words)}"
+    surplus = interface.document.explained - fields - words
+    assert not surplus, f"documented, and not there: {sorted(surplus)}"
+    map_of = ("struct", {"m": ("map", ("base", "int"))})
+    assert interface.document.unknown(interface, map_of, {"m": {"hot": 1}}, "X") == set()
+    assert interface.document.unknown(interface, map_of, {"m": {"hot": 1, "cold_feet": 1}}, "X") == {"X.m.cold_feet"}
 
     def wrong(method, parameters):
         return interface.differs(interface.methods[method][1], parameters, method)
