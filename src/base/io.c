@@ -52,6 +52,19 @@ int read_file(int at, const char *path, char **ret, size_t *ret_size) {
         return read_fd(fd, ret, ret_size);
 }
 
+int open_directory(int at, const char *path, DIR **ret) {
+        int fd = openat(at, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+        DIR *dir = fd < 0 ? NULL : fdopendir(fd);
+
+        if (!dir) {
+                int r = -errno;
+                safe_close(fd);
+                return r;
+        }
+        *ret = dir;
+        return 0;
+}
+
 int read_u64(int at, const char *path, uint64_t *ret) {
         char text[32];
         char *end;

@@ -3,6 +3,8 @@
 
 #include "base/util.h"
 
+#include <dirent.h>
+
 /*
  * Whole small files of /proc, sysfs and cgroupfs. at is a directory descriptor or AT_FDCWD; path is relative to it.
  */
@@ -13,6 +15,11 @@ int read_file(int at, const char *path, char **ret, size_t *ret_size);
 
 /* Reads all of an already open file from its start by pread(2), like read_file(). */
 int read_fd(int fd, char **ret, size_t *ret_size);
+
+/* Opens a directory for readdir(3), close-on-exec. -errno. */
+int open_directory(int at, const char *path, DIR **ret);
+static inline void closedirp(DIR **dir) { if (*dir) closedir(*dir); }
+#define _cleanup_closedir_ _cleanup_(closedirp)
 
 /* Reads one unsigned decimal number that is all the file holds. -EINVAL when it is something else. */
 int read_u64(int at, const char *path, uint64_t *ret);

@@ -56,6 +56,20 @@ static inline void closep(int *fd) { safe_close(*fd); }
 #define _cleanup_free_ _cleanup_(freep)
 #define _cleanup_close_ _cleanup_(closep)
 
+/* The index of the first of n items, disjoint and in order, that ends behind a place; n: none does. They have a member end. */
+#define FIRST_BEHIND(items, n, place)                                                          \
+        ({                                                                                     \
+                size_t _low = 0, _high = (n);                                                  \
+                while (_low < _high) {                                                         \
+                        size_t _middle = _low + (_high - _low) / 2;                            \
+                        if ((items)[_middle].end <= (place))                                   \
+                                _low = _middle + 1;                                            \
+                        else                                                                   \
+                                _high = _middle;                                               \
+                }                                                                              \
+                _low;                                                                          \
+        })
+
 /* Declares typep(T **p) for _cleanup_ from a destructor `T *f(T *)`. */
 #define DEFINE_CLEANUP(type, f) \
         static inline void f##p(type **p) { if (*p) f(*p); }

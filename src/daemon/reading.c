@@ -161,15 +161,14 @@ int pass_read(Pass *pass) {
 
 /* Tracked pages that were written since they were read: left unprotected, they are reported again to the next pass. */
 static int confirm_tracked(Member *member, uint32_t pass) {
-        _cleanup_free_ TrackRange *written = NULL;
-        size_t n = 0, allocated = 0;
+        _cleanup_(track_ranges_done) TrackRanges written = {};
         int r = 0;
 
         for (size_t i = 0; i < member->track->n && r == 0; i++)
                 r = track_written(member->track, member->target, member->track->chunks[i].start,
-                                  member->track->chunks[i].end, false, &written, &n, &allocated);
-        for (size_t i = 0; i < n; i++)
-                for (uint64_t addr = written[i].start; addr < written[i].end; addr += PAGE_BYTES) {
+                                  member->track->chunks[i].end, false, &written);
+        for (size_t i = 0; i < written.n; i++)
+                for (uint64_t addr = written.ranges[i].start; addr < written.ranges[i].end; addr += PAGE_BYTES) {
                         Block *block = space_find(&member->space, addr);
 
                         if (!block || block->first_pass != pass)

@@ -9,7 +9,6 @@
 
 #include "base/io.h"
 
-#include <dirent.h>
 #include <fcntl.h>
 #include <limits.h>
 #include <stdio.h>
@@ -24,7 +23,7 @@ static int add(Numa *numa, uint64_t first, uint64_t end, unsigned node) {
         return 0;
 }
 
-static int compare_ranges(const void *a, const void *b) {
+static int compare_claims(const void *a, const void *b) {
         const NumaRange *x = a, *y = b;
 
         if (x->first != y->first)
@@ -36,7 +35,7 @@ static int compare_ranges(const void *a, const void *b) {
 static void join_blocks(Numa *numa) {
         size_t n = 0;
 
-        qsort(numa->ranges, numa->n, sizeof *numa->ranges, compare_ranges);
+        qsort(numa->ranges, numa->n, sizeof *numa->ranges, compare_claims);
         for (size_t i = 0; i < numa->n; i++) {
                 NumaRange range = numa->ranges[i], *last = n > 0 ? &numa->ranges[n - 1] : NULL;
 
@@ -55,20 +54,14 @@ static void join_blocks(Numa *numa) {
 static int add_node_blocks(Numa *numa, int system, const char *name, uint64_t block_frames) {
         unsigned long node = strtoul(name + strlen("node"), NULL, 10);
         size_t before = numa->n;
+        _cleanup_closedir_ DIR *directory = NULL;
         char path[64];
-        DIR *directory;
-        int fd, r = 0;
+        int r;
 
         snprintf(path, sizeof path, "node/node%lu", node);
-        fd = openat(system, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-        if (fd < 0)
-                return -errno;
-        directory = fdopendir(fd);
-        if (!directory) {
-                r = -errno;
-                close(fd);
+        r = open_directory(system, path, &directory);
+        if (r < 0)
                 return r;
-        }
         for (const struct dirent *entry; r == 0 && (entry = readdir(directory));) {
                 unsigned long long block;
                 int end = 0;
@@ -76,16 +69,15 @@ static int add_node_blocks(Numa *numa, int system, const char *name, uint64_t bl
                 if (sscanf(entry->d_name, "memory%llu%n", &block, &end) == 1 && entry->d_name[end] == 0)
                         r = add(numa, block * block_frames, (block + 1) * block_frames, node_number(node));
         }
-        closedir(directory);
         numa->n_nodes += numa->n > before;
         return r;
 }
 
 static int read_blocks(int system, Numa *numa) {
         _cleanup_free_ char *text = NULL;
+        _cleanup_closedir_ DIR *directory = NULL;
         uint64_t block_frames;
-        DIR *directory;
-        int fd, r;
+        int r;
 
         r = read_file(system, "memory/block_size_bytes", &text, NULL);
         if (r < 0)
@@ -93,19 +85,12 @@ static int read_blocks(int system, Numa *numa) {
         block_frames = strtoull(text, NULL, 16) / PAGE_BYTES;
         if (block_frames == 0)
                 return -EBADMSG;
-        fd = openat(system, "node", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-        if (fd < 0)
-                return -errno;
-        directory = fdopendir(fd);
-        if (!directory) {
-                r = -errno;
-                close(fd);
+        r = open_directory(system, "node", &directory);
+        if (r < 0)
                 return r;
-        }
         for (const struct dirent *entry; r == 0 && (entry = readdir(directory));)
                 if (strncmp(entry->d_name, "node", 4) == 0 && entry->d_name[4] >= '0' && entry->d_name[4] <= '9')
                         r = add_node_blocks(numa, system, entry->d_name, block_frames);
-        closedir(directory);
         if (r == 0 && numa->n == 0)
                 return -ENOENT;
         join_blocks(numa);
@@ -118,7 +103,7 @@ static int nest_zones(Numa *numa) {
         uint64_t at = 0;
         int r = 0;
 
-        qsort(numa->ranges, numa->n, sizeof *numa->ranges, compare_ranges);
+        qsort(numa->ranges, numa->n, sizeof *numa->ranges, compare_claims);
         for (uint64_t next; r == 0; at = next) {
                 const NumaRange *inner = NULL;
 
@@ -203,17 +188,10 @@ void numa_done(Numa *numa) {
 }
 
 unsigned numa_node_of(const Numa *numa, uint64_t pfn) {
-        size_t low = 0, high = numa->n;
+        size_t i;
 
         if (numa->n_nodes <= 1)
                 return 0;
-        while (low < high) {
-                size_t middle = low + (high - low) / 2;
-
-                if (numa->ranges[middle].end <= pfn)
-                        low = middle + 1;
-                else
-                        high = middle;
-        }
-        return low < numa->n && numa->ranges[low].first <= pfn ? numa->ranges[low].node : NUMA_NODE_UNKNOWN;
+        i = FIRST_BEHIND(numa->ranges, numa->n, pfn);
+        return i < numa->n && numa->ranges[i].first <= pfn ? numa->ranges[i].node : NUMA_NODE_UNKNOWN;
 }

@@ -20,7 +20,6 @@
 #include "base/io.h"
 
 #include <ctype.h>
-#include <dirent.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
@@ -195,17 +194,11 @@ void marks_unrecord(Advise *advise, const Target *target, Marks *marks) {
 static int state_each(int statefd, void (*handler)(void *userdata, int statefd, const char *name, pid_t pid,
                                                    bool alive, const char *rest),
                       void *userdata) {
-        int fd = openat(statefd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-        DIR *dir;
+        _cleanup_closedir_ DIR *dir = NULL;
+        int r = open_directory(statefd, ".", &dir);
 
-        if (fd < 0)
-                return -errno;
-        dir = fdopendir(fd);
-        if (!dir) {
-                int r = -errno;
-                safe_close(fd);
+        if (r < 0)
                 return r;
-        }
         for (const struct dirent *entry; (entry = readdir(dir));) {
                 char name[STATE_NAME_BYTES];
                 unsigned long long ticks;
@@ -220,7 +213,6 @@ static int state_each(int statefd, void (*handler)(void *userdata, int statefd, 
                 handler(userdata, statefd, entry->d_name, pid,
                         target_origin_of(pid, &origin) == 0 && origin.start_ticks == ticks, entry->d_name + end);
         }
-        closedir(dir);
         return 0;
 }
 

@@ -28,21 +28,8 @@
 #define WHOLE_LOOKS 4U                  /* one look in so many reads all of the block */
 #define CHUNK_DOUBLINGS_MAX 4U
 
-/* What was written, by address. */
-typedef struct TrackRanges {
-        TrackRange *ranges;
-        size_t n, allocated;
-} TrackRanges;
-
-static void track_ranges_done(TrackRanges *ranges) {
-        free(ranges->ranges);
-        *ranges = (TrackRanges) {};
-}
-
 static int add_written(Space *space, Track *track, uint64_t start, uint64_t end, TrackRanges *ranges) {
-        return start < end ? track_written(track, space->target, start, end, true, &ranges->ranges, &ranges->n,
-                                           &ranges->allocated)
-                           : 0;
+        return start < end ? track_written(track, space->target, start, end, true, ranges) : 0;
 }
 
 void selection_done(Selection *selection) {
@@ -147,11 +134,6 @@ static int scan_chunks(ChunkJobs *all, Crew *crew, uint32_t pass, bool due, Trac
         return r;
 }
 
-static int compare_ranges(const void *a, const void *b) {
-        uint64_t x = ((const TrackRange *)a)->start, y = ((const TrackRange *)b)->start;
-        return x < y ? -1 : x > y;
-}
-
 /* What was written since the last time, by address. First it is looked for where it is to be expected, then, if that does
  * not account for all faults, everywhere. */
 static int find_written(Space *space, Track *track, Crew *crew, const SelectRules *rules, TrackRanges *ranges) {
@@ -167,8 +149,7 @@ static int find_written(Space *space, Track *track, Crew *crew, const SelectRule
         r = scan_chunks(&all, crew, rules->pass, true, ranges, &found);
         if (r == 0 && found < rules->faults)
                 r = scan_chunks(&all, crew, rules->pass, false, ranges, &found);
-        if (ranges->n > 1)
-                qsort(ranges->ranges, ranges->n, sizeof *ranges->ranges, compare_ranges);
+        track_ranges_sort(ranges, 0);
         return r;
 }
 

@@ -138,17 +138,7 @@ Track *track_free(Track *track) {
 
 /* The first mapping that ends above addr. */
 static size_t find_mapping(const Track *track, uint64_t addr) {
-        size_t low = 0, high = track->n_mappings;
-
-        while (low < high) {
-                size_t middle = low + (high - low) / 2;
-
-                if (track->mappings[middle].end <= addr)
-                        low = middle + 1;
-                else
-                        high = middle;
-        }
-        return low;
+        return FIRST_BEHIND(track->mappings, track->n_mappings, addr);
 }
 
 bool track_covers(const Track *track, uint64_t addr) {
@@ -264,21 +254,21 @@ int track_update(Track *track, const VmaList *vmas) {
 }
 
 typedef struct Found {
-        TrackRange **ranges;
-        size_t *n, *allocated;
+        TrackRanges *ranges;
         size_t first;           /* of this call */
 } Found;
 
 static int add_range(Found *found, uint64_t start, uint64_t end) {
-        TrackRange *last = *found->n > found->first ? &(*found->ranges)[*found->n - 1] : NULL;
+        TrackRanges *all = found->ranges;
+        TrackRange *last = all->n > found->first ? &all->ranges[all->n - 1] : NULL;
 
         if (last && last->end == start) {
                 last->end = end;
                 return 0;
         }
-        if (GROW(*found->ranges, *found->n, *found->allocated) < 0)
+        if (GROW(all->ranges, all->n, all->allocated) < 0)
                 return -ENOMEM;
-        (*found->ranges)[(*found->n)++] = (TrackRange) { start, end };
+        all->ranges[all->n++] = (TrackRange) { start, end };
         return 0;
 }
 
@@ -327,18 +317,28 @@ static int compare_ranges(const void *a, const void *b) {
         return x->start < y->start ? -1 : x->start > y->start;
 }
 
+void track_ranges_sort(TrackRanges *ranges, size_t first) {
+        if (ranges->n > first)
+                qsort(ranges->ranges + first, ranges->n - first, sizeof *ranges->ranges, compare_ranges);
+}
+
+void track_ranges_done(TrackRanges *ranges) {
+        free(ranges->ranges);
+        *ranges = (TrackRanges) {};
+}
+
 /* By address, each page once: what was mapped anew between two calls may be in both answers. */
-static void put_in_order(Found *found, size_t first) {
-        TrackRange *ranges = *found->ranges;
+static void put_in_order(TrackRanges *all, size_t first) {
+        TrackRange *ranges = all->ranges;
         size_t n = first;
 
-        qsort(ranges + first, *found->n - first, sizeof *ranges, compare_ranges);
-        for (size_t i = first; i < *found->n; i++)
+        track_ranges_sort(all, first);
+        for (size_t i = first; i < all->n; i++)
                 if (n > first && ranges[i].start <= ranges[n - 1].end)
                         ranges[n - 1].end = MAX_OF(ranges[n - 1].end, ranges[i].end);
                 else
                         ranges[n++] = ranges[i];
-        *found->n = n;
+        all->n = n;
 }
 
 static int written_in_span(Track *track, int pagemapfd, uint64_t start, uint64_t end, size_t at, bool protect,
@@ -358,25 +358,25 @@ static int written_in_span(Track *track, int pagemapfd, uint64_t start, uint64_t
                 .category_inverted = PAGEMAP_SCAN_HUGE | file,
                 .return_mask = PAGEMAP_SCAN_PRESENT,
         };
-        size_t first = *found->n, n;
+        size_t first = found->ranges->n, n;
         int r;
 
         found->first = first;
         r = scan_span(track, pagemapfd, &written, end, at, found);
         if (r != 0)
                 return r;
-        found->first = n = *found->n;
+        found->first = n = found->ranges->n;
         r = scan_span(track, pagemapfd, &lost, end, at, found);
-        if (*found->n > n) {
+        if (found->ranges->n > n) {
                 __atomic_store_n(&track->stale, true, __ATOMIC_RELAXED); /* others may look at other parts now */
-                put_in_order(found, first);
+                put_in_order(found->ranges, first);
         }
         return r;
 }
 
-int track_written(Track *track, const Target *target, uint64_t start, uint64_t end, bool protect, TrackRange **ranges,
-                  size_t *n, size_t *allocated) {
-        Found found = { ranges, n, allocated, *n };
+int track_written(Track *track, const Target *target, uint64_t start, uint64_t end, bool protect,
+                  TrackRanges *ranges) {
+        Found found = { ranges, ranges->n };
 
         /* As few calls as may be: mappings of one kind that lie close together in one. */
         for (size_t i = find_mapping(track, start), first; i < track->n_mappings && track->mappings[i].start < end;) {

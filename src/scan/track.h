@@ -22,6 +22,14 @@ typedef struct TrackRange {
         uint64_t start, end;
 } TrackRange;
 
+typedef struct TrackRanges {
+        TrackRange *ranges;
+        size_t n, allocated;
+} TrackRanges;
+
+void track_ranges_done(TrackRanges *ranges);
+void track_ranges_sort(TrackRanges *ranges, size_t first); /* by address, from one on */
+
 /* One registered mapping. */
 typedef struct TrackMapping {
         uint64_t start, end;
@@ -67,8 +75,8 @@ bool track_covers(const Track *track, uint64_t addr);
  * looking: what is read of them afterwards is at least as new, and what is written after that is reported again.
  * Several threads may ask at once, of different parts. TARGET_E_GONE; -errno: what was written may be forgotten by now,
  * free the track. */
-int track_written(Track *track, const Target *target, uint64_t start, uint64_t end, bool protect, TrackRange **ranges,
-                  size_t *n, size_t *allocated);
+int track_written(Track *track, const Target *target, uint64_t start, uint64_t end, bool protect,
+                  TrackRanges *ranges);
 
 /* [start, end), within one mapping, belongs to another userfaultfd for a moment: what is written in it meanwhile is not
  * seen, and track_resume() makes all of it count as written. -errno: it could not be given back, nothing changed. */

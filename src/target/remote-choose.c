@@ -3,7 +3,6 @@
 
 #include "base/io.h"
 
-#include <dirent.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
@@ -65,22 +64,10 @@ static const SleepRule sleep_rules[] = {
         {SYS_io_uring_enter, REMOTE_SLEEP_AGAIN, true, 2, UINT64_MAX}, /* submits nothing, only waits */
 };
 
-void remote_tasks_close(DIR **tasks) {
-        if (*tasks)
-                closedir(*tasks);
-}
-
 int remote_tasks_open(const Target *target, DIR **ret) {
-        int fd = openat(target->procfd, "task", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-        if (fd < 0)
-                return errno == ENOENT || errno == ESRCH ? REMOTE_E_GONE : -errno;
-        DIR *tasks = fdopendir(fd);
-        if (!tasks) {
-                safe_close(fd);
-                return -ENOMEM;
-        }
-        *ret = tasks;
-        return 0;
+        int r = open_directory(target->procfd, "task", ret);
+
+        return r == -ENOENT || r == -ESRCH ? REMOTE_E_GONE : r;
 }
 
 static const SleepRule *find_rule(long nr) {
@@ -189,7 +176,7 @@ bool remote_is_worker(const Target *target, pid_t tid) {
 }
 
 bool remote_nobody_inside(const Target *target) {
-        _cleanup_(remote_tasks_close) DIR *tasks = NULL;
+        _cleanup_closedir_ DIR *tasks = NULL;
         if (remote_tasks_open(target, &tasks) != 0)
                 return false;
         size_t threads = 0, elsewhere = 0;
@@ -223,7 +210,7 @@ int remote_choose(const Target *target, const RemoteMaps *maps, RemoteCandidate 
         if (leader.sleep != REMOTE_SLEEP_REFUSE)
                 insert(ret, &n, leader);
         if (leader.sleep != REMOTE_SLEEP_EXACT) {
-                _cleanup_(remote_tasks_close) DIR *tasks = NULL;
+                _cleanup_closedir_ DIR *tasks = NULL;
                 int r = remote_tasks_open(target, &tasks);
                 if (r != 0)
                         return r;

@@ -2,6 +2,7 @@
 #include "target/remote-internal.h"
 
 #include "base/clock.h"
+#include "base/io.h"
 
 #include <sys/ptrace.h>
 
@@ -65,7 +66,7 @@ static int interrupt(Remote *remote, const Target *target, pid_t tid, RemoteCrow
 
 /* Interrupts whom it does not know yet. */
 static int gather(Remote *remote, const Target *target, pid_t only, RemoteCrowd *crowd, bool *ret_new) {
-        _cleanup_(remote_tasks_close) DIR *tasks = NULL;
+        _cleanup_closedir_ DIR *tasks = NULL;
         size_t before = crowd->n;
         int r = remote_tasks_open(target, &tasks);
         for (const struct dirent *entry; r == 0 && (entry = readdir(tasks));) {
@@ -112,7 +113,7 @@ static int look_around(RemoteCrowd *crowd, bool *ret_all) {
 
 /* Whom waking would harm is found before anybody is woken. */
 static int ask_leave(const Target *target, pid_t only) {
-        _cleanup_(remote_tasks_close) DIR *tasks = NULL;
+        _cleanup_closedir_ DIR *tasks = NULL;
         int r = remote_tasks_open(target, &tasks);
         for (const struct dirent *entry; r == 0 && (entry = readdir(tasks));) {
                 pid_t tid = atoi(entry->d_name);

@@ -3,7 +3,6 @@
 
 #include "base/io.h"
 
-#include <dirent.h>
 #include <fcntl.h>
 #include <string.h>
 
@@ -40,16 +39,12 @@ static bool takes_in_a_migration(int procfd) {
 }
 
 bool target_has_userfaultfd(const Target *target) {
-        int fd = openat(target->procfd, "fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-        DIR *fds = fd >= 0 ? fdopendir(fd) : NULL;
+        _cleanup_closedir_ DIR *fds = NULL;
         bool found = false;
 
-        if (!fds) {
-                safe_close(fd);
+        if (open_directory(target->procfd, "fd", &fds) < 0)
                 return takes_in_a_migration(target->procfd);
-        }
         for (const struct dirent *entry; !found && (entry = readdir(fds));)
-                found = entry->d_name[0] != '.' && is_link_to_userfaultfd(fd, entry->d_name);
-        closedir(fds);
+                found = entry->d_name[0] != '.' && is_link_to_userfaultfd(dirfd(fds), entry->d_name);
         return found || takes_in_a_migration(target->procfd);
 }

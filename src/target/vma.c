@@ -325,17 +325,7 @@ int vma_list_parse(const char *smaps, bool include_dontdump, VmaList *ret) {
 }
 
 size_t vma_list_first(const VmaList *list, uint64_t address) {
-        size_t low = 0, high = list->n;
-
-        while (low < high) {
-                size_t middle = low + (high - low) / 2;
-
-                if (list->vmas[middle].end <= address)
-                        low = middle + 1;
-                else
-                        high = middle;
-        }
-        return low;
+        return FIRST_BEHIND(list->vmas, list->n, address);
 }
 
 const Vma *vma_list_find(const VmaList *list, uint64_t address) {

@@ -178,12 +178,13 @@ size_t child_count_mappings(const Child *child) {
 Pages child_written(Child *child, uint64_t start, uint64_t end, bool protect) {
         Pages pages = {};
 
-        CHECK(track_written(child->track, child->target, start, end, protect, &pages.ranges, &pages.n,
-                            &pages.allocated) == 0);
-        for (size_t i = 0; i < pages.n; i++) {
-                CHECK(pages.ranges[i].start < pages.ranges[i].end && pages.ranges[i].start >= start &&
-                      pages.ranges[i].end <= end && (i == 0 || pages.ranges[i - 1].end <= pages.ranges[i].start));
-                pages.count += (pages.ranges[i].end - pages.ranges[i].start) / PAGE_BYTES;
+        CHECK(track_written(child->track, child->target, start, end, protect, &pages.written) == 0);
+        for (size_t i = 0; i < pages.written.n; i++) {
+                const TrackRange *range = &pages.written.ranges[i];
+
+                CHECK(range->start < range->end && range->start >= start && range->end <= end &&
+                      (i == 0 || range[-1].end <= range->start));
+                pages.count += (range->end - range->start) / PAGE_BYTES;
         }
         return pages;
 }
@@ -191,22 +192,14 @@ Pages child_written(Child *child, uint64_t start, uint64_t end, bool protect) {
 size_t child_count_written(Child *child, uint64_t start, uint64_t end) {
         Pages pages = child_written(child, start, end, true);
 
-        free(pages.ranges);
+        track_ranges_done(&pages.written);
         return pages.count;
 }
 
 bool pages_have(const Pages *pages, uint64_t addr) {
-        size_t low = 0, high = pages->n;
+        size_t i = FIRST_BEHIND(pages->written.ranges, pages->written.n, addr);
 
-        while (low < high) {
-                size_t middle = (low + high) / 2;
-
-                if (pages->ranges[middle].end <= addr)
-                        low = middle + 1;
-                else
-                        high = middle;
-        }
-        return low < pages->n && pages->ranges[low].start <= addr;
+        return i < pages->written.n && pages->written.ranges[i].start <= addr;
 }
 
 long order_map(long bytes) {

@@ -48,8 +48,8 @@ void child_stop(Child *child);
 size_t child_count_mappings(const Child *child);
 
 typedef struct Pages {
-        TrackRange *ranges;
-        size_t n, allocated, count;
+        TrackRanges written;
+        size_t count;
 } Pages;
 Pages child_written(Child *child, uint64_t start, uint64_t end, bool protect);
 size_t child_count_written(Child *child, uint64_t start, uint64_t end);

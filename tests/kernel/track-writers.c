@@ -123,7 +123,7 @@ static void test_kernel_writes(const char *who) {
                         pages = child_written(&child, shared->start, area_end(), true);
                         CHECK(pages.count == 1 && pages_have(&pages, area_page(i)), "%s: %s: %zu pages", who,
                               kernel_writes[i].name, pages.count);
-                        free(pages.ranges);
+                        track_ranges_done(&pages.written);
                 }
                 /* From outside. */
                 to = (struct iovec){ page(9), sizeof word };
@@ -283,8 +283,8 @@ static uint64_t pages_read;
 
 /* A page that is just elsewhere will be reported when it is back. */
 static void copy_pages(const Child *child, char *copy, const Pages *pages) {
-        for (size_t i = 0; i < pages->n; i++)
-                for (uint64_t at = pages->ranges[i].start; at < pages->ranges[i].end; at += PAGE_BYTES)
+        for (size_t i = 0; i < pages->written.n; i++)
+                for (uint64_t at = pages->written.ranges[i].start; at < pages->written.ranges[i].end; at += PAGE_BYTES)
                         pages_read += pread(child->target->memfd, copy + (at - shared->start), PAGE_BYTES,
                                             (off_t)at) > 0;
 }
@@ -293,10 +293,10 @@ static void scan(Child *child, char *copy, bool control) {
         Pages pages = child_written(child, shared->start, area_end(), !control);
 
         copy_pages(child, copy, &pages);
-        free(pages.ranges);
+        track_ranges_done(&pages.written);
         if (control) {
                 pages = child_written(child, shared->start, area_end(), true);
-                free(pages.ranges);
+                track_ranges_done(&pages.written);
         }
 }
 

@@ -22,7 +22,7 @@ static void check_exact(Child *child, bool protect) {
         for (uint64_t i = 0; i < shared->pages; i++)
                 CHECK(is_picked(i) == pages_have(&pages, area_page(i)), "page %lu of %lu, %u permille", i,
                       shared->pages, shared->permille);
-        free(pages.ranges);
+        track_ranges_done(&pages.written);
 }
 
 static void test_exact(uint64_t bytes) {
@@ -89,7 +89,7 @@ static void expect(Child *child, const char *expected, int line) {
         for (uint64_t i = 0; i < n; i++)
                 CHECK(pages_have(&pages, area_page(i)) == (expected[i] == 'w'), "line %d: page %lu, expected %s", line,
                       i, expected);
-        free(pages.ranges);
+        track_ranges_done(&pages.written);
 }
 #define EXPECT(child, expected) expect(child, expected, __LINE__)
 
@@ -205,7 +205,7 @@ static void test_merging_back(void) {
         {
                 Pages pages = child_written(&child, shared->start, area_page(8), true);
                 CHECK(pages_have(&pages, area_page(3)) && pages_have(&pages, area_page(6)));
-                free(pages.ranges);
+                track_ranges_done(&pages.written);
         }
         EXPECT(&child, "--------");
         child_order(&child, touch, 5);
@@ -317,12 +317,10 @@ static long execute(long unused) {
 }
 
 static void expect_gone(Child *child) {
-        _cleanup_free_ TrackRange *ranges = NULL;
-        size_t n = 0, allocated = 0;
+        _cleanup_(track_ranges_done) TrackRanges ranges = {};
 
-        CHECK(track_written(child->track, child->target, shared->start, area_end(), true, &ranges, &n, &allocated) ==
-              TARGET_E_GONE);
-        CHECK(n == 0);
+        CHECK(track_written(child->track, child->target, shared->start, area_end(), true, &ranges) == TARGET_E_GONE);
+        CHECK(ranges.n == 0);
         /* As the kernel says of the memory it knew: whatever list it is given. */
         for (size_t i = 0; i < child->vmas.n; i++)
                 child->vmas.vmas[i].tracked = false;

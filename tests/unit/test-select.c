@@ -16,9 +16,9 @@ static size_t n_writes;
 static uint64_t asked;          /* bytes that were looked through */
 
 int __wrap_track_written(Track *track, const Target *target, uint64_t start, uint64_t end, bool protect,
-                         TrackRange **ranges, size_t *n, size_t *allocated);
+                         TrackRanges *ranges);
 int __wrap_track_written(Track *track, const Target *target, uint64_t start, uint64_t end, bool protect,
-                         TrackRange **ranges, size_t *n, size_t *allocated) {
+                         TrackRanges *ranges) {
         size_t kept = 0;
 
         assert_true(protect && start < end);
@@ -28,8 +28,8 @@ int __wrap_track_written(Track *track, const Target *target, uint64_t start, uin
                         writes[kept++] = writes[i];
                         continue;
                 }
-                assert_int_equal(GROW(*ranges, *n, *allocated), 0);
-                (*ranges)[(*n)++] = writes[i];
+                assert_int_equal(GROW(ranges->ranges, ranges->n, ranges->allocated), 0);
+                ranges->ranges[ranges->n++] = writes[i];
         }
         n_writes = kept;
         return 0;
