@@ -346,6 +346,7 @@ static void swap_config(Manager *m) {
         Conf *old = m->conf;
 
         m->conf = TAKE_PTR(m->new_conf);
+        m->nodes_asked = false;
         roster_reconfigure(&m->roster, m->conf);
         if (old->daemon.probes != m->conf->daemon.probes) {
                 manager_close_probes(m);

@@ -32,6 +32,9 @@ typedef enum ManagerState {
         MANAGER_STOPPING,
 } ManagerState;
 
+#define MANAGER_NODES_WAIT \
+        "KSM can change it only while no page is shared (ksmctl unmerge for each cgroup, then ksmctl reload)"
+
 /* An answer owed until the named work is done. */
 typedef struct Request {
         enum { REQUEST_SCAN, REQUEST_UNMERGE } kind;
@@ -57,6 +60,8 @@ typedef struct Manager {
         bool stranger_marked;           /* merging waits for a process of another domain to be undone */
         WalkCost walk;                  /* for MaxPageSharing=auto; mapping_nsec 0: not measured yet */
         uint32_t max_page_sharing;      /* in force, as of the last burst; 0: there was none */
+        bool nodes_asked;               /* since the last reload ksmd was let forget what is merged no more */
+        bool nodes_wait;                /* MergeAcrossNodes= was changed, and waits until no page is shared */
         bool limits_refused;            /* MaxPageSharing= and MergeAcrossNodes= wait until no page is shared */
         bool track_absent;              /* the kernel cannot follow writes */
         Crew *crew;                     /* that reads and matches */

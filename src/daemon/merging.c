@@ -259,11 +259,10 @@ static void limit_sharing(Manager *m, const Pass *pass) {
         for (size_t i = 0; i < pass->n_slots; i++)
                 if (!pass->slots[i]->pool)
                         stable_set_max_sharing(pass->slots[i]->domain->stable, m->max_page_sharing);
-        if (!m->conf->daemon.merge_across_nodes)
+        if (m->roster.apart)
                 busy |= ksm_set(m->ksm, "merge_across_nodes", 0) == KSM_E_BUSY;
         if (busy && !m->limits_refused)
-                log_warning("MaxPageSharing= or MergeAcrossNodes= is not in force: KSM can change it only while no page "
-                            "is shared");
+                log_warning("MaxPageSharing= or MergeAcrossNodes= is not in force: " MANAGER_NODES_WAIT);
         m->limits_refused = busy;
 }
 

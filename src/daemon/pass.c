@@ -73,12 +73,58 @@ static void recheck_slot(Manager *m, const Slot *slot) {
 static void refresh_numa(Manager *m) {
         int r;
 
-        if (m->conf->daemon.merge_across_nodes || now_nsec() - m->numa_nsec < NUMA_NSEC)
+        if ((m->conf->daemon.merge_across_nodes && !m->roster.apart) || now_nsec() - m->numa_nsec < NUMA_NSEC)
                 return;
         m->numa_nsec = now_nsec();
         r = numa_read(NULL, NULL, &m->numa);
         if (r < 0)
                 log_debug("NUMA nodes: %s", strerror(-r));
+}
+
+static bool any_marked(const Pass *pass) {
+        for (size_t i = 0; i < pass->n_members; i++)
+                if (pass->members[i]->marks.ours.n > 0)
+                        return true;
+        return false;
+}
+
+/* KSM counts what was taken apart as shared until ksmd comes by. Once for each reload: others may share pages for ever. */
+static bool is_anything_shared(Pass *pass) {
+        Manager *m = pass->manager;
+        KsmCounters counters;
+
+        if (!m->ksm || (ksm_counters(m->ksm, &counters) == 0 && counters.pages_shared == 0))
+                return false;
+        if (!m->burst || m->nodes_asked || any_marked(pass) || burst_start(m->burst, 1, 1) < 0)
+                return true;
+        while (burst_step(m->burst) == BURST_RUNNING)
+                if (manager_breathe_in_burst(m)) {
+                        burst_stop(m->burst);
+                        return true;
+                }
+        m->nodes_asked = true;
+        return ksm_counters(m->ksm, &counters) < 0 || counters.pages_shared > 0;
+}
+
+/* MergeAcrossNodes= was changed by a reload. What is merged was merged by the old rule, and KSM holds on to it until no page
+ * is shared on the host: then it is put in force, for KSM and for our trees, at once. */
+static void settle_nodes(Pass *pass) {
+        static const char *const knob[] = { "merge_across_nodes" };
+        Manager *m = pass->manager;
+        bool across = m->conf->daemon.merge_across_nodes, waited = m->nodes_wait;
+
+        m->nodes_wait = false;
+        if (across != m->roster.apart)
+                return;
+        m->nodes_wait = is_anything_shared(pass);
+        if (m->nodes_wait && !waited)
+                log_warning("MergeAcrossNodes=%s is not in force yet: " MANAGER_NODES_WAIT, across ? "yes" : "no");
+        if (m->nodes_wait)
+                return;
+        roster_set_apart(&m->roster, !across);
+        if (across && m->ksm && ksm_restore_knobs(m->ksm, knob, ELEMENTSOF(knob)) != 0)
+                log_warning("KSM goes on keeping NUMA nodes apart");
+        log_info("pages of different NUMA nodes are %s from now on", across ? "merged" : "kept apart");
 }
 
 static int pass_begin(Manager *m, Pass *pass) {
@@ -184,6 +230,7 @@ int manager_pass(Manager *m) {
         if (r < 0)
                 return r;
         m->in_pass = true;
+        settle_nodes(&pass);
         manager_judge(m);
         m->state = MANAGER_SCANNING;
         m->pass_changes = 0;

@@ -67,8 +67,10 @@ static json_t *warnings_json(const Manager *m) {
                 add_warning(array, "merging waits: a process that left another domain is still marked and cannot be "
                                    "called at the moment");
         if (m->limits_refused)
-                add_warning(array, "MaxPageSharing= or MergeAcrossNodes= is not in force: KSM can change it only while no "
-                                   "page is shared");
+                add_warning(array, "MaxPageSharing= or MergeAcrossNodes= is not in force: " MANAGER_NODES_WAIT);
+        if (m->nodes_wait)
+                add_warning(array, "MergeAcrossNodes=%s is not in force yet: " MANAGER_NODES_WAIT,
+                            m->conf->daemon.merge_across_nodes ? "yes" : "no");
         for (size_t i = 0; i < m->roster.n_slots; i++)
                 if (m->roster.slots[i]->idle_reason && !m->roster.slots[i]->dry_run)
                         add_warning(array, "domain %s merges nothing: %s", m->roster.slots[i]->name,

@@ -53,7 +53,7 @@ DEFINE_CLEANUP(Slot, slot_free)
 static uint32_t max_sharing(const Conf *conf) { return conf->daemon.max_page_sharing ?: 256; }
 
 static const Numa *kept_apart(const Roster *roster) {
-        return roster->conf->daemon.merge_across_nodes ? NULL : roster->numa;
+        return roster->apart ? roster->numa : NULL;
 }
 
 static bool advise_taken(const Roster *roster) {
@@ -410,6 +410,18 @@ int roster_block(Roster *roster, const char *path) {
         return -ENOENT;
 }
 
+void roster_set_apart(Roster *roster, bool apart) {
+        roster->apart = apart;
+        for (size_t i = 0; i < roster->n_slots; i++)
+                if (roster->slots[i]->domain && !roster->slots[i]->pool)
+                        domain_set_numa(roster->slots[i]->domain, kept_apart(roster));
+        for (size_t i = 0; i < roster->n_groups; i++)
+                for (size_t k = 0; k < roster->groups[i]->n_members; k++) {
+                        select_all(&roster->groups[i]->members[k]->space);
+                        roster->groups[i]->members[k]->look_again = true;
+                }
+}
+
 void roster_reconfigure(Roster *roster, const Conf *conf) {
         roster_refresh(roster); /* who was forked a moment ago leaves with the others */
         roster->conf = conf;
@@ -525,6 +537,7 @@ int roster_init(Roster *roster, Loop *loop, const Conf *conf, const char *root, 
 
         *roster = (Roster){ .loop = loop, .conf = conf, .numa = numa, .ksm_available = ksm_available,
                             .zero_available = zero_available, .pools = *pools,
+                            .apart = !conf->daemon.merge_across_nodes,
                             .scan_threads = conf->daemon.scan_threads };
         r = cgroup_tree_new(root, on_cgroup, roster, &roster->tree);
         if (r < 0)

@@ -124,6 +124,7 @@ typedef struct Roster {
         char **blocked;                 /* cgroups unmerged by command: left alone until the next reload */
         size_t n_blocked, blocked_allocated;
         const Numa *numa;               /* borrowed */
+        bool apart;                     /* pages of different nodes are kept apart, whatever the configuration says by now */
         RosterPools pools;
         bool ksm_available, zero_available;
         unsigned scan_threads;          /* as many as the daemon started with */
@@ -140,6 +141,8 @@ void roster_refresh(Roster *roster);
 void roster_refresh_cgroup(Roster *roster, uint64_t id);
 /* The configuration was swapped: groups that are not opted in any more, or differently, leave; others come. */
 void roster_reconfigure(Roster *roster, const Conf *conf);
+/* Whether pages of different nodes are kept apart from now on: nothing may be merged. */
+void roster_set_apart(Roster *roster, bool apart);
 /* One cgroup leaves, and is left alone until roster_reconfigure(). -ENOENT, -ENOMEM. */
 int roster_block(Roster *roster, const char *path);
 /* A process that an earlier daemon marked and that is managed no more joins the leaving. TARGET_E_GONE, TARGET_E_DENIED,

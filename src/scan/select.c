@@ -395,6 +395,12 @@ void select_recheck(Space *space) {
         }
 }
 
+void select_all(Space *space) {
+        for (size_t b = 0; b < space->n; b++)
+                for (unsigned i = 0; i < ELEMENTSOF(space->blocks[b]->again); i++)
+                        space->blocks[b]->again[i] |= space->blocks[b]->hashed[i];
+}
+
 void select_soon(Block *block, uint32_t pass) {
         block->whole = true;
         block->due = pass + 1;

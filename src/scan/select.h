@@ -52,5 +52,7 @@ void select_learn(const ScanBatch *batch, uint32_t pass);
  * what an earlier one found out about it. */
 void select_recheck(Space *space);
 
+/* Everything that was read is read again by the next pass, as if it had come from elsewhere. */
+void select_all(Space *space);
 /* The block is to be looked at, all of it, by the next pass. */
 void select_soon(Block *block, uint32_t pass);

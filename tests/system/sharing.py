@@ -109,5 +109,50 @@ def dups_follow_the_limit():
                       "a walk would take longer than was asked for")
 
 
+def across_nodes_by_reload():
+    """MergeAcrossNodes= changed by a reload: put in force when no page is shared; till then it is said what to do"""
+    with Host("across") as host:
+        forget_all()
+        if knob("pages_shared") > 0 or knob("merge_across_nodes") != 1:
+            skip("somebody else shares pages on this host, or keeps nodes apart")
+        group = host.cgroup("a")
+        twins = [Twins(host, group, PAGES // 4) for _ in range(2)]
+
+        def configure(across):
+            host.configure(f"MinimumAge=0\nScanInterval=1w\nMergeAcrossNodes={across}\nOnStop=unmerge\n"
+                           f"[Cgroup {group}]\nMerge=yes\n")
+
+        def waits():
+            return [w for w in host.call("GetStatus")["warnings"] if "MergeAcrossNodes" in w]
+
+        def merge():
+            host.passes(3)
+            check(len({pfn for twin in twins for pfn in twin.frames()}) <= PAGES // 2 // 256 * 2, "not merged")
+
+        def change(across, was, wanted):
+            configure(across)
+            host.ctl("reload")
+            host.passes(2)
+            check(knob("merge_across_nodes") == was and len(waits()) == 1 and "ksmctl unmerge" in waits()[0], f"{waits()}")
+            host.ctl("unmerge", group)
+            host.ctl("reload")
+            merge()
+            check(knob("merge_across_nodes") == wanted and not waits(), f"not in force: {waits()}")
+
+        configure("yes")
+        daemon = host.daemon(host.dir / "test.conf")
+        merge()
+        change("no", 1, 0)
+        change("yes", 0, 1)
+        change("no", 1, 0)
+        check(all(twin.intact() for twin in twins), "memory changed")
+        told = [line for line in daemon.log().splitlines() if "nodes" in line.lower()]
+        print(f"    {len(told)} lines in the log: {told[0]}")
+        check(len(told) == 6, f"{told}")
+        host.ctl("unmerge", group)
+        forget_all()
+        check(host.stop(daemon) == 0 and knob("merge_across_nodes") == 1, "the knob was not put back")
+
+
 if __name__ == "__main__":
-    run_tests(dups_follow_the_limit)
+    run_tests(dups_follow_the_limit, across_nodes_by_reload)
