@@ -46,6 +46,9 @@ int main(int argc, char **argv) {
                 area[i] = (uint8_t)(i % PAGE_BYTES * 7 + (i / PAGE_BYTES >= sharers ? i / PAGE_BYTES : 0));
         for (size_t i = 0; i < pieces; i++) /* pieces of one mapping, with one anon_vma */
                 CHECK(mprotect(area + (sharers + 2 * i) * PAGE_BYTES, PAGE_BYTES, PROT_READ) == 0);
+        set("run", "2"); /* KSM counts pages of processes that ended as shared until it comes by */
+        set("run", "0");
+        CHECK(get("pages_sharing") == 0);
         CHECK(madvise(area, sharers * PAGE_BYTES, MADV_MERGEABLE) == 0);
         set("sleep_millisecs", "0");
         set("run", "1");

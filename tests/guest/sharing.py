@@ -7,6 +7,9 @@ import pathlib
 import subprocess
 import sys
 
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "system"))
+from harness import Host, check
+
 BUILD = pathlib.Path(os.environ.get("KSMD_USER_BUILD_DIR", "."))
 
 
@@ -26,4 +29,21 @@ print(f"256 mappings, each cut into 1024 pieces: {cut / 1e3:.0f} us: a piece cos
       if piece > 0 else f"pieces cost nothing: {cut / 1e3:.0f} us")
 # The bound is worth having: a walk grows with the sharers, about evenly, and with the pieces.
 failed = not 1.5 < some / few or not 2 < many / some < 8 or not cut > 2 * some
-sys.exit(failed)
+if failed:
+    sys.exit(1)
+
+# What the daemon tells of them. Here the kernel lets a probe look at a function.
+with Host("walks") as host:
+    daemon = host.daemon(host.configure(""))
+    way = {probe["name"]: probe["way"] for probe in host.call("GetStatus")["probes"]}["walks"]
+    check(way == "btf", f"the probe is not there: {way}")
+    before = host.stats()
+    walk(1024)
+    after = host.stats()
+    walks, nsec = (after[name] - before[name] for name in ("rmap_walks", "rmap_walk_nsec"))
+    longest = after["rmap_walk_nsec_max"]
+    print(f"the daemon saw {walks} walks, {nsec / 1e3:.0f} us in all, the longest {longest / 1e3:.0f} us")
+    # ksm-walk moves the page 14 times (the first time it may be there already); each move walks twice: most of its time.
+    check(walks >= 26 and longest <= after["rmap_walk_nsec"] and many / 20 < longest, "not seen")
+    check("rmap walks" in host.ctl("stats"), "not shown")
+    check(host.stop(daemon) == 0, "end")
