@@ -137,6 +137,16 @@ def conf(group, daemon="Judgement=no\n", merge="yes"):
     return f"MinimumAge=0\nScanInterval=1w\n{daemon}[Cgroup {group}]\nMerge={merge}\n"
 
 
+def drifted(host, pages=MIB * 256):
+    """A server whose workers have drifted apart, not managed yet: (its cgroup, it, its frames)"""
+    group = host.cgroup("a")
+    server = Server(host, group, pages)
+    for i in range(CHILDREN):
+        server.fork(i)
+    server.drift()
+    return group, server, frames_in_use(server.pids)
+
+
 def restarted(host, daemon, how):
     """Another daemon takes over; returns it."""
     host.stop(daemon, how)
@@ -146,12 +156,7 @@ def restarted(host, daemon, how):
 def savings_are_frames():
     """a server of 64 MiB and 8 workers that drift: what is reported is what became free; what fork shares is not"""
     with Host("prefork") as host:
-        group = host.cgroup("a")
-        server = Server(host, group)
-        for i in range(CHILDREN):
-            server.fork(i)
-        server.drift()
-        started = frames_in_use(server.pids)
+        group, server, started = drifted(host)
         daemon = host.daemon(host.configure(conf(group)))
         left = settled(host)
         now, told = frames_in_use(server.pids), reported(host)
@@ -176,12 +181,12 @@ def savings_are_frames():
         # They drift apart, and are merged back.
         told, before = reported(host), frames_in_use(server.pids)
         server.drift()
-        drifted = frames_in_use(server.pids)
+        apart = frames_in_use(server.pids)
         settled(host)
         now = frames_in_use(server.pids)
-        print(f"    drifted again: {drifted - before} more frames, {now - before} when merged again, "
+        print(f"    drifted again: {apart - before} more frames, {now - before} when merged again, "
               f"reported {told} and {reported(host)}")
-        check(now - before <= (drifted - before) // 10, "not merged back")
+        check(now - before <= (apart - before) // 10, "not merged back")
         check(server.intact(), "merging changed memory")
         check(host.stop(daemon) == 0, "end")
 
@@ -189,12 +194,7 @@ def savings_are_frames():
 def restart_tells_the_same():
     """killed when all is merged, or stopped with OnStop=keep: the next daemon reports what became free, and goes on"""
     with Host("restart") as host:
-        group = host.cgroup("a")
-        server = Server(host, group, pages=MIB * 64)
-        for i in range(CHILDREN):
-            server.fork(i)
-        server.drift()
-        started = frames_in_use(server.pids)
+        group, server, started = drifted(host, MIB * 64)
         daemon = host.daemon(host.configure(conf(group)))
         left = settled(host)
         for how in signal.SIGKILL, signal.SIGTERM, signal.SIGKILL:
@@ -232,12 +232,7 @@ def restart_tells_the_same():
 def judged():
     """the same with judgement: what drifts is left alone, what is reported is what is free, also while it is; let go, it merges"""
     with Host("judged") as host:
-        group = host.cgroup("a")
-        server = Server(host, group, pages=MIB * 64)
-        for i in range(CHILDREN):
-            server.fork(i)
-        server.drift()
-        started = frames_in_use(server.pids)
+        group, server, started = drifted(host, MIB * 64)
         daemon = host.daemon(host.configure(conf(group, daemon="")))
         left = settled(host)
         merged, told = frames_in_use(server.pids), reported(host)
@@ -245,22 +240,22 @@ def judged():
         check(abs(told - (started - merged)) <= (started - merged) // 100 + left, f"{started - merged}, {told} reported")
 
         server.drift()
-        drifted = frames_in_use(server.pids)
+        apart = frames_in_use(server.pids)
         settled(host)
         alone, told = host.stats()["merge_failures"]["hot"], reported(host)
         now = frames_in_use(server.pids)
-        print(f"    drifted: {drifted - merged} more frames, {now - merged} with judgement, {alone} pages left alone; "
+        print(f"    drifted: {apart - merged} more frames, {now - merged} with judgement, {alone} pages left alone; "
               f"freed {started - now}, reported {told}")
-        check(alone >= (drifted - merged) * 9 // 10, "what broke was not left alone")
-        check(now - merged >= (drifted - merged) * 9 // 10, "what was left alone was merged")
-        check(abs(told - (started - now)) <= (drifted - merged) // 100 + left, f"{started - now} are free, {told} reported")
+        check(alone >= (apart - merged) * 9 // 10, "what broke was not left alone")
+        check(now - merged >= (apart - merged) * 9 // 10, "what was left alone was merged")
+        check(abs(told - (started - now)) <= (apart - merged) // 100 + left, f"{started - now} are free, {told} reported")
 
         host.configure(conf(group, daemon="PayBack=1s\n"))  # lets everybody go
         host.ctl("reload")
         settled(host)
         now, told = frames_in_use(server.pids), reported(host)
         print(f"    let go: {now - merged} more frames than at first, freed {started - now}, reported {told}")
-        check(now - merged <= (drifted - merged) // 10, "not merged back")
+        check(now - merged <= (apart - merged) // 10, "not merged back")
         check(abs(told - (started - now)) <= (started - now) // 100 + left, f"{started - now} are free, {told} reported")
         check(server.intact(), "merging changed memory")
         check(host.stop(daemon) == 0, "end")
