@@ -70,7 +70,9 @@ static const char *section_verdict(const Doctor *doctor, const ConfCgroup *secti
         if (section->merge == CONF_MERGE_NO)
                 return "Merge=no: left alone";
         if (section->route == CONF_ROUTE_REMAP)
-                return "its route is not part of this version: nothing in it is merged";
+                return doctor->n_cgroups[index] == 0 ? "matches no cgroup that exists now" :
+                       section->merge == CONF_MERGE_DRY_RUN ? "read and matched, nothing is merged" :
+                                                              "merged by route remap, into a pool of its domain";
         if (doctor->n_cgroups[index] == 0)
                 return "matches no cgroup that exists now";
         return section->merge == CONF_MERGE_DRY_RUN ? "read and matched, nothing is merged" :

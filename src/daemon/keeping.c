@@ -197,6 +197,9 @@ int manager_open_keeper(Manager *m, const char **ret_reason) {
                 *ret_reason = "route remap: the pools of before cannot be taken over";
                 return r;
         }
+        /* A program of the daemon before may not have ended yet. */
+        if (remapping->n_pools > 0)
+                remapping->uncertain_until_nsec = now_nsec() + UNCERTAIN_NSEC;
         m->remapping = TAKE_PTR(remapping);
         return 0;
 }
@@ -211,8 +214,6 @@ const char *manager_open_pool(void *userdata, Slot *slot) {
 
         if (slot->pool)
                 return NULL;
-        if (!getenv("KSMD_USER_UNFINISHED_REMAP"))
-                return "Route=remap is not part of this version";
         if (!m->zero)
                 return "this kernel cannot move pages out of a process (UFFDIO_MOVE, 6.8)";
         if (!m->conf->daemon.merge_across_nodes && m->numa.n_nodes > 1)
@@ -259,7 +260,8 @@ void manager_learn_pool(Slot *slot) {
                         uint64_t key = domain_key(slot->domain, bytes + i * PAGE_BYTES);
 
                         if (key != 0)
-                                (void)stable_insert(slot->domain->stable, key, page + i, MAX_OF(space->sharers[page + i], 1U));
+                                (void)stable_insert(slot->domain->stable, key, page + i,
+                                                    MAX_OF(space->sharers[page + i], 1U));
                 }
                 notify_watchdog();
         }
@@ -302,7 +304,8 @@ void manager_tend_pools(Manager *m, uint64_t n_pages) {
                 PoolStats stats;
                 int r;
 
-                if (is_used(m, pool) || pool_stats(pool->pool, &stats) < 0 || stats.pages > 0 || !manager_keeper_ready(m)) {
+                if (is_used(m, pool) || pool_stats(pool->pool, &stats) < 0 || stats.pages > 0 ||
+                    !manager_keeper_ready(m)) {
                         i++;
                         continue;
                 }

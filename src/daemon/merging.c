@@ -130,22 +130,28 @@ static int carry_out(Pass *pass, Member *member) {
         }
 }
 
+/* It maps pages of a pool that is not for it. */
+static bool is_astray(const Member *member) {
+        return member->astray > 0 || (member->pooled > 0 && pass_slot(member)->apart);
+}
+
 int pass_mark(Pass *pass) {
+        pass_judge_trust(pass);
         for (size_t i = 0; i < pass->n_members; i++) {
                 Member *member = pass->members[i];
                 int r;
 
-                if (passed_over(member) || !member->vmas.n || !(member->touched || member->plan_again || member->astray > 0))
+                if (passed_over(member) || !member->vmas.n || !(member->touched || member->plan_again || is_astray(member)))
                         continue;
                 if (manager_breathe(pass->manager, 0))
                         return -ECANCELED;
                 if (passed_over(member))
                         continue;
-                if (member->astray > 0) {
+                if (is_astray(member)) {
                         r = pass_leave_others(pass, member);
                         if (r < 0)
                                 log_debug("process %d: another domain's pages: %s", member->target->pid, strerror(-r));
-                        if (passed_over(member) || member->astray > 0)
+                        if (passed_over(member) || is_astray(member))
                                 continue;
                 }
                 count_member(member);

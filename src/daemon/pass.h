@@ -54,7 +54,9 @@ int pass_mark(Pass *pass);
 int pass_give(Pass *pass, Member *member);
 /* remapping.c: route remap, zero pages included, in the place of marking. -errno. */
 int pass_remap(Pass *pass, Member *member);
-/* What a member maps of another domain's pool becomes its own again. -errno. */
+/* Whether the cgroups of each domain may share its pool now. */
+void pass_judge_trust(Pass *pass);
+/* What a member maps of a pool that is not for it becomes its own again. -errno. */
 int pass_leave_others(Pass *pass, Member *member);
 /* Lets ksmd run when it is worth while. */
 int pass_burst(Pass *pass);

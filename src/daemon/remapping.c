@@ -14,14 +14,13 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "host/thp.h"
 #include "merge/remap-plan.h"
 #include "scan/pagemap.h"
 #include "scan/reader.h"
 
 #include <string.h>
 
-/* How long a program that lost us may take to its end, and what it maps may not be seen yet. */
-#define UNCERTAIN_NSEC (10 * NSEC_PER_SEC)
 /* Of a stop, for beginning with runs; those that were begun are ended. Some 0.6 ms of it the thread waits for us. */
 #define BEGIN_NSEC (1400 * NSEC_PER_USEC)
 /* How often in a row a batch may come to nothing for want of time. */
@@ -390,16 +389,48 @@ static int merge_member(Pass *pass, Member *member, const RemapRuns *runs) {
         return r < 0 ? r : 0;
 }
 
+/* Who shares a pool has to trust the others, or nobody can do them harm; either may change at any time. */
+void pass_judge_trust(Pass *pass) {
+        const Manager *m = pass->manager;
+
+        for (size_t s = 0; s < pass->n_slots; s++) {
+                Slot *slot = pass->slots[s];
+                const char *before = slot->trust_problem, *mapper = NULL;
+                PolicyTrust trust = {};
+
+                slot->trust_problem = NULL;
+                slot->apart = false;
+                if (slot->route != CONF_ROUTE_REMAP || slot->dry_run)
+                        continue;
+                for (size_t i = 0; i < m->roster.n_groups; i++) {
+                        const Group *group = m->roster.groups[i];
+                        const ConfCgroup *section = policy_find(m->conf, group->path);
+                        uint64_t pooled = 0;
+
+                        if (group->slot != slot || group->n_members == 0 || !section)
+                                continue;
+                        policy_trust_add(&trust, section, group->path);
+                        for (size_t k = 0; k < group->n_members; k++)
+                                pooled += group->members[k]->pooled;
+                        slot->apart |= pooled > 0 && mapper;
+                        mapper = pooled > 0 ? group->path : mapper;
+                }
+                slot->trust_problem = policy_trust_problem(&trust, host_shmem_huge_denied(NULL));
+                slot->apart &= slot->trust_problem != NULL;
+                if (slot->trust_problem && !before)
+                        log_warning("domain %s is not remapped: %s", slot->name, slot->trust_problem);
+        }
+}
+
 /* Mappings of another domain's pool, that a process brought along from where it was forked. */
 static int leave_others(Manager *m, Member *member) {
+        const Slot *slot = pass_slot(member);
         uint64_t pages = 0;
         int r;
 
-        if (member->astray == 0)
-                return 0;
         manager_end_track(member);
-        r = manager_unmap(m, member, pass_slot(member)->pool, &pages);
-        log_info("process %d: %lu pages of another domain's pool are its own again", member->target->pid, pages);
+        r = manager_unmap(m, member, slot->apart || slot->dry_run ? NULL : slot->pool, &pages);
+        log_info("process %d: %lu pages of a pool that is not for it are its own again", member->target->pid, pages);
         member->look_again = true;
         (void)manager_refresh(m, member);
         return r;
@@ -447,7 +478,9 @@ int pass_remap(Pass *pass, Member *member) {
         if (r < 0)
                 return r;
         note_runs(member, &runs);
-        member->remap_refused = NULL;
+        member->remap_refused = pass_slot(member)->trust_problem;
+        if (member->remap_refused)
+                return 0;
         if (runs.n == 0)
                 return 0;
         r = remap_target_fits(member->target);

@@ -59,6 +59,8 @@ void manager_census_pooled(Manager *manager, Slot *slot, Member *const *members,
 /* How many units (pages; each range counts as some more) a stop has time for, and what one taught. */
 #define REMAP_RANGE_UNITS 6U
 #define REMAP_PIECE_PAGES 128U
+/* How long a program that lost us may take to its end: until then what it is about to map may look unused. */
+#define UNCERTAIN_NSEC (10 * NSEC_PER_SEC)
 uint64_t remapping_units_max(const Remapping *remapping, bool undo);
 void remapping_learn(Remapping *remapping, bool undo, uint64_t units, uint64_t stop_nsec);
 /* RemapSettle; userdata: the manager. */

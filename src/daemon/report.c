@@ -75,6 +75,9 @@ static json_t *warnings_json(const Manager *m) {
                 if (m->roster.slots[i]->idle_reason && !m->roster.slots[i]->dry_run)
                         add_warning(array, "domain %s merges nothing: %s", m->roster.slots[i]->name,
                                     m->roster.slots[i]->idle_reason);
+                else if (m->roster.slots[i]->trust_problem)
+                        add_warning(array, "domain %s: only zero pages are given back: %s", m->roster.slots[i]->name,
+                                    m->roster.slots[i]->trust_problem);
                 else if (m->roster.slots[i]->zero_reason)
                         add_warning(array, "domain %s: only zero pages are given back: %s", m->roster.slots[i]->name,
                                     m->roster.slots[i]->zero_reason);

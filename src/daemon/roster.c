@@ -446,7 +446,9 @@ void roster_reconfigure(Roster *roster, const Conf *conf) {
                 } else
                         group_leave(roster, i);
         }
+        roster->ask_again = true;
         roster_prune_slots(roster);
+        roster->ask_again = false;
         take_in(roster);
 }
 
@@ -490,7 +492,7 @@ static void admit_waiting(Roster *roster) {
                 Slot *slot = roster->slots[i];
 
                 /* What a pool lacks does not come by itself. */
-                if ((is_idle(slot) && slot->asked != CONF_ROUTE_REMAP) || slot->zero_reason)
+                if ((is_idle(slot) && (slot->asked != CONF_ROUTE_REMAP || roster->ask_again)) || slot->zero_reason)
                         slot_admit(roster, slot);
         }
 }

@@ -30,6 +30,8 @@ typedef struct Slot {
         const char *idle_reason;        /* … why this domain merges nothing; NULL when it merges */
         const char *zero_reason;        /* why it was left open and only zero pages are given back; NULL: it was asked for */
         struct RemapPool *pool;         /* route remap; borrowed. NULL: none was needed yet */
+        const char *trust_problem;      /* why nothing is put into the pool now; NULL: nothing speaks against it */
+        bool apart;                     /* … and what several cgroups have in it already has to go */
         Domain *domain;                 /* NULL while idle_reason is set and it is no dry run */
         unsigned n_groups;
         bool recheck_forked;            /* the running pass reads these again (SelectRules) */
@@ -126,6 +128,7 @@ typedef struct Roster {
         const Numa *numa;               /* borrowed */
         bool apart;                     /* pages of different nodes are kept apart, whatever the configuration says by now */
         RosterPools pools;
+        bool ask_again;                 /* for pools that could not be had */
         bool ksm_available, zero_available;
         unsigned scan_threads;          /* as many as the daemon started with */
 } Roster;

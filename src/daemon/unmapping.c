@@ -172,7 +172,7 @@ static void carry_out(Unmap *u) {
         if (u->result == 0)
                 remapping_learn(u->m->remapping, true, u->units, batch.stop_nsec);
         if (u->result == REMOTE_E_LOST)
-                u->m->remapping->uncertain_until_nsec = now_nsec() + 10 * NSEC_PER_SEC;
+                u->m->remapping->uncertain_until_nsec = now_nsec() + UNCERTAIN_NSEC;
         for (size_t i = 0; i < u->n && u->result == 0; i++) {
                 const RemapRange *range = &u->ranges[i];
 

@@ -9,7 +9,8 @@
  *      discard         MADV_DONTNEED on every 31st still page, which reads as zeros from then on
  *      write           every 37th still page is written
  *      fork            makes a child that checks the still pages until it is told to end
- *      child           the child found everything right so far; end: it ends
+ *      end             it ends, having found everything right
+ *      again           executes the program anew, which says that it is ready again
  *
  * --as lock|bind|peer|pin|uffd|name: what route remap leaves alone, each for its own reason.
  */
@@ -162,7 +163,15 @@ static void become(const char *kind) {
                 CHECK(false, "what is %s?", kind);
 }
 
+static char **arguments;
+
 static bool obey(const char *order) {
+        if (strcmp(order, "again") == 0) {
+                printf("ok\n");
+                fflush(stdout);
+                execv("/proc/self/exe", arguments);
+                return false;
+        }
         if (strcmp(order, "discard") == 0 || strcmp(order, "write") == 0) {
                 bool discard = *order == 'd';
 
@@ -191,6 +200,7 @@ int main(int argc, char **argv) {
         const char *kind = NULL;
         char line[64];
 
+        arguments = argv;
         pages = 1024;
         for (int c; (c = getopt_long(argc, argv, "", options, NULL)) != -1;)
                 switch (c) {

@@ -9,10 +9,17 @@ import struct
 import subprocess
 import time
 
-from harness import BUILD, Frames, Host, PAGE, check, knobs, mappings, run_tests, wait_for
+from harness import BUILD, KSM, Frames, Host, PAGE, check, knobs, mappings, run_tests, skip, wait_for
 
 DAEMON = "MinimumAge=0s\nScanInterval=300ms\n"
-HIDDEN = {"KSMD_USER_UNFINISHED_REMAP": "1"}
+
+
+NO_KSM = ["unshare", "-m", "--propagation", "private", "sh", "-ec", 'mount -t tmpfs none /sys/kernel/mm && exec "$@"', "sh"]
+TEST_DAEMON = BUILD / "tests/system/ksmd-user-test"
+
+
+def ksm_counters():
+    return {name: (KSM / name).read_text() for name in ("pages_shared", "pages_sharing", "full_scans", "run")}
 
 
 def section(group, **keys):
@@ -76,8 +83,15 @@ def merged():
         before = {pid: mappings(pid) for pid in load.pids}
         anon = sum(rss(pid, "RssAnon") for pid in load.pids)
         text = "OnStop=unmerge\nMaxPageSharing=2\n" + DAEMON
-        daemon = host.daemon(host.configure(text + section(group)), environment=HIDDEN)
-        converge(host, load)
+        ksm = ksm_counters()
+        log = host.dir / "log"
+        daemon = subprocess.Popen([*NO_KSM, str(BUILD / "src/daemon/ksmd-user"), "--config",
+                                   str(host.configure(text + section(group)))], stderr=log.open("w"),
+                                  env={**os.environ, "RUNTIME_DIRECTORY": str(host.dir / "run")})
+        host.daemons.append(daemon)
+        host.logs.append(log)
+        wait_for("the daemon", lambda: host.serving() == daemon.pid, 10)
+        converge(host, load, share=1)
         pages, frames = pooled(load)
         got = stats(host, group)
         print(f"    {pages} pages on {len(frames)} frames, of {load.mergeable}; RssAnon {anon >> 10} -> "
@@ -85,15 +99,17 @@ def merged():
         check(load.intact(), "contents")
         check(got["route"] == "remap", "route")
         check(got["pages_shared"] == len(frames) and got["pages_sharing"] == pages - len(frames), f"{got}")
+        # Two may share a page: each content is kept twice for four processes, and saved twice.
+        check(got["pages_sharing"] == load.mergeable - 2 * load.duplicate, f"{got['pages_sharing']} saved")
         check(max_count(frames) <= 2, f"a frame is mapped {max_count(frames)} times")
         check(anon - sum(rss(pid, "RssAnon") for pid in load.pids) >= (pages + load.zero * 4 * 0.99) * PAGE, "RssAnon")
         check(load.marked() == 0 and load.merged() == 0, "marked or merged by KSM")
         daemon_stats = host.stats()
         print(f"    {daemon_stats['stops']} stops, p50 {daemon_stats['stop_nsec_p50'] / 1e6:.2f} p99 "
               f"{daemon_stats['stop_nsec_p99'] / 1e6:.2f} ms; {[mappings(pid) for pid in load.pids]} mappings, {before}")
-        print(host.ctl("why", load.pids[0]))
+        check("remap" in host.ctl("why", load.pids[0]), "why")
         check(host.stop(daemon) == 0, "end")
-        print(daemon.log()[-2000:])
+        check(ksm_counters() == ksm and knobs() == host.knobs, "KSM was used")
         check(load.intact(), "contents afterwards")
         for pid in load.pids:
             check(not pool_lines(pid), f"left: {pool_lines(pid)}")
@@ -106,6 +122,9 @@ class Victim:
     def __init__(self, host, group, *arguments, mib=4):
         self.process = host.spawn(group, BUILD / "tests/system/remapped-victim", "--mib", mib, *arguments,
                                   stdin=subprocess.PIPE, output=subprocess.PIPE)
+        self.read_ready()
+
+    def read_ready(self):
         words = self.process.stdout.readline().split()
         self.able = words != ["unable"]
         check(words and (words[0] == "ready" or not self.able), f"the victim said {words}")
@@ -130,8 +149,22 @@ def descriptors(pid):
     return len(os.listdir(f"/proc/{pid}/fd"))
 
 
-def keeper_listens(host):
-    return any(line.rstrip().endswith(str(host.dir / "run/keeper")) for line in open("/proc/net/unix"))
+def keeper_sockets(host):
+    return {f"socket:[{line.split()[6]}]" for line in open("/proc/net/unix")
+            if line.rstrip().endswith(str(host.dir / "run/keeper"))}
+
+
+def keepers(host):
+    """The processes of this test's keeper."""
+    sockets, found = keeper_sockets(host), []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            if open(f"/proc/{pid}/comm").read().startswith("ksmd-user-keep") and any(
+                    os.readlink(f"/proc/{pid}/fd/{fd}") in sockets for fd in os.listdir(f"/proc/{pid}/fd")):
+                found.append(int(pid))
+        except OSError:
+            pass
+    return found
 
 
 def all_plain(pids):
@@ -145,7 +178,7 @@ def lived():
         group = host.cgroup("a")
         victims = [Victim(host, group) for _ in range(3)]
         before = {v.pid: (mappings(v.pid), descriptors(v.pid)) for v in victims}
-        daemon = host.daemon(host.configure(DAEMON + section(group)), environment=HIDDEN)
+        daemon = host.daemon(host.configure(DAEMON + section(group)))
         converge(host, *victims)
         for v in victims:
             v.order("check")
@@ -181,7 +214,7 @@ def lived():
         for v in victims:
             v.process.stdin.close()
             v.process.wait()
-        wait_for("the keeper's end", lambda: not keeper_listens(host), 20)
+        wait_for("the keeper's end", lambda: not keepers(host), 20)
 
 
 def skipped():
@@ -191,7 +224,7 @@ def skipped():
         plain = [Victim(host, group, "--quiet") for _ in range(2)]
         kinds = {"lock": "locks", "peer": "shares", "pin": "pinned", "bind": None, "uffd": None, "name": None}
         others = {kind: Victim(host, group, "--quiet", "--as", kind) for kind in kinds}
-        daemon = host.daemon(host.configure("OnStop=unmerge\n" + DAEMON + section(group)), environment=HIDDEN)
+        daemon = host.daemon(host.configure("OnStop=unmerge\n" + DAEMON + section(group)))
         converge(host, *plain, seconds=2)
         for kind, victim in others.items():
             if not victim.able:
@@ -225,8 +258,7 @@ def domains():
             check(not common, f"{when}: {len(common)} frames in common")
 
         apart("before")
-        daemon = host.daemon(host.configure("OnStop=unmerge\nMinimumAge=0s\nScanInterval=1h\n" + section(a) + section(b)),
-                             environment=HIDDEN)
+        daemon = host.daemon(host.configure("OnStop=unmerge\nMinimumAge=0s\nScanInterval=1h\n" + section(a) + section(b)))
         for _ in range(12):
             host.passes()
             apart("meanwhile")
@@ -254,18 +286,21 @@ def restarted(kills=int(os.environ.get("KILLS", "24"))):
         chance = random.Random(int(os.environ.get("SEED", "1")))
         merged_ever = 0
         for i in range(kills):
-            daemon = host.daemon(config, environment=HIDDEN, wait=False)
+            daemon = host.daemon(config, wait=False)
             time.sleep(chance.uniform(0.05, 0.9))
             if i % 5 == 3:
                 subprocess.Popen([str(BUILD / "src/ctl/ksmctl"), "--socket", str(host.socket), "unmerge", group],
                                  stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
                 time.sleep(chance.uniform(0, 0.3))
+            if i % 4 == 2 and keepers(host):
+                os.kill(chance.choice(keepers(host)), signal.SIGKILL)
+                time.sleep(chance.uniform(0, 0.1))
             daemon.kill()
             daemon.wait()
             merged_ever += sum(len(v.frames(False)) for v in victims)
             for v in victims:
                 v.order(chance.choice(["check", "write", "discard", "check"]))
-        daemon = host.daemon(config, environment=HIDDEN)
+        daemon = host.daemon(config)
         host.passes(2)
         got = stats(host, group)
         print(f"    {merged_ever} pages seen merged after {kills} kills; in the end {got['pages_shared']} + {got['pages_sharing']}")
@@ -283,8 +318,102 @@ def restarted(kills=int(os.environ.get("KILLS", "24"))):
         for v in victims:
             v.process.stdin.close()
             v.process.wait()
-        wait_for("the keeper's end", lambda: not keeper_listens(host), 20)
+        wait_for("the keeper's end", lambda: not keepers(host), 20)
+
+
+def abandoned():
+    """merged by a daemon that was killed, opted out while none ran: the next one undoes it; a program that is replaced"""
+    with Host("remapleft") as host:
+        group = host.cgroup("a")
+        victims = [Victim(host, group) for _ in range(3)]
+        before = {v.pid: descriptors(v.pid) for v in victims}
+        daemon = host.daemon(host.configure(DAEMON + section(group)))
+        converge(host, *victims)
+        victims[0].order("fork")
+        child = int(open(f"/proc/{victims[0].pid}/task/{victims[0].pid}/children").read().split()[0])
+        check(pool_lines(child), "the child does not map the pool")
+        # Another program in the same process: nothing of before is in it, and it is merged as a new one is.
+        victims[2].order("again")
+        victims[2].read_ready()
+        converge(host, victims[1], victims[2])
+        daemon.kill()
+        daemon.wait()
+        daemon = host.daemon(host.configure(DAEMON))
+        pids = [child] + [v.pid for v in victims]
+        wait_for("everything plain", lambda: not any(pool_lines(pid) for pid in pids), 20)
+        victims[0].order("end")
+        for v in victims:
+            v.order("check")
+            check(descriptors(v.pid) == before[v.pid], "descriptors")
+        check(host.stop(daemon) == 0, "end")
+
+
+def killed():
+    """killed in the middle of a stop, at every step: contents stay, nothing is left behind, the next one goes on"""
+    with Host("remapsteps") as host:
+        group = host.cgroup("a")
+        victims = [Victim(host, group) for _ in range(2)]
+        before = {v.pid: descriptors(v.pid) for v in victims}
+        config = host.configure(DAEMON + section(group))
+        reached = 0
+        for step in range(29):  # of the protocol: _REMOTE_STEP_MAX
+            daemon = host.daemon(config, program=TEST_DAEMON, wait=False,
+                                 environment={"KSMD_USER_TEST_END_AT": f"{step}:{step * 7 % 5}"})
+            try:
+                daemon.wait(1.2)
+            except subprocess.TimeoutExpired:
+                daemon.kill()
+                daemon.wait()
+            else:
+                reached += 1
+            check(daemon.returncode == -signal.SIGKILL, f"step {step}: {daemon.returncode}")
+            for v in victims:
+                v.order("write" if step % 3 == 0 else "check")
+        print(f"    ended by itself at {reached} of 29 steps")
+        check(reached >= 5, "hardly any step was reached")
+        daemon = host.daemon(config)
+        host.passes(2)
+        host.ctl("unmerge", group)
+        wait_for("everything plain", lambda: not any(pool_lines(v.pid) for v in victims), 20)
+        host.passes()
+        for v in victims:
+            v.order("check")
+            check(descriptors(v.pid) == before[v.pid], "descriptors")
+            check(not any(line.startswith("6b736d") for line in open(f"/proc/{v.pid}/maps")), "something was left")
+        check(host.stop(daemon) == 0, "end")
+
+
+def trusted():
+    """two cgroups share a pool only while they say that they trust each other"""
+    with Host("remaptrust") as host:
+        if "[deny]" in open("/sys/kernel/mm/transparent_hugepage/shmem_enabled").read():
+            skip("shmem_enabled is deny: everybody may share")
+        top = host.cgroup("t")
+        a, b = (top + name for name in ("-1", "-2"))
+        for group in (a, b):
+            (host.root / group).mkdir()
+            host.groups.append(group)
+        text = DAEMON + f"[Cgroup {top}-*]\nMerge=yes\nRoute=remap\n"
+        one = [Victim(host, a, "--quiet") for _ in range(2)]
+        path = host.configure(text)
+        daemon = host.daemon(path)
+        converge(host, *one)
+        two = [Victim(host, b, "--quiet") for _ in range(2)]
+        host.passes(2)
+        check(not any(pool_lines(v.pid) for v in two), "remapped without trust")
+        why = host.call("Explain", pid=two[0].pid)
+        check("TrustedTogether" in (why["reason"] or ""), f"{why['reason']}")
+        check(any("TrustedTogether" in w for w in host.call("GetStatus")["warnings"]), "not told")
+        host.configure(text + "TrustedTogether=yes\n")
+        host.ctl("reload")
+        converge(host, *one, *two)
+        host.configure(text)
+        host.ctl("reload")
+        wait_for("an end of sharing", lambda: host.passes() or not any(pool_lines(v.pid) for v in one + two), 20)
+        for v in one + two:
+            v.order("check")
+        check(host.stop(daemon) == 0, "end")
 
 
 if __name__ == "__main__":
-    run_tests(merged, lived, skipped, domains, restarted)
+    run_tests(merged, lived, skipped, trusted, domains, abandoned, killed, restarted)
