@@ -417,6 +417,10 @@ void pass_judge_trust(Pass *pass) {
                 }
                 slot->trust_problem = policy_trust_problem(&trust, host_shmem_huge_denied(NULL));
                 slot->apart &= slot->trust_problem != NULL;
+                if (!m->conf->daemon.merge_across_nodes && m->numa.n_nodes > 1) {
+                        slot->trust_problem = "route remap cannot keep NUMA nodes apart (MergeAcrossNodes=no)";
+                        slot->apart = true;
+                }
                 if (slot->trust_problem && !before)
                         log_warning("domain %s is not remapped: %s", slot->name, slot->trust_problem);
         }
