@@ -137,8 +137,11 @@ static int count_kin(CensusFrames *frames, const Run *run, size_t i, uint64_t pf
         int r;
 
         *ret = 1;
-        if (run->part->kin == 0)
+        if (run->part->kin == 0) {
+                if (run->block) /* nobody else's; relatives may come to light later */
+                        page_set_add(run->block->own, page);
                 return 0;
+        }
         r = frame_map_add(&frames->kin, kin_name(run, i, pfn), &kin);
         if (r < 0)
                 return r;

@@ -126,6 +126,27 @@ static void test_strangers(void **state) {
         assert_int_equal(saved(&c), 2);
 }
 
+/* One was merged, and had a zero page given back, before his child became known. */
+static void test_relative_comes_late(void **state) {
+        Census c;
+
+        map(0, 0, KSM, false);
+        map(0, 1, ZERO, false);
+        c = census(1, 0);
+        assert_int_equal(saved(&c), 1);
+        map(1, 0, 10, true);
+        map(1, 1, 11, true);
+        note(2);
+        map(1, 0, KSM, false);
+        map(1, 1, ZERO, false);
+        c = census(2, KIN);
+        assert_int_equal(saved(&c), 3); /* four frames were, one is */
+        map(2, 0, KSM, false); /* born with them */
+        map(2, 1, ZERO, false);
+        c = census(3, KIN);
+        assert_int_equal(saved(&c), 3);
+}
+
 /* Parent and three children; one child wrote, and put it back. */
 static void test_relatives(void **state) {
         Census c;
@@ -406,7 +427,7 @@ static void test_forgotten(void **state) {
 
 int main(void) {
         const struct CMUnitTest tests[] = {
-                TEST(test_strangers),     TEST(test_relatives), TEST(test_one_by_one),
+                TEST(test_strangers),     TEST(test_relatives), TEST(test_one_by_one), TEST(test_relative_comes_late),
                 TEST(test_nothing_noted), TEST(test_zero),      TEST(test_forgotten),
                 TEST(test_restart),       TEST(test_restart_zero),
                 TEST(test_restart_other), TEST(test_restart_passed_on),
