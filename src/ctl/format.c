@@ -112,6 +112,18 @@ void table_write(const Table *table, FILE *f) {
         }
 }
 
+void format_line(FILE *f, int label_width, const char *label, const char *format, ...) {
+        _cleanup_free_ char *value = NULL;
+        va_list ap;
+
+        va_start(ap, format);
+        if (vasprintf(&value, format, ap) < 0)
+                value = NULL;
+        va_end(ap);
+        if (value)
+                fprintf(f, "%-*s %s\n", label_width, label, format_printable(value));
+}
+
 void table_print(const Table *table) { table_write(table, stdout); }
 
 void table_done(Table *table) {

@@ -18,6 +18,10 @@ FormatText format_nsec(uint64_t nsec);          /* "850 us", "85.0 ms", "7.3 s",
  * shown as '?'. Returns text. */
 char *format_printable(char *text);
 
+/* "label   text", the labels of one output aligned, and nothing in the text that would not print. Out of memory: prints
+ * nothing. */
+void format_line(FILE *f, int label_width, const char *label, const char *format, ...) _printf_(4, 5);
+
 /* Columns as wide as their widest cell; a head that begins with '>' aligns to the right. Out of memory: prints less. */
 typedef struct Table {
         const char *const *heads;       /* borrowed */

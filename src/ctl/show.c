@@ -8,7 +8,6 @@
 
 #include <inttypes.h>
 #include <limits.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -24,19 +23,7 @@ static FormatText pages_bytes(int64_t pages) {
         return format_bytes(pages * (int64_t)PAGE_BYTES);
 }
 
-/* "label   text" with the labels of one output aligned. */
-static void line(const char *label, const char *format, ...) _printf_(2, 3);
-static void line(const char *label, const char *format, ...) {
-        _cleanup_free_ char *value = NULL;
-        va_list ap;
-
-        va_start(ap, format);
-        if (vasprintf(&value, format, ap) < 0)
-                value = NULL;
-        va_end(ap);
-        if (value)
-                printf("%-22s %s\n", label, format_printable(value));
-}
+#define line(...) format_line(stdout, 22, __VA_ARGS__)
 
 /* "12 young, 3 traced", without what is zero; "-" when nothing is left. The caller frees it. */
 static char *reasons_text(const json_t *reasons) {

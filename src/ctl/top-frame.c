@@ -8,22 +8,9 @@
 #include "ctl/reply.h"
 
 #include <inttypes.h>
-#include <stdarg.h>
 #include <string.h>
 
-/* "label   text" with the labels aligned, and nothing in it that would not print. */
-static void line(FILE *f, const char *label, const char *format, ...) _printf_(3, 4);
-static void line(FILE *f, const char *label, const char *format, ...) {
-        _cleanup_free_ char *value = NULL;
-        va_list ap;
-
-        va_start(ap, format);
-        if (vasprintf(&value, format, ap) < 0)
-                value = NULL;
-        va_end(ap);
-        if (value)
-                fprintf(f, "%-9s %s\n", label, format_printable(value));
-}
+#define line(f, ...) format_line(f, 9, __VA_ARGS__)
 
 /* How much a counter of the daemon grew in a second; 0 when there is nothing to compare with. */
 static double rate(const TopSample *now, const TopSample *before, const char *name) {

@@ -105,6 +105,9 @@ static int mark_member(Pass *pass, Member *member) {
         if (member->group->slot->dry_run || member->skip != TARGET_OK)
                 return 0;
         r = advise_apply(m->advise, member->target, &plan, &member->marks, &result);
+        log_debug("process %d: %lu pages wanted, %zu ranges planned: %lu pages marked, %lu unmarked, %lu ranges failed: %d",
+                  member->target->pid, plan.pages_wanted, plan.n, result.pages_marked, result.pages_unmarked,
+                  result.failed_ranges, r);
         m->merge_failures[MERGE_FAILURE_CHANGED] += result.failed_ranges;
         m->pass_changes += result.pages_marked;
         pass->newly_marked += result.pages_marked;
