@@ -12,6 +12,8 @@
 #include "conf/conf.h"
 #include "host/kernel.h"
 #include "host/ksm.h"
+#include "host/thp.h"
+#include "merge/pool.h"
 #include "probe/probe.h"
 
 #include <dirent.h>
@@ -174,6 +176,25 @@ static json_t *ksm_json(void) {
                                  : "ksmd rests: the daemon runs it in bursts and puts its settings back");
 }
 
+/* A pool is made for a moment: mounted nowhere, seen by nobody. */
+static json_t *remap_json(const HostKernel *kernel) {
+        _cleanup_(pool_freep) Pool *pool = NULL;
+        _cleanup_free_ char *verdict = NULL;
+        bool moves = kernel->uffd_move, denied = host_shmem_huge_denied(NULL);
+        const char *reason = NULL;
+        int r = moves ? pool_new("doctor", 2, &pool, &reason) : -EOPNOTSUPP;
+
+        if (r < 0)
+                r = asprintf(&verdict, "not possible: %s%s%s", moves ? reason ?: "no pool can be made" : "no UFFDIO_MOVE (Linux 6.8)",
+                             moves ? ": " : "", moves ? strerror(-r) : "");
+        else
+                r = asprintf(&verdict, "possible; cgroups of one domain share a pool %s",
+                             denied ? "(shmem_enabled is deny)"
+                                    : "only if each says TrustedTogether=yes (shmem_enabled is not deny)");
+        return json_pack("{s:b, s:b, s:s}", "usable", pool != NULL, "shmem_denied", denied, "verdict",
+                         r < 0 ? "out of memory" : verdict);
+}
+
 /* Attaches each for a moment, whether a daemon has them attached or not. */
 static json_t *probes_json(const HostKernel *kernel, const Conf *conf) {
         const ProbeOptions options = { .off = conf->daemon.probes == CONF_NO, .memory_bytes = kernel->memory_bytes };
@@ -234,6 +255,7 @@ static void print_text(const json_t *report) {
                        (long long)json_integer_value(json_object_get(one, "pid")),
                        json_string_value(json_object_get(one, "name")),
                        json_string_value(json_object_get(one, "cgroup")));
+        printf("\nRoute remap\n  %s\n", json_string_value(json_object_get(json_object_get(report, "remap"), "verdict")));
         json_array_foreach(json_object_get(report, "warnings"), i, one) {
                 printf("%s  %s\n", head, json_string_value(one));
                 head = "";
@@ -264,10 +286,10 @@ int command_doctor(const Ctl *ctl, int argc, char **argv) {
         host_kernel_probe(&kernel);
         check_sections(&doctor);
         check_foreign(&doctor);
-        report = json_pack("{s:s, s:i, s:i, s:I, s:o, s:o, s:o, s:o, s:o, s:o}", "kernel", kernel.release, "cpus",
+        report = json_pack("{s:s, s:i, s:i, s:I, s:o, s:o, s:o, s:o, s:o, s:o, s:o}", "kernel", kernel.release, "cpus",
                            (int)kernel.n_cpus, "numa_nodes", (int)kernel.n_nodes, "memory_bytes",
                            (json_int_t)kernel.memory_bytes, "features", features_json(&kernel), "probes",
-                           probes_json(&kernel, doctor.conf), "ksm", ksm_json(),
+                           probes_json(&kernel, doctor.conf), "ksm", ksm_json(), "remap", remap_json(&kernel),
                            "foreign", doctor.foreign, "warnings", doctor.warnings, "sections", doctor.sections);
         r = CTL_DONE;
         if (ctl->json)

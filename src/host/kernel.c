@@ -461,7 +461,7 @@ void host_kernel_probe(HostKernel *ret) {
         probe_ksm(ret);
         ret->io_uring = set(ret, F_IO_URING, try_io_uring());
         (void)set(ret, F_UFFD, try_userfaultfd(0));
-        (void)set(ret, F_MOVE, try_userfaultfd(UAPI_UFFD_MOVE));
+        ret->uffd_move = set(ret, F_MOVE, try_userfaultfd(UAPI_UFFD_MOVE));
 
         page = mmap(NULL, PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (page != MAP_FAILED) {

@@ -10,7 +10,7 @@ import sys
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "system"))
-from harness import PAGE, Frames, Host, check, knobs, run_tests, wait_for
+from harness import PAGE, Host, check, knobs, run_tests, saveable, saved, wait_for
 
 UNIT = "ksmd-user.service"
 # A stop takes ten times longer here than on a machine, and holds fewer calls: so few ranges.
@@ -48,19 +48,6 @@ def systemctl(*arguments, expect=0):
     result = subprocess.run(["systemctl", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     check(expect is None or result.returncode == expect, f"{arguments}: {result.stdout}")
     return result.stdout
-
-
-def saved(*loads):
-    """How many pages of the workloads have no frame of their own; a frame that is the zero page's is nobody's."""
-    frames, seen = Frames(), [pfn for load in loads for pfn in load.frames().values()]
-    own = {pfn for pfn in seen if not frames.flags(pfn) & Frames.ZERO_FLAG}
-    return sum(load.pages * len(load.pids) for load in loads) - len(own)
-
-
-def saveable(*loads):
-    """Of workloads made from one seed: the duplicates are everybody's."""
-    processes = sum(len(load.pids) for load in loads)
-    return loads[0].duplicate * (processes - 1) + loads[0].zero * processes
 
 
 def merges_and_undoes():

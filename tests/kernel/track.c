@@ -358,6 +358,7 @@ static long close_own(long unused) { return close(own_uffd); }
 
 static void test_own_userfaultfd(void) {
         Child child = child_tracked(8), qemu;
+        int ends[2];
         pid_t pid;
 
         CHECK(child_order(&child, make_uffd, 0) == 0);
@@ -385,16 +386,20 @@ static void test_own_userfaultfd(void) {
         CHECK(vma_list_find(&child.vmas, shared->start)->tracked && !vma_list_find(&child.vmas, area_page(1))->tracked);
         child_stop(&child);
 
+        CHECK(pipe2(ends, O_CLOEXEC) == 0);
         pid = fork();
         if (pid == 0) {
                 prctl(PR_SET_PDEATHSIG, SIGKILL);
-                execl("/bin/sh", "sh", "-c", "sleep 100; exit", "-incoming", NULL);
+                dup2(ends[0], STDIN_FILENO);
+                execl("/bin/sh", "sh", "-c", "read nothing", "-incoming", NULL);
                 _exit(127);
         }
         usleep(100000);
         qemu = child_of(pid);
         CHECK(target_has_userfaultfd(qemu.target));
         child_stop(&qemu);
+        close(ends[0]);
+        close(ends[1]);
 }
 
 static long leave_no_descriptor(long unused) {

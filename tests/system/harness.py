@@ -238,6 +238,19 @@ class Varlink:
         return parameters
 
 
+def saved(*loads):
+    """How many pages of the workloads have no frame of their own; a frame that is the zero page's is nobody's."""
+    frames, seen = Frames(), [pfn for load in loads for pfn in load.frames().values()]
+    own = {pfn for pfn in seen if not frames.flags(pfn) & Frames.ZERO_FLAG}
+    return sum(load.pages * len(load.pids) for load in loads) - len(own)
+
+
+def saveable(*loads):
+    """Of workloads made from one seed: the duplicates are everybody's."""
+    processes = sum(len(load.pids) for load in loads)
+    return loads[0].duplicate * (processes - 1) + loads[0].zero * processes
+
+
 class Host:
     """A with-block: the KSM lock, a scratch directory, cgroups, processes and daemons that are gone afterwards, and a
     check that KSM's knobs are as they were."""
