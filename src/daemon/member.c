@@ -131,7 +131,7 @@ static void forget_image(Manager *m, Member *member) {
         remap_guard_done(&member->guard);
         ranges_done(&member->own);
         member->pooled = member->astray = 0;
-                member->marks_loaded = member->adopted = member->track_tried = member->kept_taken = false;
+        member->marks_loaded = member->adopted = member->track_tried = member->kept_taken = false;
         member->kin = 0;
         member->vmas_nsec = member->last_pass = 0;
         member->remote_error = 0;
