@@ -9,13 +9,12 @@
  */
 
 #include "base/io.h"
-#include "test.h"
+#include "fuzz.h"
 
 #include <dirent.h>
 #include <signal.h>
 #include <sys/stat.h>
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 const char *__asan_default_options(void);
 const char *__ubsan_default_options(void);
 

@@ -11,22 +11,12 @@
 
 #include "cgroup/policy.h"
 #include "conf/conf-internal.h"
-#include "test.h"
+#include "fuzz.h"
 
 #include <ctype.h>
 #include <strings.h>
 
 #define FILES_MAX 8
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
-#define MUST(condition)                                                                       \
-        do {                                                                                  \
-                if (!(condition)) {                                                           \
-                        fprintf(stderr, "%s:%d: must hold: %s\n", __FILE__, __LINE__, #condition); \
-                        abort();                                                              \
-                }                                                                             \
-        } while (0)
 
 typedef struct Report {
         unsigned file, line;

@@ -9,17 +9,7 @@
  */
 
 #include "target/vma.h"
-#include "test.h"
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
-#define MUST(condition)                                                                       \
-        do {                                                                                  \
-                if (!(condition)) {                                                           \
-                        fprintf(stderr, "%s:%d: must hold: %s\n", __FILE__, __LINE__, #condition); \
-                        abort();                                                              \
-                }                                                                             \
-        } while (0)
+#include "fuzz.h"
 
 /* Feeds text in pieces of so many bytes. */
 static int parse(const char *text, size_t size, size_t piece, VmaList *ret) {

@@ -8,21 +8,11 @@
 
 #include "control/varlink-message.h"
 
-#include "test.h"
+#include "fuzz.h"
 
 #include <sys/socket.h>
 
 #define MAX_BYTES ((size_t)4096) /* small, so that short inputs reach the limit */
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
-#define MUST(condition)                                                                       \
-        do {                                                                                  \
-                if (!(condition)) {                                                           \
-                        fprintf(stderr, "%s:%d: must hold: %s\n", __FILE__, __LINE__, #condition); \
-                        abort();                                                              \
-                }                                                                             \
-        } while (0)
 
 /* What became of the input: messages until the first that is refused. */
 typedef struct Outcome {
