@@ -138,14 +138,20 @@ void child_update(Child *child) {
         CHECK(track_update(child->track, &child->vmas) == 0);
 }
 
+void child_take(Child *child, int *ret_uffd, TargetSkip *ret_skip) {
+        int r;
+
+        for (int i = 0; (r = remote_adopt(remote, child->target, ret_uffd, ret_skip)) != 0; i++) {
+                CHECK((r == REMOTE_E_BUSY || r == REMOTE_E_LOST) && i < 200, "%s", remote_error_name(r));
+                usleep(1000);
+        }
+}
+
 void child_adopt(Child *child) {
         TargetSkip skip;
         int uffd = -EBADF, r;
 
-        for (int i = 0; (r = remote_adopt(remote, child->target, &uffd, &skip)) != 0; i++) {
-                CHECK((r == REMOTE_E_BUSY || r == REMOTE_E_LOST) && i < 200, "%s", remote_error_name(r));
-                usleep(1000);
-        }
+        child_take(child, &uffd, &skip);
         CHECK(skip == TARGET_OK && uffd >= 0);
         CHECK(!target_has_userfaultfd(child->target));
         r = track_new(uffd, &child->track);

@@ -41,6 +41,8 @@ Child child_of(pid_t pid);      /* of a process that is already there and takes 
 long child_order(const Child *child, long (*run)(long), long argument);
 void child_begin_order(const Child *child, long (*run)(long), long argument); /* the same, in two halves */
 long child_end_order(const Child *child);
+/* remote_adopt(), again while a machine that is busy keeps it from being stopped. */
+void child_take(Child *child, int *ret_uffd, TargetSkip *ret_skip);
 void child_adopt(Child *child);
 void child_update(Child *child);        /* reads the mappings, claims, updates */
 void child_read_vmas(Child *child);

@@ -377,7 +377,8 @@ static void test_own_userfaultfd(void) {
                 TargetSkip skip;
                 int uffd = -EBADF;
 
-                CHECK(remote_adopt(remote, child.target, &uffd, &skip) == 0 && track_new(uffd, &child.track) == 0);
+                child_take(&child, &uffd, &skip);
+                CHECK(track_new(uffd, &child.track) == 0);
         }
         child_update(&child);
         CHECK(!track_covers(child.track, area_page(0)) && track_covers(child.track, area_page(1)));
@@ -416,7 +417,7 @@ static void test_no_descriptor(void) {
         int uffd = 0;
 
         CHECK(child_order(&child, leave_no_descriptor, 0) == 0);
-        CHECK(remote_adopt(remote, child.target, &uffd, &skip) == 0);
+        child_take(&child, &uffd, &skip);
         CHECK(skip == TARGET_OK && uffd == -EBADF);
         child_stop(&child);
 }
