@@ -93,7 +93,7 @@ static int add_pool(Remapping *remapping, Pool *pool, const char *name, RemapPoo
         return 0;
 }
 
-static int take_over_pool(void *userdata, int *mount_fd) {
+static int take_over_pool(void *userdata, const KeeperItem *item, int *mount_fd) {
         Remapping *remapping = userdata;
         _cleanup_free_ char *name = NULL;
         Pool *pool = NULL;

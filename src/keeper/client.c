@@ -388,7 +388,8 @@ int keeper_sync(Keeper *keeper) {
         return call(keeper, &message, -EBADF, NULL);
 }
 
-int keeper_list(Keeper *keeper, KeeperHandler handler, void *userdata) {
+/* Guards, or pools. */
+static int walk(Keeper *keeper, bool pools, KeeperHandler handler, void *userdata) {
         KeeperMessage message = {};
 
         for (;;) {
@@ -397,28 +398,16 @@ int keeper_list(Keeper *keeper, KeeperHandler handler, void *userdata) {
 
                 if (r == -ENOENT)
                         return 0;
-                if (r == 0 && message.item.kind != GUARD_NONE)
+                if (r == 0 && pools == (message.item.kind == GUARD_NONE))
                         r = handler(userdata, &message.item, &fd);
                 if (r < 0)
                         return r;
         }
 }
 
-int keeper_pools(Keeper *keeper, KeeperPoolHandler handler, void *userdata) {
-        KeeperMessage message = {};
+int keeper_list(Keeper *keeper, KeeperHandler handler, void *userdata) { return walk(keeper, false, handler, userdata); }
 
-        for (;;) {
-                _cleanup_close_ int fd = -EBADF;
-                int r = next(keeper, &message, &fd);
-
-                if (r == -ENOENT)
-                        return 0;
-                if (r == 0 && message.item.kind == GUARD_NONE)
-                        r = handler(userdata, &fd);
-                if (r < 0)
-                        return r;
-        }
-}
+int keeper_pools(Keeper *keeper, KeeperHandler handler, void *userdata) { return walk(keeper, true, handler, userdata); }
 
 static int call_with_name(Keeper *keeper, uint32_t op, const char *domain, int *ret_fd) {
         KeeperMessage message = { .op = op, .name_bytes = (uint32_t)strlen(domain) };

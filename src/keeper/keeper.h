@@ -62,7 +62,7 @@ typedef struct KeeperItem {
         KeeperOwner owner;      /* of a child: the one it was forked from, pid 0 */
 } KeeperItem;
 
-/* Everything held. uffd is closed after the handler unless it takes it (TAKE_FD(*uffd)). An error of the handler's ends
+/* All guards held. uffd is closed after the handler unless it takes it (TAKE_FD(*uffd)). An error of the handler's ends
  * it and is returned. */
 typedef int (*KeeperHandler)(void *userdata, const KeeperItem *item, int *uffd);
 int keeper_list(Keeper *keeper, KeeperHandler handler, void *userdata);
@@ -71,9 +71,8 @@ int keeper_list(Keeper *keeper, KeeperHandler handler, void *userdata);
  * mount_fd is borrowed. A name is at most KEEPER_DOMAIN_BYTES_MAX long (-ENAMETOOLONG). */
 int keeper_pool_add(Keeper *keeper, int mount_fd);
 int keeper_pool_get(Keeper *keeper, const char *domain, int *ret_mount_fd); /* -ENOENT: it has none */
-/* All pools it has. Each mount is closed after the handler unless it takes it. */
-typedef int (*KeeperPoolHandler)(void *userdata, int *mount_fd);
-int keeper_pools(Keeper *keeper, KeeperPoolHandler handler, void *userdata);
+/* All pools it has: as keeper_list(), with the mount for the userfaultfd. */
+int keeper_pools(Keeper *keeper, KeeperHandler handler, void *userdata);
 int keeper_pool_drop(Keeper *keeper, const char *domain);
 
 typedef struct KeeperStats {
