@@ -144,6 +144,8 @@ int pass_mark(Pass *pass) {
                 Member *member = pass->members[i];
                 int r;
 
+                member->touched |= member->space.found;
+                member->space.found = false;
                 if (passed_over(member) || !member->vmas.n || !(member->touched || member->plan_again || is_astray(member)))
                         continue;
                 if (manager_breathe(pass->manager, 0))
@@ -304,7 +306,15 @@ static void add_expected(Pass *pass) {
         }
 }
 
-/* A merge is no page fault of the process, and in blocks that are not tracked it shows nowhere else. */
+static void look_at_wanted(Block *block, uint32_t pass) {
+        if (page_set_any(block->twin) || page_set_any(block->zero))
+                select_soon(block, pass);
+        for (unsigned i = 0; i < ELEMENTSOF(block->again); i++)
+                block->again[i] |= block->twin[i] & ~block->merged[i];
+}
+
+/* A merge is no page fault of the process, and shows nowhere else: not in blocks that are not tracked, nor in the first
+ * page of a content, which becomes KSM's where it is. */
 static void look_at_merged(Pass *pass) {
         for (size_t i = 0; i < pass->n_members; i++) {
                 Member *member = pass->members[i];
@@ -312,12 +322,8 @@ static void look_at_merged(Pass *pass) {
                 if (passed_over(member) || member->marks.ours.n == 0)
                         continue;
                 member->look_again = true;
-                for (size_t b = 0; b < member->space.n; b++) {
-                        Block *block = member->space.blocks[b];
-
-                        if (page_set_any(block->twin) || page_set_any(block->zero))
-                                select_soon(block, pass_domain(member)->pass);
-                }
+                for (size_t b = 0; b < member->space.n; b++)
+                        look_at_wanted(member->space.blocks[b], pass_domain(member)->pass);
         }
 }
 
@@ -328,6 +334,8 @@ int pass_burst(Pass *pass) {
         int r;
 
         add_expected(pass);
+        log_debug("pass: %lu of %lu marked pages are to be merged, %lu of them missed before; %u passes waited of %u",
+                  pass->expected, pass->marked, m->burst_missed, m->passes_waited, m->burst_backoff);
         if (!burst_is_due(m, pass))
                 return 0;
         m->stranger_marked = stranger_is_marked(pass);

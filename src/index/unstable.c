@@ -196,11 +196,12 @@ static void bucket_tidy(Unstable *tree, uint32_t bucket) {
                 (void)cell_resize(tree, id, size);
 }
 
-int unstable_remove(Unstable *tree, uint64_t key, PageRef ref) {
+int unstable_take(Unstable *tree, uint64_t key, PageRef *ret) {
         uint32_t bucket, id, i;
 
-        if (!unstable_find(tree, key, &bucket, &id, &i) || cell_get_ref(cell_at(tree, id), cell_size(id), i) != ref)
+        if (!unstable_find(tree, key, &bucket, &id, &i))
                 return -ENOENT;
+        *ret = cell_get_ref(cell_at(tree, id), cell_size(id), i);
 
         /* The first cell's last entry moves into the gap. */
         uint32_t head = *buckets_at(&tree->buckets, bucket);

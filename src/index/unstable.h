@@ -8,7 +8,7 @@
  * distributed) and page references, nothing else: no process, no memory of anyone's.
  *
  * A page reference is 40 bits: whatever the caller finds the page again by. An entry is a hint: the caller verifies
- * what a look-up returns and drops (unstable_remove) or replaces what no longer holds.
+ * what a look-up returns and replaces what no longer holds.
  *
  * Of a key a tree keeps 40 bits, the low 32 (its tag) and the high 8, at any size: two keys that agree in them are one
  * key to it. Who spreads keys over UNSTABLE_SHARDS trees by unstable_shard() has four bits more: 44 in all, so a look-up
@@ -60,8 +60,8 @@ void unstable_see_batch(Unstable *tree, const uint64_t *keys, const PageRef *ref
 
 /* Puts ref where old was (old proved stale). -ENOENT when (key, old) is not there, -EINVAL as above. */
 int unstable_replace(Unstable *tree, uint64_t key, PageRef old, PageRef ref);
-/* Needs no memory. -ENOENT. */
-int unstable_remove(Unstable *tree, uint64_t key, PageRef ref);
+/* Takes the page out that holds the key. Needs no memory. -ENOENT: nobody does. */
+int unstable_take(Unstable *tree, uint64_t key, PageRef *ret);
 
 /* Walks on from where the last sweep stopped, over at least budget entries or once around, and drops those that the
  * callback calls stale; needs no memory. Whatever is inserted and removed between sweeps, an entry that stays is asked

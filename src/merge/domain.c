@@ -129,6 +129,29 @@ static void note_node(const Domain *domain, const ScanPage *p) {
                 p->block->nodes[p->page] = (uint8_t)numa_node_of(domain->numa, p->pfn);
 }
 
+/* The page has a twin that was read just now; whoever plans for its process may have no other reason to. */
+static void found(Block *block, unsigned page) {
+        if (page_set_has_shared(block->twin, page))
+                return;
+        page_set_add_shared(block->twin, page);
+        __atomic_store_n(&block->space->found, true, __ATOMIC_RELAXED);
+}
+
+/* Whoever held the content alone so far can join those that are merged. */
+static void leave_unstable(Domain *domain, const ScanPage *p) {
+        PageRef ref;
+        Block *block;
+        unsigned page;
+
+        if (unstable_take(shard_of(domain, p->key)->tree, p->key, &ref) < 0)
+                return;
+        block = verify_hint(domain, p->key, ref, &page);
+        if (!block)
+                return;
+        found(block, page);
+        page_set_add(block->saves, page);
+}
+
 /* -EEXIST is the common case; out of memory, the content is merely not known as merged until it is met again. */
 static void see_merged(Domain *domain, ScanPage *p) {
         if (!p->key_known || domain->pooled)
@@ -140,7 +163,7 @@ static void see_merged(Domain *domain, ScanPage *p) {
                 return;
         }
         (void)stable_insert(domain->stable, p->key, p->pfn, 1);
-        (void)unstable_remove(shard_of(domain, p->key)->tree, p->key, BLOCK_PAGE_REF(p->block, p->page));
+        leave_unstable(domain, p);
 }
 
 /* What the page's own block says of it, before it is matched. */
@@ -218,7 +241,7 @@ static void match(Domain *domain, DomainShard *shard, const ScanPage *p, int res
                 return;
         }
         page_set_add_shared(p->block->twin, p->page);
-        page_set_add_shared(twin->twin, twin_page);
+        found(twin, twin_page);
         page_set_add_shared(p->block->saves, p->page);
         shard->fork_twin |= page_set_has(twin->forked, twin_page) || page_set_has(p->block->forked, p->page);
 }

@@ -99,6 +99,7 @@ struct Space {
         Block **blocks;
         size_t n, allocated;
         size_t moved_at;        /* how far domain_find_moved() has come */
+        bool found;             /* some of its pages were found to have a twin when others were read */
         bool plain_pagemap;     /* PAGEMAP_SCAN is not to be used: the kernel lacks it, or a test wants it so */
 };
 

@@ -229,6 +229,23 @@ def partner_comes_late():
         check(host.stop(daemon) == 0, "end")
 
 
+def others_merge_without_it():
+    """a process that could not be called while its twins were merged joins them as soon as it can be"""
+    with Host("without") as host:
+        _, victims, daemon = start(host, victims=3)
+        base = merged(*victims)
+        for victim in victims:
+            victim.order("fill", 0, 0, 512, "same")
+        victims[0].process.send_signal(signal.SIGSTOP)
+        until_merged(host, base + 1024, *victims)
+        host.passes(4)  # what was expected of it is forgotten
+        victims[0].process.send_signal(signal.SIGCONT)
+        until_merged(host, base + 1536, *victims, passes=3)
+        for victim in victims:
+            victim.order("check")
+        check(host.stop(daemon) == 0, "end")
+
+
 def unmerging_is_noticed():
     """an administrator has everything unmerged: no process did anything, and yet it is merged again"""
     with Host("unmerged") as host:
@@ -281,4 +298,4 @@ def memory_is_limited():
 
 if __name__ == "__main__":
     run_tests(only_what_changed_is_read, mappings_come_and_go, released_when_asked, partner_comes_late,
-              unmerging_is_noticed, dry_run_registers_nothing, memory_is_limited)
+              others_merge_without_it, unmerging_is_noticed, dry_run_registers_nothing, memory_is_limited)

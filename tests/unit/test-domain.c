@@ -258,6 +258,45 @@ static void test_joins_merged_content(void **state) {
         assert_int_equal(f->domain->stats.pruned, 1);
 }
 
+/* Of those that were found to be alike one could not be merged, and all are read again: that one first. It is to join the
+ * others however long ago it was read, and whoever plans for its process is told. */
+static void test_merged_content_is_joined(void **state) {
+        Fixture *f = *state;
+        Block *a = add_block(f, 1), *b = add_block(f, 2);
+
+        domain_begin_pass(f->domain);
+        put(f, a, 0, KEY(1), 10);
+        put(f, a, 1, KEY(2), 11);
+        see(f);
+        assert_false(f->space.found);
+        domain_begin_pass(f->domain);
+        put_page(f, b, 0, SCAN_KSM, KEY(1), 12, false);
+        put_page(f, b, 1, SCAN_KSM, KEY(3), 13, false);
+        see(f);
+        assert_true(f->space.found && page_set_has(a->twin, 0) && page_set_has(a->saves, 0));
+        assert_false(page_set_has(a->twin, 1));
+        /* What has changed meanwhile is none. */
+        f->space.found = false;
+        a->check[1] ^= 1;
+        put_page(f, b, 2, SCAN_KSM, KEY(2), 14, false);
+        see(f);
+        assert_false(f->space.found || page_set_has(a->twin, 1));
+}
+
+/* It goes for a twin that is not merged, too. */
+static void test_twin_read_long_ago(void **state) {
+        Fixture *f = *state;
+        Block *a = add_block(f, 1), *b = add_block(f, 2);
+
+        domain_begin_pass(f->domain);
+        put(f, a, 0, KEY(1), 10);
+        see(f);
+        domain_begin_pass(f->domain);
+        put(f, b, 0, KEY(1), 11);
+        see(f);
+        assert_true(f->space.found && page_set_has(a->twin, 0) && !page_set_has(a->saves, 0));
+}
+
 static void test_domains_do_not_meet(void **state) {
         Fixture *f = *state, *other;
         void *other_state;
@@ -449,6 +488,8 @@ int main(void) {
                 cmocka_unit_test_setup_teardown(test_gone_page_is_no_twin, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_fork_shared_frame_is_one, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_joins_merged_content, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_merged_content_is_joined, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_twin_read_long_ago, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_domains_do_not_meet, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_nodes, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_nodes_by_reload, setup, teardown),

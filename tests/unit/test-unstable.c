@@ -152,10 +152,12 @@ static void model_see_batch(Model *m) {
 }
 
 static void model_remove(Model *m, uint32_t i) {
-        assert_int_equal(unstable_remove(m->tree, m->shape(i), m->held[i] ^ 1), -ENOENT);
-        if (m->held[i] == PAGE_REF_NONE)
+        PageRef ref = PAGE_REF_NONE;
+
+        assert_int_equal(unstable_take(m->tree, m->shape(i), &ref), m->held[i] == PAGE_REF_NONE ? -ENOENT : 0);
+        assert_int_equal(ref, m->held[i]);
+        if (ref == PAGE_REF_NONE)
                 return;
-        assert_int_equal(unstable_remove(m->tree, m->shape(i), m->held[i]), 0);
         m->held[i] = PAGE_REF_NONE;
         m->n--;
 }
@@ -282,7 +284,8 @@ static void sweep_around(size_t guests, bool grow) {
                                 guests++;
                         } else {
                                 guests--;
-                                assert_int_equal(unstable_remove(tree, ~key_uniform(guests), RESIDENTS + guests), 0);
+                                assert_int_equal(unstable_take(tree, ~key_uniform(guests), &other), 0);
+                                assert_int_equal(other, RESIDENTS + guests);
                         }
         } while (tree->sweep_position > before);
 
@@ -317,7 +320,8 @@ static void test_memory(void **state) {
         size_t left = n;
         for (size_t i = 0; i < n; i++) {
                 size_t k = i * 7919 % n;
-                assert_int_equal(unstable_remove(tree, key_uniform(k), k), 0);
+                assert_int_equal(unstable_take(tree, key_uniform(k), &other), 0);
+                assert_int_equal(other, k);
                 left--;
                 if (left >= 200000 && left % 1000 == 0)
                         assert_in_range(unstable_bytes(tree), left * 9, left * 16);
@@ -417,7 +421,8 @@ static void test_arguments(void **state) {
 
         assert_null(unstable_free(NULL));
         assert_int_equal(unstable_new(&tree), 0);
-        assert_int_equal(unstable_remove(tree, 1, 1), -ENOENT);
+        assert_int_equal(unstable_take(tree, 1, &other), -ENOENT);
+        assert_int_equal(other, 7);
         assert_int_equal(unstable_sweep(tree, 10, sweep_stale, NULL), 0);
         assert_int_equal(unstable_see(tree, 1, (PageRef)1 << PAGE_REF_BITS, &other), -EINVAL);
         assert_int_equal(unstable_count(tree), 0);
