@@ -271,17 +271,17 @@ class Host:
         self.knobs = knobs()
         self.dir = pathlib.Path(tempfile.mkdtemp(prefix=f"ksmd-user-{self.name}."))
         self.root = cgroup_root()
-        self.groups, self.processes, self.daemons, self.logs = [], [], [], []
+        self.groups, self.processes, self.daemons, self.logs, self.workloads = [], [], [], [], []
         return self
 
     def __exit__(self, kind, value, trace):
+        if kind not in (None, SystemExit):
+            with contextlib.suppress(Exception):
+                self.tell()
         for process in self.daemons + self.processes:
             with contextlib.suppress(OSError):
                 process.kill()
             process.wait()
-        if kind not in (None, SystemExit):
-            for log in self.logs:
-                print(f"{log.name}:\n{log.read_text(errors='replace')}", flush=True)
         for group in reversed(self.groups):
             for pid in (self.root / group / "cgroup.procs").read_text().split() if (self.root / group).exists() else []:
                 with contextlib.suppress(OSError):
@@ -297,6 +297,19 @@ class Host:
         self.lock.close()
         if kind is None:
             check(after == self.knobs, f"KSM's knobs were left changed: {self.knobs} -> {after}")
+
+    def tell(self):
+        """What somebody who reads of a failure on another machine wants to know."""
+        print(f"load {os.getloadavg()}; KSM:", *(f"{knob.name}={knob.read_text().strip()}" for knob in sorted(KSM.iterdir())
+                                                 if knob.is_file()))
+        for log in self.logs:
+            print(f"{log.name}, its end:", *log.read_text(errors="replace").splitlines()[-100:], sep="\n")
+        if any(daemon.poll() is None for daemon in self.daemons):
+            print(self.ctl("status", expect=None), self.ctl("stats", expect=None), sep="\n")
+            pids = [pid for load in self.workloads for pid in load.pids]
+            for pid in pids[:8]:
+                print(self.ctl("why", pid, expect=None))
+        sys.stdout.flush()
 
     def remove(self, group):
         try:
@@ -340,7 +353,8 @@ class Host:
         process = subprocess.Popen([str(PAGES), *map(str, arguments)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                    text=True)
         self.processes.append(process)
-        return Workload(process)
+        self.workloads.append(Workload(process))
+        return self.workloads[-1]
 
     def end(self, workload):
         workload.process.stdin.close()
@@ -371,16 +385,17 @@ class Host:
         return self.dir / "socket"
 
     def daemon(self, config, *arguments, wait=True, environment=None, program=DAEMON, **options):
-        """Starts a daemon; what it logs can be read by its log()."""
+        """Starts a daemon; what it logs can be read by its log(), without what is for us alone."""
         log = self.dir / f"daemon-{len(self.daemons)}.log"
         if "stderr" not in options:
             options["stderr"] = log.open("w")
             self.logs.append(log)
+            environment = {"KSMD_USER_DEBUG": "1", "JOURNAL_STREAM": "log", **(environment or {})}
         process = subprocess.Popen([str(program), "--config", str(config), *arguments],
                                    env={**os.environ, "RUNTIME_DIRECTORY": str(self.dir / "run"),
                                         **(environment or {})}, **options)
         self.daemons.append(process)
-        process.log = lambda: log.read_text(errors="replace")
+        process.log = lambda: "".join(line for line in log.open(errors="replace") if not line.startswith("<7>"))
         if wait:
             wait_for("the daemon's socket", lambda: process.poll() is not None or self.serving() == process.pid)
             check(process.poll() is None, f"the daemon ended with {process.returncode}")
