@@ -20,17 +20,19 @@ def walk(sharers, pieces=1):
 
 
 pathlib.Path("/sys/kernel/mm/ksm/max_page_sharing").write_text("1024")
-few, some, many = walk(2), walk(256), walk(1024)
-cut = walk(256, 1024)
-each = (many - few) / 1022
-piece = (cut - some) / (256 * 1024)
-print(f"moving a KSM page mapped 2 times: {few / 1e3:.0f} us, 256: {some / 1e3:.0f} us, 1024: {many / 1e3:.0f} us")
-print(f"256 mappings, each cut into 1024 pieces: {cut / 1e3:.0f} us: a piece costs 1/{each / piece:.0f} of a mapping"
-      if piece > 0 else f"pieces cost nothing: {cut / 1e3:.0f} us")
-# The bound is worth having: a walk grows with the sharers, about evenly, and with the pieces.
-failed = not 1.5 < some / few or not 2 < many / some < 8 or not cut > 2 * some
-if failed:
-    sys.exit(1)
+for _ in range(5):  # a host that is busy disturbs the one or other
+    few, some, many = walk(2), walk(256), walk(1024)
+    cut = walk(256, 1024)
+    each = (many - few) / 1022
+    piece = (cut - some) / (256 * 1024)
+    print(f"moving a KSM page mapped 2 times: {few / 1e3:.0f} us, 256: {some / 1e3:.0f} us, 1024: {many / 1e3:.0f} us")
+    print(f"256 mappings, each cut into 1024 pieces: {cut / 1e3:.0f} us: a piece costs 1/{each / piece:.0f} of a mapping"
+          if piece > 0 else f"pieces cost nothing: {cut / 1e3:.0f} us")
+    # The bound is worth having: a walk grows with the sharers, about evenly, and with the pieces.
+    grows = 1.5 < some / few and 2 < many / some < 8 and cut > 2 * some
+    if grows:
+        break
+check(grows, "a walk does not grow with the sharers, evenly, and with the pieces")
 
 # What the daemon tells of them. Here the kernel lets a probe look at a function.
 with Host("walks") as host:
@@ -43,7 +45,7 @@ with Host("walks") as host:
     walks, nsec = (after[name] - before[name] for name in ("rmap_walks", "rmap_walk_nsec"))
     longest = after["rmap_walk_nsec_max"]
     print(f"the daemon saw {walks} walks, {nsec / 1e3:.0f} us in all, the longest {longest / 1e3:.0f} us")
-    # ksm-walk moves the page 14 times (the first time it may be there already); each move walks twice: most of its time.
-    check(walks >= 26 and longest <= after["rmap_walk_nsec"] and many / 20 < longest, "not seen")
+    # ksm-walk moves the page 14 times at least; each move walks twice, which is most of its time.
+    check(walks >= 28 and longest <= after["rmap_walk_nsec"] and many / 20 < longest, "not seen")
     check("rmap walks" in host.ctl("stats"), "not shown")
     check(host.stop(daemon) == 0, "end")
