@@ -110,6 +110,7 @@ static int read_member(Pass *pass, Member *member) {
                 member->gone = true;
                 return 0;
         }
+        domain_expect(pass_domain(member), MIN_OF(selection_count_new(&member->todo), SLICE_PAGES - pass->pages_read));
         while (selection_left(&member->todo)) {
                 int r = read_round(pass, member);
 

@@ -43,6 +43,7 @@ struct Unstable {
         Buckets buckets;        /* words: id of the first cell, 0 when the bucket is empty */
         CellClass classes[CELL_SIZES + 1]; /* by size; 0 is not used */
         size_t n;
+        size_t expected;        /* entries that there are to be soon: buckets for them are not joined; 0: none */
         uint32_t sweep_position;
         uint32_t dying;         /* chain that bucket_free() is at: where its moving cells are found */
 };

@@ -61,6 +61,11 @@ _fetch_ void unstable_fetch_word(const Unstable *tree, uint64_t key) {
         __builtin_prefetch(buckets_at(&tree->buckets, buckets_find(&tree->buckets, unstable_hash(key))));
 }
 
+static bool has_too_many_buckets(const Unstable *tree) {
+        return tree->buckets.n > UNSTABLE_BUCKETS_MIN &&
+                MAX_OF(tree->n, tree->expected) < (size_t)tree->buckets.n * ENTRIES_LOW;
+}
+
 /* Keeps the number of buckets at the number of entries. Two steps for each change of one entry catch up after a time
  * without memory. */
 static void unstable_adapt(Unstable *tree, unsigned steps) {
@@ -68,7 +73,7 @@ static void unstable_adapt(Unstable *tree, unsigned steps) {
                 int r;
                 if (tree->n > (size_t)tree->buckets.n * ENTRIES_MEAN)
                         r = unstable_split(tree);
-                else if (tree->buckets.n > UNSTABLE_BUCKETS_MIN && tree->n < (size_t)tree->buckets.n * ENTRIES_LOW)
+                else if (has_too_many_buckets(tree))
                         r = unstable_join(tree);
                 else
                         return;
@@ -84,6 +89,23 @@ static int unstable_prepare(Unstable *tree) {
                         return r;
         }
         return 0;
+}
+
+/* Buckets that are split while there is little in them move next to nothing; split one by one as they fill, every entry
+ * is moved once or twice: 45 ns for an insertion instead of 27 at a million. */
+void unstable_expect(Unstable *tree, size_t n) {
+        size_t buckets;
+
+        tree->expected = n > 0 ? tree->n + n : 0;
+        if (unstable_prepare(tree) < 0)
+                return;
+        buckets = MAX_OF(tree->n, tree->expected) / ENTRIES_MEAN;
+        while (tree->buckets.n < MIN_OF(buckets, (size_t)BUCKETS_MAX))
+                if (unstable_split(tree) < 0)
+                        return;
+        while (n == 0 && has_too_many_buckets(tree))
+                if (unstable_join(tree) < 0)
+                        return;
 }
 
 /* Where the key's entry is: true with its cell and place in it. */

@@ -49,6 +49,10 @@ enum {
         UNSTABLE_E_TWIN,        /* another page holds the key; the tree is unchanged */
 };
 
+/* About n entries more are coming, soon: they are inserted faster when their buckets are there. 0: no more are, and what
+ * was made for those that did not come is given back. Without memory the tree is right, and slower. */
+void unstable_expect(Unstable *tree, size_t n);
+
 /* Looks the key up; when nobody holds it, inserts ref under it. 0: inserted. UNSTABLE_E_SELF. UNSTABLE_E_TWIN with
  * *ret_other set. -ENOMEM: not inserted, the tree is as before. -EINVAL: ref has more than PAGE_REF_BITS. */
 int unstable_see(Unstable *tree, uint64_t key, PageRef ref, PageRef *ret_other);

@@ -31,6 +31,7 @@
 /* And while memory is to be given back, 20 ms a pass. */
 #define SWEEP_SHRINKING ((size_t)1 << 19)
 #define SAMPLE_BITS_MAX 16U
+#define EXPECT_WORTH 4096U      /* pages */
 
 /* A machine may get its second node while we run. */
 static bool nodes_matter(const Domain *domain) { return domain->numa && domain->numa->n_nodes > 1; }
@@ -111,6 +112,14 @@ void domain_begin_pass(Domain *domain) {
         domain->pass++;
         domain->changed = 0;
         scanner_begin_pass(domain->scanner, domain->pass);
+}
+
+void domain_expect(Domain *domain, uint64_t pages) {
+        if (pages < EXPECT_WORTH || domain->zeros_only)
+                return;
+        for (unsigned s = 0; s < UNSTABLE_SHARDS; s++)
+                unstable_expect(domain->shards[s].tree, (pages >> domain->sample_bits) / UNSTABLE_SHARDS);
+        domain->expecting = true;
 }
 
 /* The block still stands and still held this content when it was last read. */
@@ -419,6 +428,9 @@ static void sweep(Domain *domain, size_t budget) {
 void domain_end_pass(Domain *domain) {
         size_t budget = domain->changed * SWEEP_SHARE;
 
+        for (unsigned s = 0; s < UNSTABLE_SHARDS && domain->expecting; s++)
+                unstable_expect(domain->shards[s].tree, 0);
+        domain->expecting = false;
         if (domain->blocks.n_quarantine > 0)
                 budget = MAX_OF(budget, SWEEP_WAITED_FOR);
         if (domain->shrinking > 0) {

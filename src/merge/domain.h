@@ -49,6 +49,7 @@ typedef struct Domain {
         uint64_t pages_left_out;        /* pages seen whose content was not remembered for that */
         bool pooled;                    /* merged contents are pages of a pool: the stable tree's frames are its page numbers */
         bool zeros_only;                /* contents are not remembered: nothing but zero pages is looked for */
+        bool expecting;                 /* the unstable trees were told of pages that are to come */
         bool fork_twin;                 /* a page on a frame that others map too got a twin: they have to learn of it */
         DomainShard shards[UNSTABLE_SHARDS];
 } Domain;
@@ -68,6 +69,9 @@ void domain_use_pool(Domain *domain);
 uint64_t domain_key(const Domain *domain, const void *page);
 
 void domain_begin_pass(Domain *domain);
+
+/* About so many pages that were never read before are going to be, in this pass. */
+void domain_expect(Domain *domain, uint64_t pages);
 
 /* Takes in n batches that scan_batch() has read. -ENOMEM: some pages were not matched, nothing else is harmed. */
 int domain_see(Domain *domain, Crew *crew, ScanBatch *batches, size_t n);

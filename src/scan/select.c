@@ -300,6 +300,15 @@ int selection_make(Selection *selection, Space *space, Track *track, const VmaLi
         return r < 0 ? r : found;
 }
 
+uint64_t selection_count_new(const Selection *selection) {
+        uint64_t n = 0;
+
+        for (size_t i = selection->at; i < selection->n; i++)
+                if (selection->blocks[i].block->pass == 0)
+                        n += page_set_count(selection->blocks[i].pages);
+        return n;
+}
+
 void select_cover(Space *space, const Track *track, const VmaList *vmas) {
         size_t v = 0;
 

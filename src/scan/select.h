@@ -23,6 +23,8 @@ typedef struct Selection {
 } Selection;
 
 void selection_done(Selection *selection);
+/* How many of the pages that are left to be read lie in blocks of which nothing was read yet. */
+uint64_t selection_count_new(const Selection *selection);
 static inline bool selection_left(const Selection *selection) { return selection->at < selection->n; }
 
 typedef struct SelectRules {

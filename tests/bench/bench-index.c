@@ -154,10 +154,29 @@ static double sweep_half(const Shards *shards, uint64_t n, Pauses *pauses) {
         return (double)spent / n;
 }
 
+/* Up from nothing, told beforehand how many there are to be. */
+static double see_expected(uint64_t n, unsigned n_shards) {
+        uint64_t groups = DIV_ROUND_UP(n, BATCH), start;
+        double told, seen;
+        Shards shards;
+        Pauses up;
+
+        shards_init(&shards, n_shards);
+        pauses_init(&up, groups);
+        start = cpu_nsec();
+        for (unsigned s = 0; s < n_shards; s++)
+                unstable_expect(shards.trees[s], n / n_shards);
+        told = (double)(cpu_nsec() - start) / n;
+        seen = see_all(&shards, n, &up, NULL);
+        (void)pause_longest_usec(&up, groups);
+        shards_done(&shards);
+        return told + seen;
+}
+
 /* Up from nothing, all once more unchanged, half of it dropped, down to nothing. Twice, for the shorter pauses and
  * times. false: more bytes than may be. */
 static bool bench_unstable(uint64_t n, unsigned n_shards) {
-        double insert = 1e9, self = 1e9, sweep = 1e9, removal = 1e9, full = 0, worst = 0, half = 0;
+        double insert = 1e9, expected = 1e9, self = 1e9, sweep = 1e9, removal = 1e9, full = 0, worst = 0, half = 0;
         uint64_t groups = DIV_ROUND_UP(n, BATCH), empty = 0;
         Pauses up, again, sweeps, down;
 
@@ -178,18 +197,20 @@ static bool bench_unstable(uint64_t n, unsigned n_shards) {
                 removal = MIN_OF(removal, remove_all(&shards, n, &down));
                 empty = shards_bytes(&shards);
                 shards_done(&shards);
+                expected = MIN_OF(expected, see_expected(n, n_shards));
         }
 
         double pause = pause_longest_usec(&up, groups);
         bool bytes_ok = worst <= BYTES_REQUIRED, ok = bytes_ok && pause <= PAUSE_USEC_REQUIRED;
         if (n <= INSERT_ENTRIES_REQUIRED)
                 ok = ok && insert <= INSERT_NSEC_REQUIRED;
-        printf("{\"bench\":\"unstable\",\"entries\":%" PRIu64 ",\"shards\":%u,\"insert_ns\":%.1f,\"self_ns\":%.1f,"
+        printf("{\"bench\":\"unstable\",\"entries\":%" PRIu64 ",\"shards\":%u,\"insert_ns\":%.1f,\"insert_expected_ns\":%.1f,"
+               "\"self_ns\":%.1f,"
                "\"bytes_per_entry\":%.2f,\"bytes_per_entry_worst\":%.2f,\"pause_us\":%.0f,\"self_pause_us\":%.0f,"
                "\"sweep_ns\":%.1f,\"sweep_pause_us\":%.0f,\"bytes_per_entry_half_swept\":%.2f,\"remove_ns\":%.1f,"
                "\"remove_pause_us\":%.0f,\"bytes_when_empty\":%" PRIu64 ",\"required_ns\":%.0f,\"required_bytes\":%.1f,"
                "\"required_pause_us\":%.0f,\"ok\":%s}\n",
-               n, n_shards, insert, self, full, worst, pause, pause_longest_usec(&again, groups), sweep,
+               n, n_shards, insert, expected, self, full, worst, pause, pause_longest_usec(&again, groups), sweep,
                pause_longest_usec(&sweeps, groups), half, removal, pause_longest_usec(&down, groups), empty,
                INSERT_NSEC_REQUIRED, BYTES_REQUIRED, PAUSE_USEC_REQUIRED, ok ? "true" : "false");
         fflush(stdout);

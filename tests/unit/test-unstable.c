@@ -216,11 +216,14 @@ static void model_run(Model *m, unsigned phases, unsigned operations) {
                                 model_remove(m, i);
                         else if (what < 99)
                                 model_replace(m, i);
+                        else if (random_below(50) == 0)
+                                unstable_expect(m->tree, random_below(2) * random_below(KEYS));
                         else
                                 model_see_batch(m);
                 }
                 if (random_below(3) == 0)
                         model_sweep_all(m);
+                unstable_expect(m->tree, 0);
                 model_check(m, n_failed > 0);
         }
 }
@@ -415,6 +418,32 @@ static void test_out_of_memory(void **state) {
         fail_never();
 }
 
+/* The buckets are there beforehand, with no memory for cells; what did not come is given back. */
+static void test_expectation(void **state) {
+        _cleanup_(unstable_freep) Unstable *tree = NULL;
+        const size_t n = 100000;
+        uint32_t buckets;
+        PageRef other;
+
+        assert_int_equal(unstable_new(&tree), 0);
+        unstable_expect(tree, n);
+        buckets = tree->buckets.n;
+        assert_in_range(buckets, n / 16, n / 16 + 1);
+        assert_in_range(unstable_bytes(tree), buckets * 4, buckets * 4 + 8192);
+        for (size_t i = 0; i < n; i++)
+                assert_int_equal(unstable_see(tree, key_uniform(i), i, &other), 0);
+        assert_in_range(tree->buckets.n, buckets, buckets + 1);
+        tree_check(tree, false);
+        unstable_expect(tree, 5 * n); /* none of which comes */
+        assert_in_range(tree->buckets.n, 6 * n / 16, 6 * n / 16 + 1);
+        for (size_t i = 0; i < n; i++)
+                assert_int_equal(unstable_see(tree, key_uniform(i), i, &other), UNSTABLE_E_SELF);
+        unstable_expect(tree, 0);
+        tree_check(tree, false);
+        for (size_t i = 0; i < n; i++)
+                assert_int_equal(unstable_see(tree, key_uniform(i), i, &other), UNSTABLE_E_SELF);
+}
+
 static void test_arguments(void **state) {
         Unstable *tree = NULL;
         PageRef other = 7;
@@ -439,6 +468,7 @@ static void test_arguments(void **state) {
 
 int main(void) {
         const struct CMUnitTest tests[] = {
+                cmocka_unit_test(test_expectation),      cmocka_unit_test(test_uniform),
                 cmocka_unit_test(test_arguments),      cmocka_unit_test(test_uniform),
                 cmocka_unit_test(test_clustered),      cmocka_unit_test(test_same_bucket),
                 cmocka_unit_test(test_sweep_survives_growth), cmocka_unit_test(test_memory),
