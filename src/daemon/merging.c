@@ -306,24 +306,33 @@ static void add_expected(Pass *pass) {
         }
 }
 
-static void look_at_wanted(Block *block, uint32_t pass) {
-        if (page_set_any(block->twin) || page_set_any(block->zero))
-                select_soon(block, pass);
-        for (unsigned i = 0; i < ELEMENTSOF(block->again); i++)
-                block->again[i] |= block->twin[i] & ~block->merged[i];
+/* Those of the block that are marked, wanted and not known to be merged are to be read again. */
+static void look_again(Block *block, const PlanRange *marked) {
+        uint64_t start = MAX_OF(marked->start, block->addr), end = MIN_OF(marked->end, block->addr + BLOCK_BYTES);
+        PageSet pages = {};
+
+        for (; start < end; start += PAGE_BYTES)
+                page_set_add(pages, (unsigned)((start - block->addr) / PAGE_BYTES));
+        for (unsigned i = 0; i < ELEMENTSOF(pages); i++)
+                block->again[i] |= pages[i] & block->twin[i] & ~block->merged[i];
 }
 
 /* A merge is no page fault of the process, and shows nowhere else: not in blocks that are not tracked, nor in the first
  * page of a content, which becomes KSM's where it is. */
-static void look_at_merged(Pass *pass) {
-        for (size_t i = 0; i < pass->n_members; i++) {
-                Member *member = pass->members[i];
+static void look_at_merged(Member *member) {
+        const Ranges *marked = &member->marks.ours;
+        uint32_t pass = pass_domain(member)->pass;
 
-                if (passed_over(member) || member->marks.ours.n == 0)
-                        continue;
-                member->look_again = true;
-                for (size_t b = 0; b < member->space.n; b++)
-                        look_at_wanted(member->space.blocks[b], pass_domain(member)->pass);
+        member->look_again = true;
+        for (size_t b = 0, first = 0; b < member->space.n; b++) {
+                Block *block = member->space.blocks[b];
+
+                if (page_set_any(block->twin) || page_set_any(block->zero))
+                        select_soon(block, pass);
+                while (first < marked->n && marked->ranges[first].end <= block->addr)
+                        first++;
+                for (size_t i = first; i < marked->n && marked->ranges[i].start < block->addr + BLOCK_BYTES; i++)
+                        look_again(block, &marked->ranges[i]);
         }
 }
 
@@ -351,7 +360,9 @@ int pass_burst(Pass *pass) {
                 return 0;
         }
         pass->merged = true;
-        look_at_merged(pass);
+        for (size_t i = 0; i < pass->n_members; i++)
+                if (!passed_over(pass->members[i]) && pass->members[i]->marks.ours.n > 0)
+                        look_at_merged(pass->members[i]);
         while ((state = burst_step(m->burst)) == BURST_RUNNING)
                 if (manager_breathe_in_burst(m)) {
                         burst_stop(m->burst);
