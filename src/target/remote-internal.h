@@ -312,6 +312,7 @@ void remote_stats_count(RemoteStats *stats, uint64_t interrupted_nsec, uint64_t 
 typedef enum RemoteStep {
         REMOTE_STEP_SEIZED,
         REMOTE_STEP_INTERRUPTED,
+        REMOTE_STEP_SIGNAL,     /* it stopped with a signal that it had taken already */
         REMOTE_STEP_STOPPED,
         REMOTE_STEP_FRAME,
         REMOTE_STEP_MAP_REGS,
@@ -359,6 +360,7 @@ enum {
         REMOTE_GUARD_CALM = 1 << 13,    /* nobody who runs is stopped where CPUs are scarce */
         REMOTE_GUARD_LEFT = 1 << 14,    /* what a dead caller left is taken away only if it still is what it was */
         REMOTE_GUARD_PARK = 1 << 15,    /* the others wait for its end, even if we die */
+        REMOTE_GUARD_PEEK = 1 << 16,    /* a signal that it had taken is not collected before it is given back */
 };
 
 #ifdef REMOTE_TEST

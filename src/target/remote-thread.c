@@ -13,7 +13,7 @@
  * One thread of a target: seized, stopped, let go. ptrace(2)'s rules that this leans on: a tracee can only be detached
  * while it stands; PTRACE_INTERRUPT cannot be taken back; a stop by PTRACE_INTERRUPT happens in the kernel's get_signal(),
  * the one place from which an interrupted system call is restarted; a signal that was taken already when the thread stopped
- * goes back in with the next resume; a group-stop that begins meanwhile is taken up again by the kernel at the detach; a
+ * goes back in with the next resume, or, while nobody has collected that stop, with our death; a group-stop that begins meanwhile is taken up again by the kernel at the detach; a
  * tracee that dies has to be waited for, or its parent never hears of it.
  *
  * So a thread that does not stop in time is not forgotten: it goes on a list, and is let go the moment it stops.
@@ -73,11 +73,29 @@ void remote_nap(uint64_t nsec) {
         clock_nanosleep(CLOCK_MONOTONIC, 0, &ts, NULL);
 }
 
+/* waitpid(2) that leaves the stop of a signal on its way to a handler uncollected: collected, its number is nowhere but
+ * with us (wait_task_stopped() clears exit_code), and were we to die before it goes back in, it would be lost. */
+static pid_t wait_now(const RemoteThread *thread, int *ret_status) {
+        siginfo_t info = {};
+
+        if (remote_guards(REMOTE_GUARD_PEEK)) {
+                if (waitid(P_PID, (id_t)thread->tid, &info, WNOHANG | WNOWAIT | WEXITED | WSTOPPED | __WALL) < 0)
+                        return -1;
+                if (info.si_pid == 0)
+                        return 0;
+                if (info.si_code == CLD_TRAPPED && info.si_status < 0x80) {
+                        *ret_status = info.si_status << 8 | 0x7f;
+                        return thread->tid;
+                }
+        }
+        return waitpid(thread->tid, ret_status, WNOHANG | __WALL);
+}
+
 int remote_thread_wait(RemoteThread *thread, uint64_t timeout_nsec, int *ret_status) {
         uint64_t until = now_nsec() + timeout_nsec, pause = POLL_FIRST_NSEC;
         for (uint64_t now = until - timeout_nsec;;) {
                 int status;
-                pid_t p = waitpid(thread->tid, &status, WNOHANG | __WALL);
+                pid_t p = wait_now(thread, &status);
                 if (p == thread->tid) {
                         if (!WIFSTOPPED(status)) {
                                 thread->dead = true;
@@ -86,6 +104,8 @@ int remote_thread_wait(RemoteThread *thread, uint64_t timeout_nsec, int *ret_sta
                         thread->stopped = true;
                         thread->stopped_nsec = now;
                         *ret_status = status;
+                        if (status >> 16 == 0 && WSTOPSIG(status) != (SIGTRAP | 0x80))
+                                remote_step(REMOTE_STEP_SIGNAL);
                         return 0;
                 }
                 if (p < 0 && errno != EINTR) {

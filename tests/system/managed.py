@@ -21,7 +21,7 @@ from harness import BUILD, PAGE, Frames, Host, KSM, check, wait_for
 
 VICTIMS = BUILD / "tests/system/victims"
 TEST_DAEMON = BUILD / "tests/system/ksmd-user-test"
-STEPS = 29              # of the protocol: _REMOTE_STEP_MAX
+STEPS = 30              # of the protocol: _REMOTE_STEP_MAX
 GUARD_EINTR = 1
 STOP_MAX_NSEC = 2_000_000
 PASSES_MIN = 20         # a daemon that hardly gets a CPU proves nothing, and is not to blame

@@ -161,16 +161,17 @@ void victim_sigtrap(void) {
 
 /* Queued signals carry numbers; a handler on an alternate stack expects them in order. */
 static volatile uint64_t expected;
-static volatile uint64_t wrong;
+static volatile uint64_t wrong, came;   /* signals out of order; the number of the first */
+static volatile uint64_t foreign;       /* where in code of ours a signal interrupted it */
 
 static void on_numbered(int sig, siginfo_t *info, void *context) {
-        if (info->si_value.sival_int != (int)(expected & 0x7fffffff))
-                wrong++;
+        if (info->si_value.sival_int != (int)(expected & 0x7fffffff) && wrong++ == 0)
+                came = (uint64_t)info->si_value.sival_int;
 #if defined(__x86_64__)
         /* Collectors read their roots from here: it has to be this thread's own code that was interrupted. */
         const ucontext_t *uc = context;
         if (((uint64_t)uc->uc_mcontext.gregs[REG_RIP] >> 28) == 0x6b736)
-                wrong++;
+                foreign = (uint64_t)uc->uc_mcontext.gregs[REG_RIP];
 #endif
         expected++;
 }
@@ -206,7 +207,8 @@ void victim_signals(void) {
                 usleep(100);
                 sigprocmask(SIG_SETMASK, NULL, &now);
                 CHECK(memcmp(&before, &now, sizeof now) == 0, "the mask changed");
-                CHECK(wrong == 0, "a signal out of order");
+                CHECK(wrong == 0, "%lu came, %lu of %lu out of order", came, wrong, expected);
+                CHECK(foreign == 0, "a signal that interrupted it at 0x%lx", foreign);
                 stack_t is;
                 CHECK(sigaltstack(NULL, &is) == 0 && is.ss_sp == stack.ss_sp && is.ss_size == stack.ss_size,
                       "the alternate stack changed");
@@ -214,7 +216,7 @@ void victim_signals(void) {
         CHECK(TEMP_FAILURE_RETRY(waitpid(sender, NULL, 0)) == sender);
         for (int i = 0; i < 1000 && expected != *sent; i++)
                 usleep(1000);
-        CHECK(expected == *sent && !wrong, "%lu sent, %lu came", *sent, expected);
+        CHECK(expected == *sent && !wrong && !foreign, "%lu sent, %lu came", *sent, expected);
         printf("%lu signals\n", *sent);
 }
 
