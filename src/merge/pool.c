@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "merge/pool.h"
 
+#include "merge/pool-count.h"
 #include "merge/pool-fs.h"
 
 #include <fcntl.h>
@@ -17,13 +18,12 @@
  *  - Targets get a descriptor that reads only, of a copy of the mount that is read-only: opening it anew for writing,
  *    fchmod(2) and a shared writable mapping fail, for root too (a memfd does not hold: its /proc/PID/fd link can be
  *    opened for writing).
- *  - The pages that are mapped are never swapped out (noswap), nor part of a huge page of ours (huge=never, and
- * addresses    that never line up with page numbers): a pte that is gone was discarded by the target, and reads as
- * zeros.
- *  - A page is freed only when the kernel counts no mapping of it, twice. Who maps none by then cannot get it back:
- * where    a guarded mapping has no pte, the fault is answered with zeros.
+ *  - The pages that are mapped are never swapped out (noswap), nor part of a huge page of ours (huge=never, and addresses
+ *    that never line up with page numbers): a pte that is gone was discarded by the target, and reads as zeros.
+ *  - A page is freed only when the kernel counts no mapping of it, twice. Who maps none by then cannot get it back: where
+ *    a guarded mapping has no pte, the fault is answered with zeros.
  *
- * Lengths, limits and who maps what is pool-space.c's; the kernel's side is pool-fs.c's.
+ * Lengths, limits and who maps what is pool-space.c's; the kernel's side is pool-fs.c's and pool-count.c's.
  */
 struct Pool {
         PoolSpace space;
