@@ -2,10 +2,8 @@
 #include "track-child.h"
 
 #include "base/io.h"
+#include "tests/confine.h"
 
-#include <linux/audit.h>
-#include <linux/filter.h>
-#include <linux/seccomp.h>
 #include <sched.h>
 #include <signal.h>
 #include <sys/mman.h>
@@ -35,23 +33,6 @@ void track_test_end(void) {
         munmap(shared, sizeof *shared);
 }
 
-/* As container engines have it: what is not known to be harmless is refused, userfaultfd(2) and io_uring with it. */
-static void install_docker_filter(void) {
-        static const unsigned refused[] = {SYS_userfaultfd, SYS_io_uring_setup, SYS_ptrace, SYS_keyctl, SYS_add_key};
-        struct sock_filter filter[2 * ELEMENTSOF(refused) + 2];
-        size_t n = 0;
-
-        filter[n++] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr));
-        for (size_t i = 0; i < ELEMENTSOF(refused); i++) {
-                filter[n++] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, refused[i], 0, 1);
-                filter[n++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM);
-        }
-        filter[n++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
-        struct sock_fprog program = {.len = (unsigned short)n, .filter = filter};
-        CHECK(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 && prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0);
-        CHECK(syscall(SYS_userfaultfd, 1) < 0 && errno == EPERM);
-}
-
 static void become_who_is_asked(void) {
         prctl(PR_SET_PDEATHSIG, SIGKILL);
         if (shared->user_namespace)
@@ -62,7 +43,7 @@ static void become_who_is_asked(void) {
                 CHECK(prctl(PR_SET_DUMPABLE, 1) == 0 && prctl(PR_SET_PDEATHSIG, SIGKILL) == 0);
         }
         if (shared->docker_filter)
-                install_docker_filter();
+                confine_by_filter();
 }
 
 static _Noreturn void obey(int from, int to) {

@@ -4,12 +4,9 @@
  * and have the kernel write to them; one that maps and unmaps; one that forks. Every page has a shadow, kept by its owner.
  */
 #include "remap-hammer.h"
-#include "tests/test.h"
+#include "tests/confine.h"
 
-#include <grp.h>
 #include <liburing.h>
-#include <linux/filter.h>
-#include <linux/seccomp.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -288,27 +285,6 @@ static void check_all(void) {
                 check_page(i, "at the end");
         for (uint64_t i = HAMMER_LAST; i < HAMMER_PAGES; i++)
                 check_page(i, "last, at the end");
-}
-
-/* Nobody in particular, in a user namespace of his own, under a filter such as containers have. */
-static void confine(void) {
-        static const unsigned refused[] = { SYS_userfaultfd, SYS_io_uring_setup, SYS_ptrace, SYS_process_vm_readv,
-                                            SYS_process_vm_writev, SYS_keyctl, SYS_bpf };
-        struct sock_filter filter[2 * ELEMENTSOF(refused) + 2];
-        size_t n = 0;
-
-        filter[n++] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr));
-        for (size_t i = 0; i < ELEMENTSOF(refused); i++) {
-                filter[n++] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, refused[i], 0, 1);
-                filter[n++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM);
-        }
-        filter[n++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
-        struct sock_fprog program = { .len = (unsigned short)n, .filter = filter };
-        CHECK(setgroups(0, NULL) == 0 && setresgid(65534, 65534, 65534) == 0 && setresuid(65534, 65534, 65534) == 0, "nobody");
-        CHECK(unshare(CLONE_NEWUSER) == 0, "user namespace");
-        CHECK(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 && prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0,
-              "filter");
-        CHECK(syscall(SYS_userfaultfd, 1) < 0 && errno == EPERM, "the filter");
 }
 
 void hammer_victim_run(HammerVictim *victim) {

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "victims.h"
 
+#include "tests/confine.h"
+
 #include <grp.h>
 #include <linux/audit.h>
 #include <linux/filter.h>
@@ -246,18 +248,8 @@ void victim_filter(void) {
         _exit(0); /* its maps cannot be read from inside any more */
 }
 
-/* As container engines have it: userfaultfd(2) is refused, what we need otherwise is not. */
 void victim_container(void) {
-        struct sock_filter filter[] = {
-                BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
-                BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_userfaultfd, 0, 1),
-                BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
-                BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
-        };
-        struct sock_fprog program = {.len = ELEMENTSOF(filter), .filter = filter};
-        CHECK(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0);
-        CHECK(prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0);
-        CHECK(syscall(SYS_userfaultfd, 1) < 0 && errno == EPERM);
+        confine_by_filter();
         victim_ready();
         while (victim_goes_on())
                 usleep(300);
