@@ -10,6 +10,7 @@
 #include <signal.h>
 #include <stdatomic.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 
 /*
@@ -27,6 +28,9 @@
  *   - The loan ends before the thread is let go: then it goes on at its own priority. One that runs at ours and never
  *     sleeps could keep our waiting thread, which is no more urgent, from its CPU. Where we die in the middle that is
  *     for the other CPUs to save us from: so with a single CPU nothing is lent.
+ *   - It ends without our waiting thread: that one is made an ordinary one, which the kernel passes on to the owner in the
+ *     same call (rt_mutex_adjust_pi()). To wait until it has got a CPU itself has taken 100 ms on busy machines, the target
+ *     standing. Until it has, the owner is as preferred as it is among ordinary threads: nice -20, which starves nobody.
  *   - The futex is a shared one: a private one of ours cannot have an owner elsewhere (EPERM since 6.18's stable kernels).
  *   - A waiting that a signal interrupts is begun anew by the kernel (-ERESTARTNOINTR), and looks at the word first:
  *     so the handler takes the owner's name away, and the wait succeeds.
@@ -34,10 +38,11 @@
  */
 #define BOOST_SIGNAL (SIGRTMIN + 5)
 #define BEGIN_WAIT_NSEC NSEC_PER_MSEC
-#define END_WAIT_NSEC (100 * NSEC_PER_MSEC)
+#define END_WAIT_NSEC (100 * NSEC_PER_MSEC) /* where it cannot be made an ordinary one */
 
 struct RemoteBoost {
         pthread_t thread;
+        _Atomic pid_t tid;      /* of it; 0: it has not begun yet */
         pid_t pid;              /* whose thread it is: a fork has none */
         _Atomic uint32_t *owner; /* the futex: a page of its own, shared */
         _Atomic uint32_t asked; /* a futex: counts what was asked for */
@@ -63,6 +68,8 @@ static void *lend(void *arg) {
         sigfillset(&set);
         sigdelset(&set, BOOST_SIGNAL);
         pthread_sigmask(SIG_SETMASK, &set, NULL);
+        (void)setpriority(PRIO_PROCESS, 0, -20); /* of this thread, for the end of a waiting */
+        atomic_store(&boost->tid, (pid_t)syscall(SYS_gettid));
         for (uint32_t seen = 0; !boost->stop;) {
                 if (boost->asked == seen) {
                         (void)futex(&boost->asked, FUTEX_WAIT_PRIVATE, seen);
@@ -75,6 +82,12 @@ static void *lend(void *arg) {
                 atomic_store(&boost->done, seen);
         }
         return NULL;
+}
+
+static bool set_urgent(const RemoteBoost *boost, bool urgent) {
+        const struct sched_param param = { .sched_priority = urgent ? REMOTE_BOOST_PRIORITY : 0 };
+
+        return boost->tid > 0 && sched_setscheduler(boost->tid, urgent ? SCHED_FIFO : SCHED_OTHER, &param) == 0;
 }
 
 /* Ends the waiting that is under way, or about to begin. */
@@ -111,9 +124,12 @@ static int boost_start(RemoteBoost *boost) {
         r = pthread_create(&boost->thread, &attributes, lend, boost);
         pthread_sigmask(SIG_SETMASK, &before, NULL);
         pthread_attr_destroy(&attributes);
-        if (r == 0)
-                (void)pthread_setname_np(boost->thread, "boost");
-        return -r;
+        if (r != 0)
+                return -r;
+        (void)pthread_setname_np(boost->thread, "boost");
+        for (uint64_t until = now_nsec() + BEGIN_WAIT_NSEC; boost->tid == 0 && now_nsec() < until;)
+                remote_nap(5 * NSEC_PER_USEC);
+        return 0;
 }
 
 static RemoteBoost *boost_of(Remote *remote) {
@@ -135,7 +151,7 @@ void remote_boost_begin(Remote *remote, pid_t tid) {
         if (!remote_cpus_are_contended(1) || !remote_boost_works(remote))
                 return;
         RemoteBoost *boost = remote->boost;
-        if (boost->done != boost->asked)
+        if (boost->done != boost->asked || !set_urgent(boost, true))
                 return;
         uint64_t until = now_nsec() + BEGIN_WAIT_NSEC;
         atomic_store(boost->owner, (uint32_t)tid);
@@ -153,8 +169,12 @@ void remote_boost_end(Remote *remote) {
         if (!remote->boosted)
                 return;
         remote->boosted = false;
-        if (boost->done != boost->asked)
-                interrupt_lender(boost);
+        if (boost->done == boost->asked)
+                return;
+        bool over = set_urgent(boost, false);
+        interrupt_lender(boost);
+        if (over)
+                return;
         uint64_t until = now_nsec() + END_WAIT_NSEC;
         while (boost->done != boost->asked && now_nsec() < until)
                 remote_nap(5 * NSEC_PER_USEC);

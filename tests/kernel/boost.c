@@ -2,8 +2,8 @@
 
 /*
  * target/remote-boost: a thread of another process runs at our urgency for as long as we wait for a priority inheritance
- * futex that names it as the owner, and no longer: neither when we stop waiting, nor when we are killed. Nothing of it
- * is changed but where the scheduler puts it, and its children inherit nothing.
+ * futex that names it as the owner, and no longer: neither when we are not urgent any more, nor when we are killed. Nothing
+ * of it is changed but where the scheduler puts it, and its children inherit nothing.
  */
 #include "target/remote-internal.h"
 #include "test.h"
@@ -79,7 +79,7 @@ static void await(pid_t pid, long expected, const char *when) {
 static void test_lends(Remote *remote, pid_t target) {
         struct sched_param param;
 
-        CHECK(priority(target) == NORMAL);
+        await(target, NORMAL, "at first");
         remote_boost_begin(remote, target);
         CHECK(remote->boosted && !remote->boost_refused);
         await(target, URGENT, "lent");
@@ -91,7 +91,8 @@ static void test_lends(Remote *remote, pid_t target) {
                 usleep(1000);
         CHECK(priority(target) == URGENT && priority(shared->child) == NORMAL, "a child inherited it");
         remote_boost_end(remote);
-        CHECK(priority(target) == NORMAL, "it was not taken back");
+        CHECK(priority(target) != URGENT, "it was not taken back");
+        await(target, NORMAL, "taken back");
         kill(shared->child, SIGKILL);
 }
 
@@ -124,14 +125,17 @@ static void test_again_and_again(Remote *remote, pid_t target) {
                 if (i % 8 == 0)
                         end(other);
                 remote_boost_end(remote);
-                CHECK(!remote->boosted && (i % 8 == 0 || priority(other) == NORMAL), "round %d", i);
+                CHECK(!remote->boosted && (i % 8 == 0 || priority(other) != URGENT), "round %d", i);
+                if (i % 8 != 0)
+                        await(other, NORMAL, "taken back again");
                 if (other != target && i % 8 != 0)
                         end(other);
         }
         remote_boost_begin(remote, target);
         await(target, URGENT, "lent in the end");
         remote_boost_end(remote);
-        CHECK(priority(target) == NORMAL);
+        CHECK(priority(target) != URGENT);
+        await(target, NORMAL, "in the end");
 }
 
 int main(void) {
