@@ -23,10 +23,8 @@
 #include <sys/sysmacros.h>
 
 #define LEARN_PAGES 256U
-#define UNIT_NSEC_FIRST 4000U
-#define UNIT_NSEC_MIN 500U
-#define UNIT_NSEC_MAX 8000U
-#define STOP_NSEC (900 * NSEC_PER_USEC)
+/* Of a stop, for beginning with runs; those that were begun are ended. */
+#define BEGIN_NSEC (1100 * NSEC_PER_USEC)
 
 static RemapPool *pool_done(RemapPool *pool) {
         if (!pool)
@@ -53,19 +51,41 @@ DEFINE_CLEANUP(Remapping, remapping_free)
 
 void manager_close_keeper(Manager *m) { m->remapping = remapping_free(m->remapping); }
 
-uint64_t remapping_units_max(const Remapping *remapping, bool undo) { return STOP_NSEC / remapping->unit_nsec[undo]; }
-
-void remapping_learn(Remapping *remapping, bool undo, uint64_t units, uint64_t stop_nsec) {
-        uint64_t nsec = stop_nsec / (units + 1), *known = &remapping->unit_nsec[undo];
-
-        nsec = MAX_OF(nsec, (uint64_t)UNIT_NSEC_MIN);
-        *known = (3 * *known + MIN_OF(nsec, (uint64_t)UNIT_NSEC_MAX)) / 4;
-}
-
-int remapping_settle(void *userdata) {
+static void settle_begin(void *userdata) {
         const Manager *m = userdata;
 
-        return keeper_sync(m->remapping->keeper);
+        keeper_sync_begin(m->remapping->keeper);
+}
+
+static int settle(void *userdata) {
+        const Manager *m = userdata;
+
+        return keeper_sync_end(m->remapping->keeper);
+}
+
+RemapBatch remapping_batch(Manager *m, const RemapGuard *guard, RemapRange *ranges, size_t n, uint64_t units,
+                           bool undo) {
+        return (RemapBatch){
+                .ranges = ranges,
+                .n = n,
+                .guard = guard,
+                .pool_fd = -EBADF,
+                .settle_begin = settle_begin,
+                .settle = settle,
+                .userdata = m,
+                .run_nsec = BEGIN_NSEC,
+                .expect_nsec = units * m->remapping->pace[undo].unit_nsec,
+        };
+}
+
+void remapping_learn(Remapping *remapping, const RemapBatch *batch, bool undo) {
+        RemapPace *pace = &remapping->pace[undo];
+        uint64_t units = 0;
+
+        for (size_t i = 0; i < batch->n; i++)
+                if (batch->ranges[i].result != REMAP_NOT_BEGUN)
+                        units += remap_pace_units(pace, batch->ranges[i].n_pages);
+        remap_pace_learn(pace, units, batch->stop_nsec, batch->ran_nsec);
 }
 
 RemapPool *remapping_find_pool(const Remapping *remapping, const Vma *vma) {
@@ -180,7 +200,8 @@ int manager_open_keeper(Manager *m, const char **ret_reason) {
         remapping = calloc(1, sizeof *remapping);
         if (!remapping)
                 return -ENOMEM;
-        remapping->unit_nsec[0] = remapping->unit_nsec[1] = UNIT_NSEC_FIRST;
+        for (int undo = 0; undo <= 1; undo++)
+                remapping->pace[undo] = remap_pace_first(undo);
         program = find_program();
         r = keeper_new(m->state_dir, program, &remapping->keeper);
         if (r < 0) {

@@ -21,10 +21,10 @@
 
 #include <string.h>
 
-/* Of a stop, for beginning with runs; those that were begun are ended. Some 0.6 ms of it the thread waits for us. */
-#define BEGIN_NSEC (1400 * NSEC_PER_USEC)
 /* How often in a row a batch may come to nothing for want of time. */
 #define TRIES_MAX 4U
+/* What is cut off a run to fill up a batch is no shorter. */
+#define PIECE_PAGES_MIN 16U
 /* The event loop gets its turn. */
 #define BREATH_NSEC (5 * NSEC_PER_MSEC)
 
@@ -162,14 +162,7 @@ static bool let_go(const Work *w, RemapRange *range) {
 
 static void carry_out(Work *w) {
         Manager *m = w->pass->manager;
-        RemapBatch batch = {
-                .ranges = w->ranges,
-                .guard = &w->member->guard,
-                .pool_fd = pool_target_fd(w->pool),
-                .settle = remapping_settle,
-                .userdata = m,
-                .run_nsec = BEGIN_NSEC,
-        };
+        RemapBatch batch = remapping_batch(m, &w->member->guard, w->ranges, 0, w->units, false);
         RemapRange visited[REMAP_BATCH_MAX];
         size_t left = 0;
         int r;
@@ -182,10 +175,11 @@ static void carry_out(Work *w) {
         w->n = batch.n;
         if (w->n == 0)
                 return;
+        batch.pool_fd = pool_target_fd(w->pool);
         r = remap_merge(m->remote, w->member->target, &batch);
         memcpy(visited, w->ranges, w->n * sizeof *visited);
         if (r == 0) {
-                remapping_learn(m->remapping, false, w->units, batch.stop_nsec);
+                remapping_learn(m->remapping, &batch, false);
                 left = note_results(w);
         } else if (r == REMOTE_E_LOST) {
                 /* Which of them are in place will show in its mappings, and in the kernel's counts of the pool. */
@@ -200,7 +194,7 @@ static void carry_out(Work *w) {
         w->n = left;
         w->units = 0;
         for (size_t i = 0; i < w->n; i++)
-                w->units += w->ranges[i].n_pages + REMAP_RANGE_UNITS;
+                w->units += remap_pace_units(&m->remapping->pace[false], w->ranges[i].n_pages);
         w->result = w->result ?: r;
         if (batch.workers > 0) {
                 w->member->remap_refused = "io_uring's workers cannot be stopped";
@@ -211,18 +205,27 @@ static void carry_out(Work *w) {
                 drop_all(w);
 }
 
-/* Takes the pages of the pool for a part of a run, in pieces that a batch has room for; the kernel joins their
- * mappings. */
+/* How many pages of one more range the batch has room for; an empty one for a piece at least. */
+static uint32_t room_pages(const Work *w, const RemapPace *pace) {
+        uint64_t used = w->units + pace->range_units, all = remap_pace_batch(pace);
+        uint32_t room = used < all ? (uint32_t)(all - used) : 0;
+
+        return w->n > 0 || room > PIECE_PAGES_MIN ? room : PIECE_PAGES_MIN;
+}
+
+/* Takes the pages of the pool for a part of a run, in pieces that fill up the batches; the kernel joins their mappings. */
 static void add_segment(Work *w, const Vma *vma, uint64_t start, uint32_t n_pages, uint64_t page) {
+        const RemapPace *pace = &w->pass->manager->remapping->pace[false];
+
         for (uint32_t done = 0, n; done < n_pages && w->result == 0; done += n) {
                 uint64_t at = start + done * PAGE_BYTES, units;
 
-                n = MIN_OF(n_pages - done, REMAP_PIECE_PAGES);
-                units = n + REMAP_RANGE_UNITS;
-                while (w->result == 0 && (w->n == REMAP_BATCH_MAX ||
-                                          (w->n > 0 && w->units + units >
-                                                               remapping_units_max(w->pass->manager->remapping, false))))
+                n = n_pages - done;
+                while (w->result == 0 && w->n > 0 &&
+                       (w->n == REMAP_BATCH_MAX || room_pages(w, pace) < MIN_OF(n, PIECE_PAGES_MIN)))
                         carry_out(w);
+                n = MIN_OF(n, room_pages(w, pace));
+                units = remap_pace_units(pace, n);
                 if (w->result != 0 || pool_take(w->pool, page + done, n, at) != 0) {
                         w->again = true;
                         continue;
@@ -242,7 +245,7 @@ static void add_segment(Work *w, const Vma *vma, uint64_t start, uint32_t n_page
 
 /* What the pages of the run hold now, by keys; 0: not to be taken. Nothing is read that is not there, or that others
  * map too. */
-static int read_run(Work *w, const RemapRun *run) {
+static int read_run(Work *w, const RemapRun *run, ReaderWay way) {
         uint64_t entries[POOL_RUN_MAX], addrs[READER_PAGES];
         const Target *target = w->member->target;
         ssize_t got = pread(target->pagemapfd, entries, run->n_pages * sizeof *entries,
@@ -259,7 +262,7 @@ static int read_run(Work *w, const RemapRun *run) {
                         addrs[n] = run->start + (i + n) * PAGE_BYTES;
                 if (n == 0)
                         continue;
-                r = reader_read(target, READER_KEEPS_SHARING, addrs, n, w->bytes + i * PAGE_BYTES, read);
+                r = reader_read(target, way, addrs, n, w->bytes + i * PAGE_BYTES, read);
                 if (r != 0)
                         return r == TARGET_E_GONE ? REMOTE_E_GONE : r;
                 for (uint32_t k = 0; k < n; k++)
@@ -296,9 +299,13 @@ static int fill(Work *w, uint64_t address, const RemapSegment *segment, uint64_t
 static int merge_run(Work *w, const RemapRun *run) {
         _cleanup_(remap_segments_done) RemapSegments segments = {};
         const Vma *vma = vma_list_find(&w->member->vmas, run->start);
-        int r = read_run(w, run);
+        int r;
 
-        if (r != 0 || !vma)
+        if (!vma)
+                return 0;
+        /* They are its own alone, and only KSM could change that in between. */
+        r = read_run(w, run, vma->mergeable ? READER_KEEPS_SHARING : READER_PINS);
+        if (r != 0)
                 return r;
         r = remap_segments_make(w->stable, pool_space(w->pool), run->start, w->keys, run->n_pages,
                                 w->member->group->minimum_run_pages, &segments);

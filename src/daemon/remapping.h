@@ -4,7 +4,9 @@
 #include "daemon/pass.h"
 #include "keeper/keeper.h"
 #include "merge/pool.h"
+#include "merge/remap-pace.h"
 #include "merge/remap-target.h"
+#include "merge/remap.h"
 
 /*
  * Route remap in the daemon: keeping.c (the keeper and the pools), remapping.c (a pass), unmapping.c (guards, and the way
@@ -25,7 +27,7 @@ typedef struct Remapping {
         RemapPool **pools;              /* of domains that are no more, too, while anything maps them */
         size_t n_pools, pools_allocated;
         uint64_t uncertain_until_nsec;  /* a program may still be at work in a process that was lost sight of */
-        uint64_t unit_nsec[2];          /* learnt: of a page in a batch; merging, undoing */
+        RemapPace pace[2];              /* merging, undoing */
 } Remapping;
 
 /* keeping.c. Connects to the keeper, or starts one, and takes over the pools that it holds. Nothing if that is done.
@@ -56,12 +58,11 @@ void manager_note_pooled(Manager *manager, Member *member);
 /* pooled.c: what the slot's pool saves, into the members' censuses. */
 void manager_census_pooled(Manager *manager, Slot *slot, Member *const *members, size_t n);
 
-/* How many units (pages; each range counts as some more) a stop has time for, and what one taught. */
-#define REMAP_RANGE_UNITS 6U
 #define REMAP_PIECE_PAGES 128U
 /* How long a program that lost us may take to its end: until then what it is about to map may look unused. */
 #define UNCERTAIN_NSEC (10 * NSEC_PER_SEC)
-uint64_t remapping_units_max(const Remapping *remapping, bool undo);
-void remapping_learn(Remapping *remapping, bool undo, uint64_t units, uint64_t stop_nsec);
-/* RemapSettle; userdata: the manager. */
-int remapping_settle(void *userdata);
+/* A batch as both directions have it: the keeper is asked, and a stop is as long as it may be. */
+RemapBatch remapping_batch(Manager *manager, const RemapGuard *guard, RemapRange *ranges, size_t n, uint64_t units,
+                           bool undo);
+/* It was carried out: what that taught. */
+void remapping_learn(Remapping *remapping, const RemapBatch *batch, bool undo);

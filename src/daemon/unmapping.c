@@ -20,8 +20,6 @@
 /* In one go, the event loop standing: what is left is gone on with a moment later. */
 #define UNMAP_NSEC (400 * NSEC_PER_MSEC)
 #define ROUNDS_MAX 8U
-/* Of a stop, for beginning with runs. */
-#define RUN_NSEC (1400 * NSEC_PER_USEC)
 
 void manager_note_pooled(Manager *m, Member *member) {
         const Slot *slot = member->group ? member->group->slot : NULL;
@@ -152,25 +150,17 @@ static bool is_alike(const Vma *vma, const Vma *run) {
 }
 
 static void carry_out(Unmap *u) {
-        RemapBatch batch = {
-                .ranges = u->ranges,
-                .n = u->n,
-                .guard = &u->member->guard,
-                .written_too = u->written_too,
-                .pool_fd = -EBADF,
-                .settle = remapping_settle,
-                .userdata = u->m,
-                .run_nsec = RUN_NSEC,
-        };
+        RemapBatch batch = remapping_batch(u->m, &u->member->guard, u->ranges, u->n, u->units, true);
         size_t left = 0;
 
         if (u->n == 0)
                 return;
+        batch.written_too = u->written_too;
         batch.pool_dev = u->pool->identity.dev;
         batch.pool_inode = u->pool->identity.inode;
         u->result = remap_undo(u->m->remote, u->member->target, &batch);
         if (u->result == 0)
-                remapping_learn(u->m->remapping, true, u->units, batch.stop_nsec);
+                remapping_learn(u->m->remapping, &batch, true);
         if (u->result == REMOTE_E_LOST)
                 u->m->remapping->uncertain_until_nsec = now_nsec() + UNCERTAIN_NSEC;
         for (size_t i = 0; i < u->n && u->result == 0; i++) {
@@ -194,10 +184,10 @@ static void carry_out(Unmap *u) {
 }
 
 static void add_piece(Unmap *u, const Vma *vma, const RemapPool *pool, uint64_t start, uint32_t n_pages, uint64_t neighbour) {
-        uint64_t units = n_pages + REMAP_RANGE_UNITS;
+        const RemapPace *pace = &u->m->remapping->pace[true];
+        uint64_t units = remap_pace_units(pace, n_pages);
 
-        if (u->n == REMAP_BATCH_MAX || u->pool != pool ||
-            (u->n > 0 && u->units + units > remapping_units_max(u->m->remapping, true)))
+        if (u->n == REMAP_BATCH_MAX || u->pool != pool || (u->n > 0 && u->units + units > remap_pace_batch(pace)))
                 carry_out(u);
         if (u->result != 0)
                 return;

@@ -21,6 +21,8 @@
 /* Until it says its first word: that it is being started, by us or by systemd, is all that is known of it. */
 #define START_PATIENCE_NSEC (5 * NSEC_PER_SEC)
 #define COPIES_UNSWEPT 64U
+/* In a stop, for the reply to a question of before that nobody waited for. */
+#define SYNC_STALE_NSEC (100 * NSEC_PER_USEC)
 
 /* What the keeper holds too: with these a new one is given everything. */
 typedef struct Copy {
@@ -34,6 +36,8 @@ struct Keeper {
         Copy *copies;
         size_t n_copies, allocated, sweep_at;
         pid_t child;            /* the keeper that was started here; 0: none */
+        bool syncing;           /* a KEEPER_SYNC was sent, and its reply not read, … */
+        bool sync_due;          /* … which keeper_sync_end() is to wait for */
 };
 
 Keeper *keeper_free(Keeper *keeper) {
@@ -99,6 +103,7 @@ static void drop_copy(Keeper *keeper, uint64_t id) {
 
 static int break_off(Keeper *keeper, int error) {
         keeper->socket = safe_close(keeper->socket);
+        keeper->syncing = keeper->sync_due = false;
         return error;
 }
 
@@ -133,16 +138,18 @@ static int await(Keeper *keeper, uint64_t deadline_nsec) {
         return n < 0 ? -errno : n == 0 ? -ETIMEDOUT : 0;
 }
 
-/* One request and its reply. *ret_fd (may be NULL): what came with it. */
-static int call_patiently(Keeper *keeper, KeeperMessage *message, int fd, int *ret_fd, uint64_t patience_nsec) {
-        uint64_t deadline = now_nsec() + patience_nsec;
-        uint32_t op = message->op;
-        int r, received = -EBADF;
-
+static int send_request(const Keeper *keeper, KeeperMessage *message, int fd) {
         if (keeper->socket < 0)
                 return -ENOTCONN;
         message->protocol = KEEPER_PROTOCOL;
-        r = keeper_message_send(keeper->socket, message, fd, 0);
+        return keeper_message_send(keeper->socket, message, fd, 0);
+}
+
+/* The reply to what was sent last. *ret_fd (may be NULL): what came with it. */
+static int await_reply(Keeper *keeper, uint32_t op, KeeperMessage *message, int *ret_fd, uint64_t patience_nsec) {
+        uint64_t deadline = now_nsec() + patience_nsec;
+        int r = 0, received = -EBADF;
+
         while (r == 0) {
                 r = await(keeper, deadline);
                 if (r == 0)
@@ -157,13 +164,65 @@ static int call_patiently(Keeper *keeper, KeeperMessage *message, int fd, int *r
                 } else
                         break;
         }
+        if (r == -ETIMEDOUT && op == KEEPER_SYNC)
+                return r; /* it is busy, and will answer */
         if (r < 0)
                 return break_off(keeper, r);
+        if (op == KEEPER_SYNC)
+                keeper->syncing = false;
         if (ret_fd)
                 *ret_fd = received;
         else
                 safe_close(received);
         return message->result;
+}
+
+static int await_sync(Keeper *keeper, uint64_t patience_nsec) {
+        KeeperMessage message;
+
+        return await_reply(keeper, KEEPER_SYNC, &message, NULL, patience_nsec);
+}
+
+void keeper_sync_begin(Keeper *keeper) {
+        KeeperMessage message = { .op = KEEPER_SYNC };
+        int r;
+
+        keeper->sync_due = false;
+        if (keeper->syncing)
+                (void)await_sync(keeper, SYNC_STALE_NSEC);
+        if (keeper->syncing || keeper->socket < 0)
+                return;
+        r = send_request(keeper, &message, -EBADF);
+        if (r < 0)
+                (void)break_off(keeper, r);
+        keeper->syncing = keeper->sync_due = r == 0;
+}
+
+static int sync_end(Keeper *keeper, uint64_t patience_nsec) {
+        if (keeper->socket < 0)
+                return -ENOTCONN;
+        if (!keeper->sync_due)
+                return -ETIMEDOUT;
+        keeper->sync_due = false;
+        return await_sync(keeper, patience_nsec);
+}
+
+int keeper_sync_end(Keeper *keeper) { return sync_end(keeper, KEEPER_SYNC_NSEC); }
+
+int keeper_sync(Keeper *keeper) {
+        keeper_sync_begin(keeper);
+        return sync_end(keeper, KEEPER_PATIENCE_NSEC);
+}
+
+/* One request and its reply. */
+static int call_patiently(Keeper *keeper, KeeperMessage *message, int fd, int *ret_fd, uint64_t patience_nsec) {
+        uint32_t op = message->op;
+        int r;
+
+        if (keeper->syncing && await_sync(keeper, patience_nsec) == -ETIMEDOUT)
+                return break_off(keeper, -ETIMEDOUT);
+        r = send_request(keeper, message, fd);
+        return r < 0 ? break_off(keeper, r) : await_reply(keeper, op, message, ret_fd, patience_nsec);
 }
 
 static int call(Keeper *keeper, KeeperMessage *message, int fd, int *ret_fd) {
@@ -287,9 +346,8 @@ static int copy_all(Keeper *keeper) {
         }
 }
 
-int keeper_new(const char *state_dir, const char *program, Keeper **ret) {
+static int make(const char *state_dir, const char *program, Keeper **ret) {
         _cleanup_(keeper_freep) Keeper *keeper = calloc(1, sizeof *keeper);
-        int r;
 
         if (!keeper)
                 return -ENOMEM;
@@ -301,6 +359,16 @@ int keeper_new(const char *state_dir, const char *program, Keeper **ret) {
         }
         if (strlen(keeper->path) >= sizeof((struct sockaddr_un *)0)->sun_path)
                 return -ENAMETOOLONG;
+        *ret = TAKE_PTR(keeper);
+        return 0;
+}
+
+int keeper_new(const char *state_dir, const char *program, Keeper **ret) {
+        _cleanup_(keeper_freep) Keeper *keeper = NULL;
+        int r = make(state_dir, program, &keeper);
+
+        if (r < 0)
+                return r;
         if (access(keeper->program, X_OK) < 0)
                 return -errno;
         r = reach(keeper);
@@ -325,6 +393,10 @@ int keeper_dispatch(Keeper *keeper) {
 
                 if (r == -EAGAIN)
                         return 0;
+                if (r == 0 && keeper->syncing && message.op == KEEPER_SYNC) {
+                        keeper->syncing = false;
+                        continue;
+                }
                 if (r == 0 && !is_notice(&message)) {
                         safe_close(fd);
                         r = -EPROTO;
@@ -380,12 +452,6 @@ int keeper_drop(Keeper *keeper, uint64_t id) {
         if (r == 0 || r == -ENOENT)
                 drop_copy(keeper, id);
         return r;
-}
-
-int keeper_sync(Keeper *keeper) {
-        KeeperMessage message = { .op = KEEPER_SYNC };
-
-        return call(keeper, &message, -EBADF, NULL);
 }
 
 /* Guards, or pools. */

@@ -14,6 +14,7 @@
 typedef struct Keeper Keeper;
 
 #define KEEPER_PATIENCE_NSEC NSEC_PER_SEC
+#define KEEPER_SYNC_NSEC (10 * NSEC_PER_MSEC)
 #define KEEPER_DOMAIN_BYTES_MAX 4096U
 #define KEEPER_NOTE_WORDS 6U
 
@@ -55,6 +56,10 @@ int keeper_drop(Keeper *keeper, uint64_t id);
  * standing, no answer of the keeper's to an earlier fault can then arrive late and fill a page that has another meaning
  * by now: to be called after the last thread stopped and before pages are taken away. */
 int keeper_sync(Keeper *keeper);
+/* The same in two halves, with something done in between: asks, without waiting; waits for the answer, KEEPER_SYNC_NSEC at
+ * most: -ETIMEDOUT from here breaks no connection. What _begin() failed in is told by _end(). */
+void keeper_sync_begin(Keeper *keeper);
+int keeper_sync_end(Keeper *keeper);
 
 typedef struct KeeperItem {
         uint64_t id, parent;    /* parent: the userfaultfd of the process that forked; 0: was added */

@@ -5,10 +5,10 @@
  *
  *   M = a userfaultfd; scratch = an anonymous mapping registered with it; window = the pool, read-only
  *   for each run:
- *     0. populate, for writing           after a fork that is over, pages are nobody's alone until they are written; that
- *                                        writes nothing
  *     1. register(M, run, MISSING)       who cannot be stopped (process_vm_writev, io_uring's workers) waits from now on
- *     2. move(run -> scratch)            refuses what is pinned or shared by a fork: then the run goes back
+ *     2. move(run -> scratch)            refuses what is pinned or shared by a fork: then the run goes back. After a fork
+ *                                        that is over pages are nobody's alone only once they are written: they are
+ *                                        populated for writing, which changes nothing, and moved once more
  *   3. one call that takes the mmap lock for writing: who found a page before, and writes to it under that lock, is done
  *   for each run:
  *     4. compare scratch and window      nobody else can reach either; different: the run goes back
@@ -30,7 +30,6 @@
 #include <fcntl.h>
 #include <sys/syscall.h>
 
-#define GUARD_MODE (UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR | UFFDIO_REGISTER_MODE_WP)
 #define WORD_OF(structure, member) (offsetof(structure, member) / sizeof(uint64_t))
 
 typedef struct Merge {
@@ -40,9 +39,18 @@ typedef struct Merge {
         unsigned api;                   /* struct uffdio_api */
         unsigned window, window_bytes;
         unsigned equal;
+        unsigned again;                 /* the run at hand may be moved once more */
 } Merge;
 
 static void merge_done(Merge *m) { remap_program_done(&m->base); }
+
+/* The pages go home, into the mapping that is there. */
+static void put_back(Merge *m) {
+        RemapProgram *base = &m->base;
+
+        remap_move_in(base, m->uffd);
+        remap_range(base, m->uffd, UFFDIO_UNREGISTER, row_value(base, ROW_START), row_value(base, ROW_BYTES));
+}
 
 /* Steps 1 and 2. */
 static void take_away(Merge *m) {
@@ -50,12 +58,10 @@ static void take_away(Merge *m) {
         RemoteProgram *p = base->p;
         RemapLoop loop = remap_loop_begin(base, REMAP_NOT_BEGUN, true);
         unsigned refused = remote_program_label(p), busy = remote_program_label(p), moved = remote_program_label(p);
-        unsigned shared = remote_program_label(p), move = base->move;
+        unsigned again = remote_program_label(p), given_up = remote_program_label(p), move = base->move;
 
-        REMOTE_OPERATE(p, REMOTE_OP_EQUAL, shared, REMOTE_NOTHING, row_value(base, ROW_ALONE), remote_value(0));
-        REMOTE_CALL(p, refused, base->error, SYS_madvise, row_value(base, ROW_START), row_value(base, ROW_BYTES),
-                    remote_value(REMAP_POPULATE_WRITE));
-        remote_program_here(p, shared);
+        REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, m->again, row_value(base, ROW_ALONE), remote_value(0));
+        remote_program_here(p, again);
         if (remap_guards(REMAP_GUARD_BLOCK))
                 remap_register(base, m->uffd, row_value(base, ROW_START), row_value(base, ROW_BYTES),
                                UFFDIO_REGISTER_MODE_MISSING, refused);
@@ -82,20 +88,17 @@ static void take_away(Merge *m) {
         remote_program_here(p, busy);
         remap_row_done(base);
         remap_row_error(base);
-        remap_move_in(base, m->uffd);
-        remap_range(base, m->uffd, UFFDIO_UNREGISTER, row_value(base, ROW_START), row_value(base, ROW_BYTES));
+        put_back(m);
+        REMOTE_OPERATE(p, REMOTE_OP_EQUAL, given_up, REMOTE_NOTHING, remote_word(m->again), remote_value(0));
+        REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, m->again, remote_value(0), remote_value(0));
+        REMOTE_CALL(p, refused, base->error, SYS_madvise, row_value(base, ROW_START), row_value(base, ROW_BYTES),
+                    remote_value(REMAP_POPULATE_WRITE));
+        remote_program_jump(p, again);
+        remote_program_here(p, given_up);
         remap_row_result(base, REMAP_BUSY);
 
         remote_program_here(p, moved);
         remap_loop_next(base, &loop);
-}
-
-/* The pages go home, into the mapping that is there. */
-static void put_back(Merge *m) {
-        RemapProgram *base = &m->base;
-
-        remap_move_in(base, m->uffd);
-        remap_range(base, m->uffd, UFFDIO_UNREGISTER, row_value(base, ROW_START), row_value(base, ROW_BYTES));
 }
 
 /* A mapping of the pool is in place, and cannot stay: an anonymous one again, blocked, and the pages into it. Where even
@@ -159,7 +162,9 @@ static void put_pool(Merge *m) {
         remap_advise(base, row_value(base, ROW_START), undo);
         if (remap_guards(REMAP_GUARD_REGISTER))
                 remap_register(base, m->guard, row_value(base, ROW_START), row_value(base, ROW_BYTES),
-                               remap_guards(REMAP_GUARD_FORK) ? GUARD_MODE : GUARD_MODE & ~UFFDIO_REGISTER_MODE_WP, undo);
+                               remap_guards(REMAP_GUARD_FORK) ? REMAP_GUARD_MODE
+                                                              : REMAP_GUARD_MODE & ~UFFDIO_REGISTER_MODE_WP,
+                               undo);
         remap_range(base, m->uffd, UFFDIO_WAKE, row_value(base, ROW_START), row_value(base, ROW_BYTES));
         remap_row_result(base, REMAP_DONE);
         remote_program_jump(p, done);
@@ -185,8 +190,8 @@ static void build(Merge *m, const int fds[static 3], uint64_t window_offset) {
         RemoteProgram *p = base->p;
         unsigned out = remote_program_label(p), unscratch = remote_program_label(p);
 
+        remap_ask(base, false);
         remote_program_give(p, fds, 3, m->dev, out);
-        remap_ask(base, false, out);
         REMOTE_CALL(p, out, m->uffd, SYS_ioctl, remote_word(m->dev), remote_value(USERFAULTFD_IOC_NEW),
                     remote_value(O_CLOEXEC | O_NONBLOCK));
         remote_program_note(p, m->uffd);
@@ -232,6 +237,7 @@ int remap_merge(Remote *remote, Target *target, RemapBatch *batch) {
         m.window = remote_program_words(p, 1);
         m.window_bytes = remote_program_words(p, 1);
         m.equal = remote_program_words(p, 1);
+        m.again = remote_program_words(p, 1);
         for (size_t i = 0; i < batch->n; i++) {
                 low = MIN_OF(low, batch->ranges[i].page);
                 high = MAX_OF(high, batch->ranges[i].page + batch->ranges[i].n_pages);

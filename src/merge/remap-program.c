@@ -309,11 +309,11 @@ static int answer(void *userdata, RemoteProgram *p, const Target *target) {
         return batch->settle ? batch->settle(batch->userdata) : 0;
 }
 
-void remap_ask(RemapProgram *program, bool undo, unsigned on_error) {
+void remap_ask(RemapProgram *program, bool undo) {
         program->undo = undo;
         if (remap_guards(REMAP_GUARD_HOLD))
-                remote_program_hold(program->p, on_error);
-        remote_program_ask(program->p, answer, program, on_error);
+                remote_program_hold(program->p);
+        remote_program_ask_along(program->p, answer, program);
 }
 
 static void read_results(const RemapProgram *program) {
@@ -336,6 +336,9 @@ int remap_transact(Remote *remote, Target *target, RemapProgram *program) {
                 .program = program->p,
                 .patience_nsec = batch->patience_nsec,
                 .run_nsec = batch->run_nsec,
+                .expect_nsec = batch->expect_nsec,
+                .on_standing = batch->settle ? batch->settle_begin : NULL,
+                .userdata = batch->userdata,
         };
         int r;
 
@@ -345,6 +348,7 @@ int remap_transact(Remote *remote, Target *target, RemapProgram *program) {
         r = remote_transact(remote, target, &transaction);
         program->transaction = NULL;
         batch->stop_nsec = transaction.stop_nsec;
+        batch->ran_nsec = transaction.ran_nsec;
         batch->threads = transaction.threads;
         batch->workers = transaction.workers;
         if (r == 0)

@@ -18,6 +18,9 @@
 #define REMAP_POPULATE_READ 22
 #define REMAP_POPULATE_WRITE 23
 
+/* A mapping of the pool is registered so. Write-protection makes a fork copy the page tables. */
+#define REMAP_GUARD_MODE (UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR | UFFDIO_REGISTER_MODE_WP)
+
 #define REMAP_ADVICE_MAX 4U
 
 /* Words of one range in the table. */
@@ -85,10 +88,10 @@ void remap_unscratch(RemapProgram *program);
 /* Moves the row's pages from scratch to where they belong, as many as are there, however often it takes. */
 void remap_move_in(RemapProgram *program, unsigned uffd);
 
-/* With all threads standing, before anything is mapped: waits for the guard (RemapSettle), and passes over the ranges whose
- * mapping is not what was planned for any more. What lies there now may be anything, or nothing; then the program's own
- * mappings might come to lie there. on_error: the batch is given up. */
-void remap_ask(RemapProgram *program, bool undo, unsigned on_error);
+/* With the next question, all threads standing, before anything is mapped: waits for the guard (RemapSettle), and passes
+ * over the ranges whose mapping is not what was planned for any more. What lies there now may be anything, or nothing; then
+ * the program's own mappings might come to lie there. */
+void remap_ask(RemapProgram *program, bool undo);
 
 /* Runs it, and reads the results back into the batch. */
 int remap_transact(Remote *remote, Target *target, RemapProgram *program);

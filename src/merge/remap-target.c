@@ -2,6 +2,7 @@
 #include "merge/remap-target.h"
 
 #include "base/io.h"
+#include "merge/remap.h"
 #include "merge/zero.h"
 #include "scan/pagemap.h"
 
@@ -75,8 +76,9 @@ bool remap_target_may_pin(const Target *target) {
         _cleanup_free_ char *maps = NULL;
         bool pinned;
 
-        return read_pinned(target, &pinned) != 0 || pinned || has_io_uring(target) ||
-               read_file(target->procfd, "maps", &maps, NULL) < 0 || strstr(maps, "/[aio]");
+        return remap_guards(REMAP_GUARD_PIN) &&
+               (read_pinned(target, &pinned) != 0 || pinned || has_io_uring(target) ||
+               read_file(target->procfd, "maps", &maps, NULL) < 0 || strstr(maps, "/[aio]"));
 }
 
 /* "7f0123456000 default anon=3 …", one for each mapping; a process's own policy shows at all of its mappings. */

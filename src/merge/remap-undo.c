@@ -250,8 +250,8 @@ int remap_undo(Remote *remote, Target *target, RemapBatch *batch) {
                            remote_program_get(p, program->scratch_bytes) + (batch->n + 1) * PAGE_BYTES);
 
         unsigned out = remote_program_label(p), unscratch = remote_program_label(p);
+        remap_ask(program, true);
         remote_program_give(p, (int[]){ batch->guard->zero, batch->guard->mute, pagemap }, 3, u.guard, out);
-        remap_ask(program, true, out);
         remap_scratch(program, u.mute, out);
         REMOTE_CALL(p, unscratch, u.reserve, SYS_mmap, remote_value(0), remote_word(u.reserve_bytes),
                     remote_value(PROT_NONE), remote_value(MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE),

@@ -18,9 +18,9 @@ typedef struct RemapGuard {
 
 #define REMAP_GUARD_NONE ((RemapGuard){ .zero = -EBADF, .mute = -EBADF })
 
-/* Makes both in the target, takes them over, closes the target's own; nothing is registered with them
- * yet, and the keeper has to have them before anything is. 0; REMOTE_E_*; -EOPNOTSUPP: the target has no descriptor free, or its security module
- * refuses; -errno. */
+/* Makes both in the target, takes them over, closes the target's own; nothing is registered with them yet, and the keeper
+ * has to have them before anything is. 0; REMOTE_E_*; -EOPNOTSUPP: the target has no descriptor free, or its security
+ * module refuses; -errno. */
 int remap_guard_make(Remote *remote, Target *target, RemapGuard *ret);
 void remap_guard_done(RemapGuard *guard);
 
@@ -34,7 +34,8 @@ typedef enum RemapResult {
                                  * was written, see written_too */
         REMAP_DIFFERENT,        /* changed since it was read */
         REMAP_FAILED,           /* the kernel said no, for want of memory or mappings: everything is as it was */
-        REMAP_UNGUARDED,        /* in place, but what is discarded there reads as what was: to be put right at once */
+        REMAP_UNGUARDED,        /* in place (undoing: still), but what is discarded there reads as what was: to be put right at
+                                 * once */
         _REMAP_RESULT_MAX,
 } RemapResult;
 
@@ -55,8 +56,10 @@ typedef struct RemapRange {
 
 #define REMAP_BATCH_MAX 96U
 
-/* Called with all threads standing, before a page is touched: after it, no answer of the guard's to a fault of before can
- * arrive (keeper_sync()). Anything but 0: the batch is given up. */
+/* Called with all threads standing, before a page is touched. Once it returned 0 no answer of the guard's to a fault of
+ * before can arrive: it asks the keeper (keeper_sync_begin()) and waits for it (_end()). Anything but 0: the batch is given
+ * up. Two functions, because there is something else to do in between. */
+typedef void (*RemapSettleBegin)(void *userdata);
 typedef int (*RemapSettle)(void *userdata);
 
 typedef struct RemapBatch {
@@ -69,10 +72,11 @@ typedef struct RemapBatch {
         int pool_fd;            /* for reading only; merging only */
         dev_t pool_dev;         /* what the target's maps show of the pool; undoing only */
         ino_t pool_inode;
+        RemapSettleBegin settle_begin; /* NULL: settle does it all */
         RemapSettle settle;     /* NULL: not needed, nothing of the target is guarded yet */
         void *userdata;
-        uint64_t patience_nsec, run_nsec; /* see RemoteTransaction */
-        uint64_t stop_nsec;     /* filled in */
+        uint64_t patience_nsec, run_nsec, expect_nsec; /* see RemoteTransaction */
+        uint64_t stop_nsec, ran_nsec; /* filled in; see there */
         size_t threads, workers; /* the same; with workers nothing is begun */
 } RemapBatch;
 
@@ -96,6 +100,7 @@ enum {
         REMAP_GUARD_PROTECT = 1 << 8,   /* undoing: writers wait before the pages are copied */
         REMAP_GUARD_HOLD = 1 << 9,      /* the other threads wait for the end, even if we die */
         REMAP_GUARD_WRITTEN = 1 << 10,  /* undoing: pages that were written may be pinned, and are left */
+        REMAP_GUARD_PIN = 1 << 11,      /* … unless nothing is seen that may pin them (remap_target_may_pin()) */
 };
 
 #ifdef REMAP_TEST

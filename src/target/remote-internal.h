@@ -12,9 +12,9 @@
  * Shared by the files of the remote call: remote.c (the interface, batches, the time box), remote-choose.c (which
  * thread), remote-thread.c (stop it, let it go, wait), remote-filter.c (what its seccomp filters say), remote-inject.c
  * (run calls in it and take them back), remote-visit.c (what is prepared before),
- * remote-crowd.c (all threads), remote-park.c (kept
- * waiting even if we die), remote-program.c and remote-transact.c (transactions), remote-take.c (a descriptor that one of them made), remote-map.c (its mappings
- * and the two snippets of its own code we borrow), remote-<arch>.c (registers, frame, stub).
+ * remote-crowd.c (all threads), remote-park.c (kept waiting even if we die), remote-program.c and remote-transact.c
+ * (transactions), remote-take.c (a descriptor that one of them made), remote-map.c (its mappings and the two snippets of
+ * its own code we borrow), remote-<arch>.c (registers, frame, stub).
  */
 
 /* Addresses in the target of a system call instruction followed by a return, and of a complete rt_sigreturn. */
@@ -226,6 +226,7 @@ bool remote_held_is_fresh(pid_t pid, uint64_t fd);
 typedef struct RemoteAsk {
         RemoteAnswer answer;
         void *userdata;
+        unsigned question;      /* the number of the one that it answers, with others */
 } RemoteAsk;
 
 /* Of a descriptor: whether it was noted, st_dev, st_ino, in three words. */
@@ -248,7 +249,7 @@ struct RemoteProgram {
         RemoteAsk asks[REMOTE_PROGRAM_ASKS_MAX];
         RemoteNote notes[REMOTE_PROGRAM_NOTES_MAX];
         RemoteGiven given[REMOTE_PROGRAM_GIVEN_MAX];
-        unsigned n_ops, n_words, n_labels, n_asks, n_notes, n_given;
+        unsigned n_ops, n_words, n_labels, n_asks, n_questions, n_notes, n_given;
         unsigned stat_word;     /* where fstat(2) writes */
         RemoteCrowd *crowd;     /* while it runs: who stands, … */
         RemoteThread *runner;   /* … and who runs it */

@@ -109,13 +109,16 @@ void remote_program_jump(RemoteProgram *program, unsigned label) {
         emit(program, REMOTE_OP_JUMP, 0, label, REMOTE_NOTHING, 0, NULL);
 }
 
-void remote_program_ask(RemoteProgram *program, RemoteAnswer answer, void *userdata, unsigned on_error) {
-        if (program->n_asks == REMOTE_PROGRAM_ASKS_MAX) {
+void remote_program_ask_along(RemoteProgram *program, RemoteAnswer answer, void *userdata) {
+        if (program->n_asks == REMOTE_PROGRAM_ASKS_MAX)
                 fail(program, -E2BIG);
-                return;
-        }
-        program->asks[program->n_asks++] = (RemoteAsk){answer, userdata};
-        const RemoteOperand number = remote_value(program->n_asks);
+        else
+                program->asks[program->n_asks++] = (RemoteAsk){answer, userdata, program->n_questions + 1};
+}
+
+void remote_program_ask(RemoteProgram *program, RemoteAnswer answer, void *userdata, unsigned on_error) {
+        remote_program_ask_along(program, answer, userdata);
+        const RemoteOperand number = remote_value(++program->n_questions);
         emit(program, REMOTE_OP_ASK, 0, on_error, REMOTE_NOTHING, 1, &number);
 }
 
@@ -123,9 +126,9 @@ static int park(void *userdata, RemoteProgram *program, const Target *target) {
         return remote_guards(REMOTE_GUARD_PARK) ? remote_crowd_park(program->crowd, program->runner) : 0;
 }
 
-void remote_program_hold(RemoteProgram *program, unsigned on_error) {
+void remote_program_hold(RemoteProgram *program) {
         program->holds = true;
-        remote_program_ask(program, park, NULL, on_error);
+        remote_program_ask_along(program, park, NULL);
 }
 
 /* What is known of the descriptor in this word: its number among the notes. */
@@ -311,6 +314,8 @@ int remote_program_finish(RemoteProgram *program) {
                 if (instruction->target == REMOTE_NOWHERE)
                         fail(program, -EINVAL);
         }
+        if (program->n_asks > 0 && program->asks[program->n_asks - 1].question > program->n_questions)
+                fail(program, -EINVAL); /* there was no next question */
         program->finished = true;
         return program->error;
 }

@@ -109,19 +109,23 @@ void remote_program_close(RemoteProgram *program, unsigned word);
  * and write words by remote_program_get() and _set(), and says 0: go on; anything else: on_error. */
 typedef int (*RemoteAnswer)(void *userdata, RemoteProgram *program, const Target *target);
 void remote_program_ask(RemoteProgram *program, RemoteAnswer answer, void *userdata, unsigned on_error);
+/* Answered together with the next question, before it and in this order: each waiting costs the target what several do. */
+void remote_program_ask_along(RemoteProgram *program, RemoteAnswer answer, void *userdata);
 /* For answers: a copy of the descriptor in word, the caller's to close. -errno. */
 int remote_program_take(const RemoteProgram *program, const Target *target, unsigned word);
 
-/* Before its first instruction that must not be half done: from here to the end of the program the other threads are kept
- * waiting, whatever becomes of us. Without it they go on the moment we die, while the program runs. What unmaps or maps
- * at fixed addresses cannot do without. on_error: it could not be done, or nobody came. */
-void remote_program_hold(RemoteProgram *program, unsigned on_error);
+/* Before its first instruction that must not be half done: from the next question on to the end of the program the other
+ * threads are kept waiting, whatever becomes of us. Without it they go on the moment we die, while the program runs. What
+ * unmaps or maps at fixed addresses cannot do without. That question fails if it cannot be done. */
+void remote_program_hold(RemoteProgram *program);
 
 typedef struct RemoteTransaction {
         RemoteProgram *program;
         uint64_t patience_nsec;         /* how long those that stand wait for those that do not yet; 0: 1.5 ms */
         uint64_t run_nsec;              /* then STOPPED jumps; 0: 1.1 ms */
         uint64_t expect_nsec;           /* how long it will take once it was answered all it asks: not looked at before */
+        void (*on_standing)(void *userdata); /* NULL, or called when all stand, before anything else is done */
+        void *userdata;
         size_t threads, workers;        /* filled in: how many stood, how many cannot be stopped and run on */
         uint64_t stop_nsec, ran_nsec;   /* filled in: that some thread stood; of it, since its last question was answered */
 } RemoteTransaction;

@@ -64,9 +64,11 @@ static int read_words(const RemoteThread *thread, RemoteProgram *program) {
 static int answer(RemoteThread *thread, RemoteProgram *program, const Target *target, uint64_t question) {
         uint64_t refused = 1;
         remote_step(REMOTE_STEP_ASKED);
-        if (question <= program->n_asks && read_words(thread, program) == 0) {
-                const RemoteAsk *ask = &program->asks[question - 1];
-                refused = ask->answer(ask->userdata, program, target) != 0;
+        if (question <= program->n_questions && read_words(thread, program) == 0) {
+                refused = 0;
+                for (unsigned i = 0; i < program->n_asks && !refused; i++)
+                        if (program->asks[i].question == question)
+                                refused = program->asks[i].answer(program->asks[i].userdata, program, target) != 0;
                 if (!refused && program->n_words > 0 &&
                     remote_write(thread, program->words, program->n_words * sizeof *program->words, words_at(thread)) != 0)
                         return REMOTE_E_LOST;
@@ -111,7 +113,7 @@ static int attend(RemoteThread *thread, RemoteProgram *program, const Target *ta
                 }
                 uint64_t pause = MAX_OF((now - quiet_since) / 8, 5 * NSEC_PER_USEC);
                 pause = MIN_OF(pause, 100 * NSEC_PER_USEC);
-                if (answered == program->n_asks && expect_nsec > pause) {
+                if (answered == program->n_questions && expect_nsec > pause) {
                         pause = MIN_OF(expect_nsec / 4 * 3, deadline_nsec > now ? deadline_nsec - now : pause);
                         expect_nsec = 0;
                 }
@@ -228,6 +230,8 @@ static int transact(Remote *remote, Target *target, RemoteTransaction *transacti
                 return r;
         transaction->threads = crowd->n;
         transaction->workers = crowd->n_workers;
+        if (transaction->on_standing)
+                transaction->on_standing(transaction->userdata);
 
         RemoteThread *chosen = NULL;
         RemoteThreadStatus status;

@@ -100,8 +100,8 @@ static RemoteProgram *build(uint64_t page, Found *found) {
                 .moved = remote_program_words(p, 1), .back = remote_program_words(p, 1),
                 .came = remote_program_words(p, 1), .error = remote_program_words(p, 1), .taken = -EBADF,
         };
+        remote_program_hold(p);
         remote_program_give(p, given, ELEMENTSOF(given), found->fds, out);
-        remote_program_hold(p, out);
         REMOTE_CALL(p, out, found->uffd, SYS_ioctl, remote_word(found->fds), remote_value(USERFAULTFD_IOC_NEW),
                     remote_value(O_CLOEXEC | O_NONBLOCK));
         remote_program_note(p, found->uffd);

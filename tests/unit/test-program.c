@@ -104,6 +104,30 @@ static void test_none(void **state) {
         expect(p, -E2BIG);
 }
 
+static int answer(void *userdata, RemoteProgram *p, const Target *target) { return 0; }
+
+/* What is asked along is answered with the next question, in order; there has to be one. */
+static void test_ask_along(void **state) {
+        RemoteProgram *p = new();
+        int a, b, c;
+        remote_program_ask_along(p, answer, &a);
+        remote_program_hold(p);
+        remote_program_ask(p, answer, &b, REMOTE_NOWHERE);
+        remote_program_ask(p, answer, &c, REMOTE_NOWHERE);
+        assert_int_equal(p->n_ops, 2);
+        assert_int_equal(p->n_questions, 2);
+        assert_int_equal(p->n_asks, 4);
+        assert_true(p->holds && p->asks[0].userdata == &a && p->asks[2].userdata == &b && p->asks[3].userdata == &c);
+        for (unsigned i = 0; i < 4; i++)
+                assert_int_equal(p->asks[i].question, i < 3 ? 1 : 2);
+        assert_int_equal(p->ops[1].args[0], 2);
+        expect(p, 0);
+        p = new();
+        remote_program_ask(p, answer, &a, REMOTE_NOWHERE);
+        remote_program_ask_along(p, answer, &b);
+        expect(p, -EINVAL);
+}
+
 /* Whatever way a program with given descriptors goes, each that it has is closed: as many closes as there can be. */
 static void test_give(void **state) {
         _cleanup_(remote_program_freep) RemoteProgram *p = new();
@@ -132,7 +156,7 @@ static void test_give(void **state) {
 int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(test_labels), cmocka_unit_test(test_calls), cmocka_unit_test(test_words),
-                cmocka_unit_test(test_none),   cmocka_unit_test(test_give),
+                cmocka_unit_test(test_none),   cmocka_unit_test(test_ask_along), cmocka_unit_test(test_give),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);
 }

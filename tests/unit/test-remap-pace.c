@@ -1,0 +1,102 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+
+/* How large batches become, on machines that are made up here. */
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include "merge/remap-pace.h"
+
+typedef struct Machine {
+        uint64_t fixed_nsec, unit_nsec;
+} Machine;
+
+/* One batch as large as it may be; returns how long the stop was. */
+static uint64_t stop(RemapPace *pace, const Machine *machine, uint64_t stolen_nsec) {
+        uint64_t units = remap_pace_batch(pace), ran = units * machine->unit_nsec;
+
+        remap_pace_learn(pace, units, machine->fixed_nsec + ran + stolen_nsec, ran);
+        return machine->fixed_nsec + ran;
+}
+
+static void settle(RemapPace *pace, const Machine *machine) {
+        for (unsigned i = 0; i < 200; i++)
+                (void)stop(pace, machine, 0);
+}
+
+/* However fast or slow it is: as much as there is time for, and no more. */
+static void test_fills(void **state) {
+        const Machine machines[] = { { 300000, 400 }, { 500000, 1500 }, { 500000, 3000 }, { 800000, 4000 }, { 100000, 9000 } };
+
+        for (unsigned i = 0; i < ELEMENTSOF(machines); i++)
+                for (int undo = 0; undo <= 1; undo++) {
+                        RemapPace pace = remap_pace_first(undo);
+                        settle(&pace, &machines[i]);
+                        uint64_t nsec = stop(&pace, &machines[i], 0);
+                        assert_in_range(nsec, REMAP_PACE_GOAL_NSEC * 85 / 100, REMAP_PACE_GOAL_NSEC * 103 / 100);
+                }
+}
+
+/* The first batches, of which nothing is known, are not too long where it is three times as slow as thought. */
+static void test_begins(void **state) {
+        const Machine slow = { 500000, 5000 };
+        RemapPace pace = remap_pace_first(false);
+        unsigned long_ones = 0;
+
+        for (unsigned i = 0; i < 100; i++)
+                long_ones += stop(&pace, &slow, 0) > REMAP_PACE_STOP_NSEC;
+        assert_in_range(long_ones, 0, 1);
+}
+
+/* It gets slower in a moment: at most some stops are too long, then none. */
+static void test_slower(void **state) {
+        const Machine fast = { 400000, 1000 }, slow = { 400000, 8000 };
+        RemapPace pace = remap_pace_first(false);
+        unsigned long_ones = 0;
+
+        settle(&pace, &fast);
+        for (unsigned i = 0; i < 200; i++)
+                long_ones += stop(&pace, &slow, 0) > REMAP_PACE_STOP_NSEC;
+        assert_in_range(long_ones, 1, 4);
+        assert_true(stop(&pace, &slow, 0) <= REMAP_PACE_STOP_NSEC);
+        settle(&pace, &fast);
+        assert_true(stop(&pace, &fast, 0) >= REMAP_PACE_GOAL_NSEC * 85 / 100); /* and back */
+}
+
+/* Stops that were long because nobody got a CPU, now and then: as much is done in the others as before. */
+static void test_stolen(void **state) {
+        const Machine machine = { 400000, 2000 };
+        RemapPace pace = remap_pace_first(false);
+
+        settle(&pace, &machine);
+        uint64_t before = remap_pace_batch(&pace);
+        for (unsigned i = 0; i < 400; i++)
+                (void)stop(&pace, &machine, i % 20 == 0 ? 5 * NSEC_PER_MSEC : 0);
+        assert_in_range(remap_pace_batch(&pace), before * 80 / 100, before);
+}
+
+/* Whatever is seen, a batch has some work in it, and none has no end. */
+static void test_limits(void **state) {
+        RemapPace pace = remap_pace_first(true);
+
+        for (unsigned i = 0; i < 100; i++)
+                remap_pace_learn(&pace, 1, 100 * NSEC_PER_MSEC, 90 * NSEC_PER_MSEC);
+        assert_in_range(remap_pace_batch(&pace), 1, 100);
+        for (unsigned i = 0; i < 200; i++)
+                remap_pace_learn(&pace, 1000, 1, 5);
+        assert_in_range(remap_pace_batch(&pace), 1000, 10000);
+        remap_pace_learn(&pace, 0, 1, 1); /* a batch of which nothing was begun */
+        assert_int_equal(remap_pace_units(&pace, 10), 10 + pace.range_units);
+}
+
+int main(void) {
+        const struct CMUnitTest tests[] = {
+                cmocka_unit_test(test_fills),  cmocka_unit_test(test_begins), cmocka_unit_test(test_slower),
+                cmocka_unit_test(test_stolen), cmocka_unit_test(test_limits),
+        };
+        return cmocka_run_group_tests(tests, NULL, NULL);
+}
