@@ -170,6 +170,9 @@ static void carry_out(Unmap *u) {
                         u->done += range->n_pages;
                 else
                         left += range->n_pages;
+                if (range->result == REMAP_UNGUARDED)
+                        (void)remap_guard_register(u->member->guard.zero, range->start,
+                                                   range->start + range->n_pages * PAGE_BYTES);
                 u->busy += range->result == REMAP_BUSY ? range->n_pages : 0;
                 if (range->result != REMAP_DONE)
                         log_debug("process %d: %u pages at %lx stay remapped: %s (%s)", u->member->target->pid,

@@ -7,7 +7,8 @@
  *   for each run:
  *     1. populate, for reading           what was discarded is zero pages now: protecting an empty entry would leave a
  *                                        marker that the guard can never fill
- *     2. write-protect with G            who writes and cannot be stopped waits from now on
+ *     2. G lets go of the run, U takes it over and write-protects it: who writes and cannot be stopped waits from now on.
+ *                                        Not by G, whose faults the keeper answers: it would let him write
  *        … a page that was written may be pinned, and written by a device that knows nothing of protection: then the run
  *        stays, unless the caller knows better
  *     3. copy(run -> scratch)            the pool's pages and the copies that were written, all of them
@@ -16,7 +17,7 @@
  *     5. mremap(fresh -> run)            one step; it stays registered, takes the address's place in its neighbours' order
  *                                        as it was never touched, and becomes one with the neighbour's page
  *     6. move(scratch -> run)            who faulted meanwhile waited on U
- *     7. un-register, wake who waited on either
+ *     7. un-register, wake who waited
  *
  * A mapping that is registered gets an anon_vma of its own unless a neighbour is registered alike, and mappings with
  * different ones never merge: hence the neighbour's page (tests/kernel/remap-steps).
@@ -60,8 +61,36 @@ static void protect(Undo *u, uint64_t mode, unsigned on_error) {
         set(p, u->protect + WORD_OF(struct uffdio_writeprotect, range.start), row_value(base, ROW_START));
         set(p, u->protect + WORD_OF(struct uffdio_writeprotect, range.len), row_value(base, ROW_BYTES));
         set(p, u->protect + WORD_OF(struct uffdio_writeprotect, mode), remote_value(mode));
-        REMOTE_CALL(p, on_error, base->error, SYS_ioctl, remote_word(u->guard), remote_value(UFFDIO_WRITEPROTECT),
+        REMOTE_CALL(p, on_error, base->error, SYS_ioctl, remote_word(u->mute), remote_value(UFFDIO_WRITEPROTECT),
                     remote_at(u->protect));
+}
+
+/* Step 2. Nobody can discard a page between the two, and none is absent. */
+static void take_over(Undo *u, unsigned on_error) {
+        RemapProgram *base = &u->base;
+
+        remap_range(base, u->guard, UFFDIO_UNREGISTER, row_value(base, ROW_START), row_value(base, ROW_BYTES));
+        remap_register(base, u->mute, row_value(base, ROW_START), row_value(base, ROW_BYTES), REMAP_GUARD_MODE, on_error);
+        if (remap_guards(REMAP_GUARD_PROTECT))
+                protect(u, UFFDIO_WRITEPROTECT_MODE_WP, on_error);
+}
+
+/* And back, with a result. */
+static void give_back(Undo *u, RemapResult result) {
+        RemapProgram *base = &u->base;
+        RemoteProgram *p = base->p;
+        unsigned unguarded = remote_program_label(p), done = remote_program_label(p);
+
+        if (remap_guards(REMAP_GUARD_PROTECT))
+                protect(u, 0, REMOTE_NOWHERE);
+        remap_range(base, u->mute, UFFDIO_UNREGISTER, row_value(base, ROW_START), row_value(base, ROW_BYTES));
+        remap_register(base, u->guard, row_value(base, ROW_START), row_value(base, ROW_BYTES), REMAP_GUARD_MODE, unguarded);
+        remap_row_result(base, result);
+        remote_program_jump(p, done);
+        remote_program_here(p, unguarded);
+        remap_row_error(base);
+        remap_row_result(base, REMAP_UNGUARDED);
+        remote_program_here(p, done);
 }
 
 /* Step 3; as with moving, it says how far it came. */
@@ -143,8 +172,7 @@ static void undo_rows(Undo *u) {
 
         REMOTE_CALL(p, failed, base->error, SYS_madvise, row_value(base, ROW_START), row_value(base, ROW_BYTES),
                     remote_value(REMAP_POPULATE_READ));
-        if (remap_guards(REMAP_GUARD_PROTECT))
-                protect(u, UFFDIO_WRITEPROTECT_MODE_WP, failed);
+        take_over(u, kept);
         if (!base->batch->written_too && remap_guards(REMAP_GUARD_WRITTEN)) {
                 unsigned busy = remote_program_label(p), clean = remote_program_label(p);
 
@@ -157,12 +185,13 @@ static void undo_rows(Undo *u) {
                 REMOTE_OPERATE(p, REMOTE_OP_EQUAL, clean, REMOTE_NOTHING, remote_word(base->error), remote_value(0));
                 remote_program_jump(p, busy);
                 remote_program_here(p, busy);
-                protect(u, 0, REMOTE_NOWHERE);
-                remap_row_result(base, REMAP_BUSY);
+                give_back(u, REMAP_BUSY);
                 remote_program_jump(p, done);
                 remote_program_here(p, clean);
         }
         copy_out(u, kept);
+        if (!remap_guards(REMAP_GUARD_PROTECT))
+                dawdle(p);
         make_fresh(u, kept);
         REMOTE_CALL(p, gone, base->error, SYS_mremap, remote_word(u->fresh), row_value(base, ROW_BYTES),
                     row_value(base, ROW_BYTES), remote_value(MREMAP_MAYMOVE | MREMAP_FIXED), row_value(base, ROW_START));
@@ -175,6 +204,7 @@ static void undo_rows(Undo *u) {
         remap_move_in(base, u->mute);
         remap_range(base, u->mute, UFFDIO_UNREGISTER, row_value(base, ROW_WHOLE_START), row_value(base, ROW_WHOLE_BYTES));
         remap_range(base, u->guard, UFFDIO_WAKE, row_value(base, ROW_START), row_value(base, ROW_BYTES));
+        remap_range(base, u->mute, UFFDIO_WAKE, row_value(base, ROW_START), row_value(base, ROW_BYTES));
         remap_row_result(base, REMAP_DONE);
         remote_program_jump(p, done);
 
@@ -202,8 +232,8 @@ static void undo_rows(Undo *u) {
                 remap_range(base, u->mute, UFFDIO_UNREGISTER, row_value(base, ROW_NEIGHBOUR), remote_value(PAGE_BYTES));
                 remote_program_here(p, alone);
         }
-        if (remap_guards(REMAP_GUARD_PROTECT))
-                protect(u, 0, REMOTE_NOWHERE);
+        give_back(u, REMAP_FAILED);
+        remote_program_jump(p, done);
         remote_program_here(p, failed);
         remap_row_error(base);
         remap_row_result(base, REMAP_FAILED);
