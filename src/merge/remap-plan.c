@@ -90,16 +90,32 @@ typedef struct Walk {
         const RemapRules *rules;
         uint64_t start;                 /* of the run that is open */
         uint32_t n_pages;               /* of it; 0: none is */
+        bool cut;                       /* it goes on where the last one became too long */
 } Walk;
+
+/* What is left of a long stretch behind the last cut may be too short, and gets as much of the run before as it lacks. */
+static uint32_t borrow(Walk *walk, uint32_t n_pages, uint32_t minimum) {
+        RemapRun *last = walk->runs->n ? &walk->runs->runs[walk->runs->n - 1] : NULL;
+        uint32_t lacking = minimum - n_pages;
+
+        if (!walk->cut || !last || last->n_pages < lacking + minimum)
+                return n_pages;
+        last->n_pages -= lacking;
+        walk->start -= lacking * PAGE_BYTES;
+        return minimum;
+}
 
 static int close_run(Walk *walk) {
         RemapRuns *runs = walk->runs;
-        uint32_t n = walk->n_pages;
+        uint32_t n = walk->n_pages, minimum = MAX_OF(walk->rules->minimum_run_pages, REMAP_MINIMUM_RUN);
 
         walk->n_pages = 0;
+        if (n > 0 && n < minimum)
+                n = borrow(walk, n, minimum);
+        walk->cut = false;
         if (n == 0)
                 return 0;
-        if (n < MAX_OF(walk->rules->minimum_run_pages, REMAP_MINIMUM_RUN)) {
+        if (n < minimum) {
                 runs->pages_left_run += n;
                 return 0;
         }
@@ -132,9 +148,11 @@ static int walk_block(Walk *walk, const Block *block, unsigned from, unsigned to
                 }
                 walk->runs->pages_wanted++;
                 if (walk->n_pages == POOL_RUN_MAX || walk->start + walk->n_pages * PAGE_BYTES != address) {
+                        bool cut = walk->n_pages == POOL_RUN_MAX && walk->start + walk->n_pages * PAGE_BYTES == address;
                         r = close_run(walk);
                         if (r < 0)
                                 return r;
+                        walk->cut = cut;
                 }
                 if (walk->n_pages++ == 0)
                         walk->start = address;

@@ -119,6 +119,31 @@ static void test_runs_are_never_huge(void **unused) {
         assert_int_equal(taken(&runs) + runs.pages_left_run, N_PAGES);
         for (size_t i = 0; i < runs.n; i++)
                 assert_true(runs.runs[i].n_pages <= POOL_RUN_MAX);
+        assert_int_equal(runs.pages_left_run, 0); /* the last three pages borrowed what they lack */
+        assert_int_equal(runs.runs[runs.n - 1].n_pages, REMAP_MINIMUM_RUN);
+}
+
+/* Only of what was cut, and only what it can spare. */
+static void test_borrows(void **unused) {
+        _cleanup_(remap_runs_done) RemapRuns runs = {}, other = {};
+        World w;
+
+        world_init(&w);
+        world_map(&w, 0, 20);
+        world_map(&w, 20, N_PAGES); /* another mapping right behind */
+        world_twins(&w, 0, 24);
+        assert_int_equal(remap_runs_make(&w.space, &w.vmas, &w.rules, &runs), 0);
+        assert_int_equal(runs.n, 1);
+        assert_int_equal(runs.runs[0].n_pages, 20);
+        assert_int_equal(runs.pages_left_run, 4);
+        world_init(&w);
+        world_map(&w, 0, N_PAGES);
+        world_twins(&w, 0, POOL_RUN_MAX + 1);
+        w.rules.minimum_run_pages = 300;
+        assert_int_equal(remap_runs_make(&w.space, &w.vmas, &w.rules, &other), 0);
+        assert_int_equal(other.n, 1);
+        assert_int_equal(other.runs[0].n_pages, POOL_RUN_MAX);
+        assert_int_equal(other.pages_left_run, 1);
 }
 
 static void test_budget_keeps_the_longest(void **unused) {
@@ -368,6 +393,7 @@ int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(test_runs),
                 cmocka_unit_test(test_runs_are_never_huge),
+                cmocka_unit_test(test_borrows),
                 cmocka_unit_test(test_budget_keeps_the_longest),
                 cmocka_unit_test(test_mappings),
                 cmocka_unit_test(test_random_runs),
