@@ -13,6 +13,7 @@
 #include "host/kernel.h"
 #include "host/ksm.h"
 #include "host/thp.h"
+#include "keeper/keeper.h"
 #include "merge/pool.h"
 #include "probe/probe.h"
 
@@ -176,6 +177,30 @@ static json_t *ksm_json(void) {
                                  : "ksmd rests: the daemon runs it in bursts and puts its settings back");
 }
 
+/* Where the daemon looks for it. */
+static json_t *keeper_json(void) {
+        const char *given = getenv("RUNTIME_DIRECTORY");
+        _cleanup_free_ char *verdict = NULL;
+        KeeperSeen seen = {};
+        int r = keeper_look(given && *given == '/' ? given : "/run/ksmd-user", &seen), n;
+
+        if (r == -ENOENT)
+                n = asprintf(&verdict, "none runs, nothing needs one: the daemon starts it for the first section of route remap");
+        else if (r == -EACCES || r == -EPERM)
+                n = asprintf(&verdict, "only root may ask it");
+        else if (r < 0)
+                n = asprintf(&verdict, "cannot be reached: %s", strerror(-r));
+        else if (seen.protocol != seen.our_protocol)
+                n = asprintf(&verdict,
+                             "speaks version %u of the protocol, and this ksmd-user version %u: nothing is remapped until "
+                             "what it guards has ended", seen.protocol, seen.our_protocol);
+        else
+                n = asprintf(&verdict, "process %d answers; it holds %u guards and %u pools", seen.pid, seen.guards,
+                             seen.pools);
+        return json_pack("{s:b, s:s}", "reachable", r == 0 && seen.protocol == seen.our_protocol, "verdict",
+                         n < 0 ? "out of memory" : verdict);
+}
+
 /* A pool is made for a moment: mounted nowhere, seen by nobody. */
 static json_t *remap_json(const HostKernel *kernel) {
         _cleanup_(pool_freep) Pool *pool = NULL;
@@ -191,8 +216,8 @@ static json_t *remap_json(const HostKernel *kernel) {
                 r = asprintf(&verdict, "possible; cgroups of one domain share a pool %s",
                              denied ? "(shmem_enabled is deny)"
                                     : "only if each says TrustedTogether=yes (shmem_enabled is not deny)");
-        return json_pack("{s:b, s:b, s:s}", "usable", pool != NULL, "shmem_denied", denied, "verdict",
-                         r < 0 ? "out of memory" : verdict);
+        return json_pack("{s:b, s:b, s:s, s:o}", "usable", pool != NULL, "shmem_denied", denied, "verdict",
+                         r < 0 ? "out of memory" : verdict, "keeper", keeper_json());
 }
 
 /* Attaches each for a moment, whether a daemon has them attached or not. */
@@ -255,7 +280,9 @@ static void print_text(const json_t *report) {
                        (long long)json_integer_value(json_object_get(one, "pid")),
                        json_string_value(json_object_get(one, "name")),
                        json_string_value(json_object_get(one, "cgroup")));
-        printf("\nRoute remap\n  %s\n", json_string_value(json_object_get(json_object_get(report, "remap"), "verdict")));
+        one = json_object_get(report, "remap");
+        printf("\nRoute remap\n  %s\n  keeper: %s\n", json_string_value(json_object_get(one, "verdict")),
+               json_string_value(json_object_get(json_object_get(one, "keeper"), "verdict")));
         json_array_foreach(json_object_get(report, "warnings"), i, one) {
                 printf("%s  %s\n", head, json_string_value(one));
                 head = "";

@@ -205,10 +205,17 @@ int manager_open_keeper(Manager *m, const char **ret_reason) {
         program = find_program();
         r = keeper_new(m->state_dir, program, &remapping->keeper);
         if (r < 0) {
+                KeeperSeen seen;
+
                 *ret_reason = r == -ENOENT ? "route remap: ksmd-user-keeper is missing"
                             : r == -EPROTO ? "route remap: a keeper of another version runs, and is needed"
                                            : "route remap: the keeper cannot be started";
-                log_warning("the keeper cannot be used: %s", strerror(-r));
+                if (r == -EPROTO && keeper_look(m->state_dir, &seen) == 0)
+                        log_error("the keeper that runs speaks version %u of the protocol, and this daemon version %u: "
+                                  "nothing is remapped until the processes that it guards have ended, or the daemon "
+                                  "that remapped them has put them back", seen.protocol, seen.our_protocol);
+                else
+                        log_warning("the keeper cannot be used: %s", strerror(-r));
                 return r;
         }
         r = keeper_pools(remapping->keeper, take_over_pool, remapping);

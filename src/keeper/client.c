@@ -363,6 +363,35 @@ static int make(const char *state_dir, const char *program, Keeper **ret) {
         return 0;
 }
 
+/* Whatever version it is, what it says begins with that. A greeting would make us the one who is told of children. */
+int keeper_look(const char *state_dir, KeeperSeen *ret) {
+        _cleanup_(keeper_freep) Keeper *keeper = NULL;
+        KeeperMessage message = { .op = KEEPER_STATS };
+        _cleanup_close_ int fd = -EBADF;
+        size_t size;
+        int r = make(state_dir, NULL, &keeper);
+
+        if (r == 0)
+                r = connect_socket(keeper);
+        if (r == 0)
+                r = send_request(keeper, &message, -EBADF);
+        if (r == 0)
+                r = await(keeper, now_nsec() + START_PATIENCE_NSEC);
+        if (r == 0)
+                r = keeper_message_receive(keeper->socket, &message, &size, &fd, MSG_DONTWAIT);
+        if (r < 0)
+                return r == -ECONNREFUSED ? -ENOENT : r;
+        if (size < offsetof(KeeperMessage, result))
+                return -EPROTO;
+        *ret = (KeeperSeen){ .protocol = message.protocol, .our_protocol = KEEPER_PROTOCOL };
+        if (message.protocol == KEEPER_PROTOCOL && keeper_message_check(&message, size, fd >= 0, true) == 0) {
+                ret->pid = message.stats.pid;
+                ret->guards = message.stats.guards;
+                ret->pools = message.stats.pools;
+        }
+        return 0;
+}
+
 int keeper_new(const char *state_dir, const char *program, Keeper **ret) {
         _cleanup_(keeper_freep) Keeper *keeper = NULL;
         int r = make(state_dir, program, &keeper);

@@ -30,6 +30,14 @@ typedef struct KeeperOwner {
  * it), or, if nobody does, starts program (NULL: the installed one) with a socket made there. May take five seconds.
  * -ENOENT: program is missing; -EPROTO: it speaks another version of the protocol; -errno. */
 int keeper_new(const char *state_dir, const char *program, Keeper **ret);
+/* Who listens there, without starting anything (but with ksmd-user-keeper.socket systemd starts it) or disturbing who is
+ * connected. -ENOENT: nobody; -ETIMEDOUT: somebody who does not answer; -errno. */
+typedef struct KeeperSeen {
+        uint32_t protocol, our_protocol; /* versions; the rest is known only if they are the same */
+        int32_t pid;            /* who serves */
+        uint32_t guards, pools;
+} KeeperSeen;
+int keeper_look(const char *state_dir, KeeperSeen *ret);
 /* The connection only: the keeper goes on, and ends by itself once it holds nothing. */
 Keeper *keeper_free(Keeper *keeper);
 DEFINE_CLEANUP(Keeper, keeper_free)
