@@ -118,14 +118,17 @@ static int open_domain(const Roster *roster, Slot *slot) {
  * the configuration names outright. */
 static bool is_own_domain(const ConfCgroup *section) { return strstr(section->domain, "%c") != NULL; }
 
+static bool is_called(const Slot *slot, const char *name) {
+        return !roster_guards(ROSTER_GUARD_DOMAIN) || strcmp(slot->name, name) == 0;
+}
+
 static int slot_get(Roster *roster, const ConfCgroup *section, const char *name, Slot **ret) {
         bool dry = section->merge == CONF_MERGE_DRY_RUN, own = is_own_domain(section);
         _cleanup_(slot_freep) Slot *slot = NULL;
         int r;
 
         for (size_t i = 0; i < roster->n_slots; i++)
-                if (strcmp(roster->slots[i]->name, name) == 0 && roster->slots[i]->dry_run == dry &&
-                    roster->slots[i]->own == own) {
+                if (is_called(roster->slots[i], name) && roster->slots[i]->dry_run == dry && roster->slots[i]->own == own) {
                         *ret = roster->slots[i];
                         return 0;
                 }
@@ -376,7 +379,7 @@ static void take_in(Roster *roster) {
 static bool is_idle(const Slot *slot) { return slot->idle_reason && !slot->dry_run; }
 
 static bool same_terms(const Group *group, const ConfCgroup *section, const char *domain) {
-        return strcmp(group->slot->name, domain) == 0 && group->slot->own == is_own_domain(section) &&
+        return is_called(group->slot, domain) && group->slot->own == is_own_domain(section) &&
                group->slot->dry_run == (section->merge == CONF_MERGE_DRY_RUN) &&
                (group->slot->asked == section->route ||
                 (group->slot->route == CONF_ROUTE_ADVISE && !is_idle(group->slot) &&

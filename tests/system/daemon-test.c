@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "base/clock.h"
+#include "daemon/roster.h"
+#include "merge/remap.h"
 #include "target/remote-internal.h"
 
 #include <signal.h>
@@ -7,18 +9,29 @@
 #include <stdlib.h>
 
 /*
- * What makes the daemon one for tests (REMOTE_TEST), by its environment: KSMD_USER_TEST_LEAVE_OUT=MASK leaves safeguards
- * of the remote calls out (REMOTE_GUARD_*); KSMD_USER_TEST_END_AT=STEP:VISIT ends it as by SIGKILL when it comes to that
- * step of the protocol for the VISITth time, with a thread of a target in its hands.
+ * What makes the daemon one for tests (REMOTE_TEST, REMAP_TEST, DAEMON_TEST), by its environment:
+ * KSMD_USER_TEST_LEAVE_OUT=MASK leaves safeguards of the remote calls out (REMOTE_GUARD_*), …_REMAP=MASK of route remap
+ * (REMAP_GUARD_*), …_ROSTER=MASK of what belongs together (ROSTER_GUARD_*);
+ * KSMD_USER_TEST_END_AT=STEP:VISIT ends it as by SIGKILL when it comes to that step of the protocol for the VISITth time,
+ * with a thread of a target in its hands.
  */
-unsigned remote_test_leave_out;
+unsigned remote_test_leave_out, remap_test_leave_out, roster_test_leave_out;
 uint64_t remote_test_program_wait_nsec = NSEC_PER_SEC;
 static unsigned end_at_step = _REMOTE_STEP_MAX, end_at_visit;
 
 __attribute__((constructor)) static void read_environment(void) {
-        const char *leave_out = getenv("KSMD_USER_TEST_LEAVE_OUT"), *end_at = getenv("KSMD_USER_TEST_END_AT");
-        if (leave_out)
-                remote_test_leave_out = (unsigned)strtoul(leave_out, NULL, 0);
+        const struct {
+                const char *name;
+                unsigned *mask;
+        } masks[] = {
+                { "KSMD_USER_TEST_LEAVE_OUT", &remote_test_leave_out },
+                { "KSMD_USER_TEST_LEAVE_OUT_REMAP", &remap_test_leave_out },
+                { "KSMD_USER_TEST_LEAVE_OUT_ROSTER", &roster_test_leave_out },
+        };
+        const char *end_at = getenv("KSMD_USER_TEST_END_AT");
+        for (size_t i = 0; i < ELEMENTSOF(masks); i++)
+                if (getenv(masks[i].name))
+                        *masks[i].mask = (unsigned)strtoul(getenv(masks[i].name), NULL, 0);
         if (end_at && sscanf(end_at, "%u:%u", &end_at_step, &end_at_visit) != 2)
                 abort();
 }

@@ -347,9 +347,9 @@ class Host:
                 raise AssertionError(f"{command[0]} ended without saying {ready!r}")
         return process
 
-    def workload(self, group, processes=2, mib=16, duplicate=50, zero=0, run=8, seed=1):
+    def workload(self, group, processes=2, mib=16, duplicate=50, zero=0, run=8, seed=1, threads=1):
         arguments = ["--processes", processes, "--mib", mib, "--duplicate", duplicate, "--zero", zero, "--run", run,
-                     "--seed", seed] + (["--cgroup", self.root / group] if group else [])
+                     "--seed", seed, "--threads", threads] + (["--cgroup", self.root / group] if group else [])
         process = subprocess.Popen([str(PAGES), *map(str, arguments)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                    text=True)
         self.processes.append(process)
@@ -455,10 +455,11 @@ class Host:
         daemon.wait(30)
         return daemon.returncode
 
-    def ctl(self, *arguments, expect=0):
+    def ctl(self, *arguments, expect=0, environment=None):
         """Runs ksmctl; returns what it printed, what it complained of included."""
         result = subprocess.run([str(KSMCTL), "--socket", str(self.socket), *[str(a) for a in arguments]],
-                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+                                env={**os.environ, **(environment or {})})
         check(expect is None or result.returncode == expect,
               f"ksmctl {arguments}: exit {result.returncode}\n{result.stdout}")
         return result.stdout

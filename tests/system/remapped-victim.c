@@ -11,10 +11,18 @@
  *      fork            makes a child that checks the still pages until it is told to end
  *      end             it ends, having found everything right
  *      again           executes the program anew, which says that it is ready again
+ *      pin             the first 16 still pages are registered with io_uring, as a buffer
+ *      receive         … which reads other contents into them, past the page tables
+ *      unpin           and are not any more
+ *      chase           a thread discards still pages, sees that they are zeros, and writes what was there, one after the other
+ *      outside         a process begins to write to each still page from outside, one after the other
+ *      seen            nothing wrong was seen until now
+ *      calm            who was begun by the last two ends, having found what it wrote
  *
+ * --confined: as a process of a container.
  * --as lock|bind|peer|pin|uffd|name: what route remap leaves alone, each for its own reason.
  */
-#include "tests/test.h"
+#include "tests/confine.h"
 
 #include <getopt.h>
 #include <liburing.h>
@@ -27,8 +35,10 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <sys/wait.h>
 
+#define PINNED_PAGES 16U
 #define WORDS (PAGE_BYTES / sizeof(uint64_t))
 #define THREADS 2U
 
@@ -124,6 +134,125 @@ static bool end_child(void) {
         return waitpid(child, &status, 0) == child && status == 0 && *wrong == 0;
 }
 
+static struct io_uring ring;
+
+static bool pin(void) {
+        struct iovec buffer = { page_at(0), PINNED_PAGES * PAGE_BYTES };
+
+        return io_uring_queue_init(2, &ring, 0) == 0 && io_uring_register_buffers(&ring, &buffer, 1) == 0;
+}
+
+/* From a pipe that holds it already: no worker is needed for that. */
+static bool receive(void) {
+        int ends[2];
+        bool ok = pipe2(ends, O_CLOEXEC) == 0;
+
+        for (size_t page = 0; ok && page < PINNED_PAGES; page++) {
+                uint64_t words[WORDS];
+                struct io_uring_cqe *cqe;
+
+                texts[page] = 0x2000000 + page;
+                fill(words, texts[page]);
+                ok = write(ends[1], words, sizeof words) == sizeof words;
+                io_uring_prep_read_fixed(io_uring_get_sqe(&ring), ends[0], page_at(page), PAGE_BYTES, 0, 0);
+                ok = ok && io_uring_submit_and_wait(&ring, 1) == 1 && io_uring_wait_cqe(&ring, &cqe) == 0 &&
+                     cqe->res == (int)PAGE_BYTES;
+                if (ok)
+                        io_uring_cqe_seen(&ring, cqe);
+        }
+        close(ends[0]);
+        close(ends[1]);
+        return ok && check();
+}
+
+static bool unpin(void) {
+        bool ok = io_uring_unregister_buffers(&ring) == 0;
+
+        io_uring_queue_exit(&ring);
+        return ok && check();
+}
+
+static pthread_t chaser;
+static volatile bool calm = true;
+
+static bool is_zero(const uint64_t *words) {
+        for (unsigned i = 0; i < WORDS; i++)
+                if (words[i])
+                        return false;
+        return true;
+}
+
+static void *chase(void *unused) {
+        while (!calm)
+                for (size_t page = 0; page < pages / 2 && !calm; page++) {
+                        if (!holds(page) || madvise(page_at(page), PAGE_BYTES, MADV_DONTNEED) < 0 || !is_zero(page_at(page)))
+                                __atomic_add_fetch(wrong, 1, __ATOMIC_SEQ_CST);
+                        fill(page_at(page), texts[page]);
+                        usleep(1000);
+                }
+        return NULL;
+}
+
+static pid_t outsider;
+static uint64_t *written;               /* what was written to each still page from outside; 0: nothing; shared */
+
+/* Each page once, so that none was written before (that has a gap of its own: docs/remap-programs.md), in an order that
+ * has some pages of each run at any time. */
+_Noreturn static void write_outside(pid_t victim) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        for (size_t i = 0; i < pages / 2; i++) {
+                size_t page = i * 5003 % (pages / 2);
+                uint64_t word = 0x3000000 + page;
+                struct iovec from = { &word, sizeof word }, to = { page_at(page) + 7, sizeof word };
+
+                if (process_vm_writev(victim, &from, 1, &to, 1, 0) != sizeof word)
+                        _exit(1);
+                written[page] = word;
+                usleep(10);
+        }
+        _exit(0);
+}
+
+static bool begin_outside(void) {
+        written = mmap(NULL, pages * sizeof *written, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+        CHECK(written != MAP_FAILED, "mmap");
+        pid_t victim = getpid();
+        outsider = fork();
+        if (outsider == 0)
+                write_outside(victim);
+        return outsider > 0;
+}
+
+static bool end_outside(void) {
+        int status;
+        bool ok = waitpid(outsider, &status, 0) == outsider && status == 0;
+
+        for (size_t page = 0; page < pages / 2; page++) {
+                uint64_t expected[WORDS];
+
+                fill(expected, texts[page]);
+                if (written[page] && page_at(page)[7] != written[page]) {
+                        fprintf(stderr, "page %zu: a write from outside is lost\n", page);
+                        ok = false;
+                }
+                page_at(page)[7] = expected[7];
+        }
+        return ok;
+}
+
+static bool calm_down(void) {
+        bool ok = true;
+
+        if (!calm) {
+                calm = true;
+                pthread_join(chaser, NULL);
+        }
+        if (outsider > 0)
+                ok = end_outside();
+        outsider = 0;
+        return ok && check();
+}
+
 _Noreturn static int idle(void *unused) {
         prctl(PR_SET_PDEATHSIG, SIGKILL);
         for (;;)
@@ -142,11 +271,7 @@ static void become(const char *kind) {
         } else if (strcmp(kind, "peer") == 0)
                 CHECK(clone(idle, stack + sizeof stack, CLONE_VM | SIGCHLD, NULL) > 0, "clone");
         else if (strcmp(kind, "pin") == 0) {
-                static struct io_uring ring;
-                struct iovec buffer = { page_at(0), 16 * PAGE_BYTES };
-
-                CHECK(io_uring_queue_init(2, &ring, 0) == 0 && io_uring_register_buffers(&ring, &buffer, 1) == 0,
-                      "io_uring");
+                CHECK(pin(), "io_uring");
         } else if (strcmp(kind, "uffd") == 0) {
                 struct uffdio_api api = { .api = UFFD_API };
                 struct uffdio_register reg = { .range = { (uintptr_t)area, pages * PAGE_BYTES },
@@ -184,20 +309,33 @@ static bool obey(const char *order) {
                 }
                 return check();
         }
-        if (strcmp(order, "fork") == 0)
-                return fork_child();
-        if (strcmp(order, "end") == 0)
-                return end_child();
+        const struct {
+                const char *order;
+                bool (*obey)(void);
+        } others[] = {
+                { "fork", fork_child }, { "end", end_child },         { "pin", pin },         { "receive", receive },
+                { "unpin", unpin },     { "outside", begin_outside }, { "calm", calm_down },
+        };
+        for (size_t i = 0; i < ELEMENTSOF(others); i++)
+                if (strcmp(order, others[i].order) == 0)
+                        return others[i].obey();
+        if (strcmp(order, "chase") == 0) {
+                calm = false;
+                return pthread_create(&chaser, NULL, chase, NULL) == 0;
+        }
+        if (strcmp(order, "seen") == 0)
+                return *wrong == 0;
         return check();
 }
 
 int main(int argc, char **argv) {
         static const struct option options[] = {
                 { "mib", required_argument, NULL, 'm' }, { "as", required_argument, NULL, 'a' },
-                { "quiet", no_argument, NULL, 'q' }, {},
+                { "quiet", no_argument, NULL, 'q' },     { "confined", no_argument, NULL, 'c' }, {},
         };
         pthread_t threads[THREADS];
         const char *kind = NULL;
+        bool confined = false;
         char line[64];
 
         arguments = argv;
@@ -207,8 +345,11 @@ int main(int argc, char **argv) {
                 case 'm': pages = (size_t)atoi(optarg) << (20 - PAGE_SHIFT); break;
                 case 'a': kind = optarg; break;
                 case 'q': live = false; break;
+                case 'c': confined = true; break;
                 default: return 2;
                 }
+        if (confined)
+                confine();
         area = mmap(NULL, pages * PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         CHECK(area != MAP_FAILED && madvise(area, pages * PAGE_BYTES, MADV_NOHUGEPAGE) == 0, "mmap");
         texts = calloc(pages, sizeof *texts);

@@ -2,12 +2,17 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Route remap by the whole daemon: what it merges is counted in frames and compared with what it says; everything becomes
 plain memory again; domains share nothing; a daemon that is killed is followed by one that goes on."""
+import collections
 import os
 import random
 import signal
+import socket
 import struct
 import subprocess
+import sys
+import threading
 import time
+import traceback
 
 from harness import BUILD, KSM, Frames, Host, PAGE, check, knobs, mappings, run_tests, skip, wait_for
 
@@ -62,7 +67,7 @@ def stats(host, group):
     return next(one for one in host.call("GetStats")["cgroups"] if one["path"] == group)
 
 
-def converge(host, *loads, share=0.99, passes=12, seconds=20):
+def converge(host, *loads, share=0.99, passes=12, seconds=2):
     for _ in range(passes):
         host.passes(seconds=seconds)
         if all(pooled(load)[0] >= load.mergeable * share for load in loads):
@@ -75,6 +80,17 @@ def max_count(frames):
         return max(struct.unpack("Q", os.pread(counts.fileno(), 8, pfn * 8))[0] for pfn in frames)
 
 
+def without_ksm(host, config):
+    """A daemon that sees nothing of KSM, as on a kernel without it."""
+    log = host.dir / "log"
+    daemon = subprocess.Popen([*NO_KSM, str(BUILD / "src/daemon/ksmd-user"), "--config", str(config)],
+                              stderr=log.open("w"), env={**os.environ, "RUNTIME_DIRECTORY": str(host.dir / "run")})
+    host.daemons.append(daemon)
+    host.logs.append(log)
+    wait_for("the daemon", lambda: host.serving() == daemon.pid, 10)
+    return daemon
+
+
 def merged():
     """merges by its own pool, frees frames, needs no KSM, keeps MaxPageSharing, and puts all back"""
     with Host("remap") as host:
@@ -84,13 +100,7 @@ def merged():
         anon = sum(rss(pid, "RssAnon") for pid in load.pids)
         text = "OnStop=unmerge\nMaxPageSharing=2\n" + DAEMON
         ksm = ksm_counters()
-        log = host.dir / "log"
-        daemon = subprocess.Popen([*NO_KSM, str(BUILD / "src/daemon/ksmd-user"), "--config",
-                                   str(host.configure(text + section(group)))], stderr=log.open("w"),
-                                  env={**os.environ, "RUNTIME_DIRECTORY": str(host.dir / "run")})
-        host.daemons.append(daemon)
-        host.logs.append(log)
-        wait_for("the daemon", lambda: host.serving() == daemon.pid, 10)
+        daemon = without_ksm(host, host.configure(text + section(group)))
         converge(host, load, share=1)
         pages, frames = pooled(load)
         got = stats(host, group)
@@ -133,10 +143,13 @@ class Victim:
         self.pid, self.pids, self.addresses, self.pages = self.process.pid, [self.process.pid], [int(words[1], 16)], int(words[2])
         self.mergeable = self.pages // 2
 
-    def order(self, word):
+    def ask(self, word):
         self.process.stdin.write(word + "\n")
         self.process.stdin.flush()
-        answer = self.process.stdout.readline().strip()
+        return self.process.stdout.readline().strip()
+
+    def order(self, word):
+        answer = self.ask(word)
         check(answer == "ok", f"victim {self.pid}, {word}: {answer!r}, {self.process.poll()}")
 
     def frames(self, still=True):
@@ -172,12 +185,45 @@ def all_plain(pids):
         check(not pool_lines(pid), f"{pid} is still remapped: {pool_lines(pid)[:3]}")
 
 
+def wait_for_plain(pids, seconds=20, meanwhile=lambda: None):
+    wait_for("everything plain", lambda: meanwhile() or not any(map(pool_lines, pids)), seconds)
+
+
+def unmerge(host, group):
+    """Whom it cannot call now, on a busy machine, it goes on trying."""
+    return host.ctl("unmerge", group, expect=None).strip()
+
+
+def started(*victims):
+    """{pid: (mappings, descriptors)} before a daemon knows of them."""
+    return {v.pid: (mappings(v.pid), descriptors(v.pid)) for v in victims}
+
+
+def unharmed(before, *victims):
+    """What they hold is right, and nothing is left in them."""
+    for v in victims:
+        v.order("check")
+        maps, fds = before[v.pid]
+        check(descriptors(v.pid) == fds, f"{descriptors(v.pid)} descriptors, {fds} before")
+        print(f"    {mappings(v.pid)} mappings, {maps} before")
+        check(not any(line.startswith("6b736d") for line in open(f"/proc/{v.pid}/maps")), "something was left")
+
+
+def ended(host, daemon, *victims):
+    """The daemon, the victims, and with them the keeper, which holds nothing any more."""
+    check(host.stop(daemon) == 0, "end")
+    for v in victims:
+        v.process.stdin.close()
+        v.process.wait()
+    wait_for("the keeper's end", lambda: not keepers(host), 20)
+
+
 def lived():
     """processes that write, discard and fork while they are merged, and a child: what is seen of them is right"""
     with Host("remaplive") as host:
         group = host.cgroup("a")
         victims = [Victim(host, group) for _ in range(3)]
-        before = {v.pid: (mappings(v.pid), descriptors(v.pid)) for v in victims}
+        before = started(*victims)
         daemon = host.daemon(host.configure(DAEMON + section(group)))
         converge(host, *victims)
         for v in victims:
@@ -201,20 +247,12 @@ def lived():
         # One process that is told to go, a child, and everything else.
         before_pages = stats(host, group)["pages_sharing"]
         print(f"    {before_pages} pages saved; {host.ctl('unmerge', group).strip()}")
-        wait_for("everything plain", lambda: not any(pool_lines(pid) for pid in [child] + [v.pid for v in victims]), 10)
+        wait_for_plain([child] + [v.pid for v in victims])
         for v in victims:
             v.order("check")
         victims[0].order("end")
-        for v in victims:
-            v.order("check")
-            maps, fds = before[v.pid]
-            check(descriptors(v.pid) == fds, f"{descriptors(v.pid)} descriptors, {fds} before")
-            print(f"    {mappings(v.pid)} mappings, {maps} before")
-        check(host.stop(daemon) == 0, "end")
-        for v in victims:
-            v.process.stdin.close()
-            v.process.wait()
-        wait_for("the keeper's end", lambda: not keepers(host), 20)
+        unharmed(before, *victims)
+        ended(host, daemon, *victims)
 
 
 def skipped():
@@ -244,6 +282,17 @@ def skipped():
             v.order("check")
 
 
+# Who shares a pool has to say that it may: two domains share none, whatever they say.
+TRUST = {"TrustedTogether": "yes"}
+TWO_DOMAINS = "OnStop=unmerge\nMinimumAge=0s\nScanInterval=1h\n"
+
+
+def common(one, two):
+    """The frames that both have. The zero page is nobody's."""
+    frames = Frames()
+    return [pfn for pfn in pfns(one) & pfns(two) if not frames.flags(pfn) & Frames.ZERO_FLAG]
+
+
 def domains():
     """two domains with the same contents never have a frame in common"""
     with Host("remapdomains") as host:
@@ -251,14 +300,10 @@ def domains():
         loads = [host.workload(group, processes=2, mib=8, duplicate=60, zero=5, run=32, seed=7) for group in (a, b)]
 
         def apart(when):
-            # The zero page is nobody's.
-            one, two = (set(x) for x in map(pfns, loads))
-            frames = Frames()
-            common = [pfn for pfn in one & two if not frames.flags(pfn) & Frames.ZERO_FLAG]
-            check(not common, f"{when}: {len(common)} frames in common")
+            check(not common(*loads), f"{when}: {len(common(*loads))} frames in common")
 
         apart("before")
-        daemon = host.daemon(host.configure("OnStop=unmerge\nMinimumAge=0s\nScanInterval=1h\n" + section(a) + section(b)))
+        daemon = host.daemon(host.configure(TWO_DOMAINS + section(a, **TRUST) + section(b, **TRUST)))
         for _ in range(12):
             host.passes()
             apart("meanwhile")
@@ -281,7 +326,7 @@ def restarted(kills=int(os.environ.get("KILLS", "24"))):
     with Host("remapkill") as host:
         group = host.cgroup("a")
         victims = [Victim(host, group) for _ in range(3)]
-        before = {v.pid: (mappings(v.pid), descriptors(v.pid)) for v in victims}
+        before = started(*victims)
         config = host.configure(DAEMON + section(group))
         chance = random.Random(int(os.environ.get("SEED", "1")))
         merged_ever = 0
@@ -305,20 +350,11 @@ def restarted(kills=int(os.environ.get("KILLS", "24"))):
         got = stats(host, group)
         print(f"    {merged_ever} pages seen merged after {kills} kills; in the end {got['pages_shared']} + {got['pages_sharing']}")
         check(merged_ever > 0 and got["pages_sharing"] > 0, "nothing was merged")
-        print("    " + host.ctl("unmerge", group).strip())
-        wait_for("everything plain", lambda: not any(pool_lines(v.pid) for v in victims), 20)
+        print("    " + unmerge(host, group))
+        wait_for_plain([v.pid for v in victims])
         host.passes(2)
-        for v in victims:
-            v.order("check")
-            maps, fds = before[v.pid]
-            check(descriptors(v.pid) == fds, f"{descriptors(v.pid)} descriptors, {fds} before")
-            print(f"    {mappings(v.pid)} mappings, {maps} before")
-            check(not any(line.startswith("6b736d") for line in open(f"/proc/{v.pid}/maps")), "something was left")
-        check(host.stop(daemon) == 0, "end")
-        for v in victims:
-            v.process.stdin.close()
-            v.process.wait()
-        wait_for("the keeper's end", lambda: not keepers(host), 20)
+        unharmed(before, *victims)
+        ended(host, daemon, *victims)
 
 
 def abandoned():
@@ -326,7 +362,7 @@ def abandoned():
     with Host("remapleft") as host:
         group = host.cgroup("a")
         victims = [Victim(host, group) for _ in range(3)]
-        before = {v.pid: descriptors(v.pid) for v in victims}
+        before = started(*victims)
         daemon = host.daemon(host.configure(DAEMON + section(group)))
         converge(host, *victims)
         victims[0].order("fork")
@@ -339,13 +375,10 @@ def abandoned():
         daemon.kill()
         daemon.wait()
         daemon = host.daemon(host.configure(DAEMON))
-        pids = [child] + [v.pid for v in victims]
-        wait_for("everything plain", lambda: not any(pool_lines(pid) for pid in pids), 20)
+        wait_for_plain([child] + [v.pid for v in victims])
         victims[0].order("end")
-        for v in victims:
-            v.order("check")
-            check(descriptors(v.pid) == before[v.pid], "descriptors")
-        check(host.stop(daemon) == 0, "end")
+        unharmed(before, *victims)
+        ended(host, daemon, *victims)
 
 
 def killed():
@@ -353,7 +386,7 @@ def killed():
     with Host("remapsteps") as host:
         group = host.cgroup("a")
         victims = [Victim(host, group) for _ in range(2)]
-        before = {v.pid: descriptors(v.pid) for v in victims}
+        before = started(*victims)
         config = host.configure(DAEMON + section(group))
         reached = 0
         for step in range(29):  # of the protocol: _REMOTE_STEP_MAX
@@ -373,14 +406,11 @@ def killed():
         check(reached >= 5, "hardly any step was reached")
         daemon = host.daemon(config)
         host.passes(2)
-        host.ctl("unmerge", group)
-        wait_for("everything plain", lambda: not any(pool_lines(v.pid) for v in victims), 20)
+        unmerge(host, group)
+        wait_for_plain([v.pid for v in victims])
         host.passes()
-        for v in victims:
-            v.order("check")
-            check(descriptors(v.pid) == before[v.pid], "descriptors")
-            check(not any(line.startswith("6b736d") for line in open(f"/proc/{v.pid}/maps")), "something was left")
-        check(host.stop(daemon) == 0, "end")
+        unharmed(before, *victims)
+        ended(host, daemon, *victims)
 
 
 def trusted():
@@ -415,5 +445,288 @@ def trusted():
         check(host.stop(daemon) == 0, "end")
 
 
+def confined():
+    """processes of nobody's, in a user namespace, under a container's seccomp filter, by a daemon that sees no KSM"""
+    with Host("remapconfined") as host:
+        group = host.cgroup("a")
+        victims = [Victim(host, group, "--confined") for _ in range(2)]
+        uid = [line.split()[1] for line in open(f"/proc/{victims[0].pid}/status") if line.startswith(("Uid:", "Seccomp:"))]
+        check(uid == ["65534", "2"], f"not confined: {uid}")
+        before = started(*victims)
+        daemon = without_ksm(host, host.configure(DAEMON + section(group)))
+        converge(host, *victims)
+        for order in ("check", "discard", "write", "fork", "check", "end"):
+            victims[0].order(order)
+        victims[1].order("check")
+        unmerge(host, group)
+        wait_for_plain([v.pid for v in victims])
+        unharmed(before, *victims)
+        ended(host, daemon, *victims)
+
+
+def pinned():
+    """what was merged, written, and is pinned by io_uring stays where it is until it is not pinned any more"""
+    with Host("remappinned") as host:
+        group = host.cgroup("a")
+        victims = [Victim(host, group, "--quiet") for _ in range(2)]
+        before = started(*victims)
+        daemon = host.daemon(host.configure(DAEMON + section(group)))
+        converge(host, *victims)
+        victims[0].order("pin")
+        unmerge(host, group)
+        wait_for_plain([victims[1].pid])
+        wait_for("the rest plain", lambda: len(pool_lines(victims[0].pid)) == 1, 20)
+        for _ in range(3):
+            victims[0].order("receive")
+            time.sleep(0.2)
+        check(pool_lines(victims[0].pid), "a pinned page was put back")
+        victims[0].order("unpin")
+        wait_for_plain([victims[0].pid])
+        before[victims[0].pid] = before[victims[0].pid][0], descriptors(victims[0].pid)
+        unharmed(before, *victims)
+        ended(host, daemon, *victims)
+
+
+def outside():
+    """another process writes to what is put back just then: nothing that it wrote is lost"""
+    with Host("remapoutside") as host:
+        group = host.cgroup("a")
+        victims = [Victim(host, group, "--quiet") for _ in range(2)]
+        daemon = host.daemon(host.configure(DAEMON + section(group)))
+        for _ in range(4):
+            converge(host, *victims)
+            victims[0].order("outside")
+            unmerge(host, group)
+            wait_for_plain([v.pid for v in victims])
+            victims[0].order("calm")
+            host.ctl("reload")
+        ended(host, daemon, *victims)
+
+
+def contents(load):
+    """[{page: content}] of each process, read past everybody: a frame that was read is as it was."""
+    out = []
+    for pid, address in zip(load.pids, load.addresses):
+        with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
+            memory.seek(address)
+            out.append({page: hash(memory.read(PAGE)) for page in range(load.pages)})
+    return out
+
+
+def saveable_in_runs(processes, zero, minimum):
+    """How many frames can go when only runs of at least so many pages may be mapped anew: a count that knows nothing of
+    how it is done. What has no second copy among what may be mapped is no candidate; that can make runs too short, whose
+    pages were somebody's second copies: until nothing changes."""
+    pages = [{page: content for page, content in one.items() if content != zero} for one in processes]
+    while True:
+        copies = collections.Counter(content for one in pages for content in one.values())
+        kept = []
+        for one in pages:
+            wanted = sorted(page for page, content in one.items() if copies[content] > 1)
+            runs = []
+            for page in wanted:
+                if runs and runs[-1][-1] == page - 1:
+                    runs[-1].append(page)
+                else:
+                    runs.append([page])
+            kept.append({page: one[page] for run in runs if len(run) >= minimum for page in run})
+        if kept == pages:
+            return sum(copies.values()) - len(copies)
+        pages = kept
+
+
+def exact():
+    """the frames that it frees are those that a count of the contents says can be freed"""
+    with Host("remapexact") as host:
+        # The same contents at the same places; then where each has them begins and ends elsewhere, which leaves pieces of all
+        # lengths of what is in the pool already: a short one does not get a mapping of its own.
+        for runs, at_least in (((16, 16), 0.995), ((16, 21), 0.96)):
+            group = host.cgroup(f"{runs[1]}")
+            loads = [host.workload(group, processes=2, mib=8, duplicate=60, zero=5, run=run, seed=3) for run in runs]
+            processes = [one for load in loads for one in contents(load)]
+            zero, pages = hash(bytes(PAGE)), sum(map(len, processes))
+            zeros = sum(content == zero for one in processes for content in one.values())
+            expected = saveable_in_runs(processes, zero, 8) + zeros
+
+            def freed():
+                frames, own = Frames(), set.union(*map(pfns, loads))
+                return pages - sum(not frames.flags(pfn) & Frames.ZERO_FLAG for pfn in own)
+
+            check(freed() == 0, "shared before")
+            daemon = host.daemon(host.configure("OnStop=unmerge\n" + DAEMON + section(group)))
+            for _ in range(12):
+                host.passes(seconds=3)
+                if freed() >= expected * 0.999:
+                    break
+            print(f"    runs of {runs}: {pages} pages; {expected} can be freed, {zeros} of them zero: {freed()} are")
+            check(expected * at_least <= freed() <= expected, f"freed {freed()} of {expected}")
+            check(all(load.intact() for load in loads), "contents")
+            check(host.stop(daemon) == 0, "end")
+            for load in loads:
+                host.end(load)
+
+
+class StrangeKeeper(threading.Thread):
+    """Listens where the keeper does, and greets with another version of the protocol."""
+    VERSION = 4711
+
+    def __init__(self, path):
+        super().__init__(daemon=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.asked, self.socket = [], socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.socket.bind(str(path))
+        self.socket.listen()
+        self.start()
+
+    def run(self):
+        while True:
+            try:
+                peer, _ = self.socket.accept()
+            except OSError:
+                return
+            while request := peer.recv(65536):
+                self.asked.append(struct.unpack_from("I", request)[0])
+                peer.send(request[:4] + struct.pack("I", self.VERSION) + request[8:])
+
+    def end(self):
+        self.socket.shutdown(socket.SHUT_RDWR)
+        self.join()
+        self.socket.close()
+
+
+def strange():
+    """a keeper of another version: told with both versions, by the log and the doctor; nothing is merged, the daemon lives"""
+    with Host("remapstrange") as host:
+        group = host.cgroup("a")
+        victims = [Victim(host, group, "--quiet") for _ in range(2)]
+        path = host.dir / "run/keeper"
+        doctor = lambda: host.ctl("--config", config, "doctor", environment={"RUNTIME_DIRECTORY": str(host.dir / "run")})
+        config = host.configure(DAEMON + section(group))
+        check("keeper: none runs" in doctor(), doctor())
+        keeper = StrangeKeeper(path)
+        daemon = host.daemon(config)
+        host.passes(2)
+        check(f"version {keeper.VERSION}" in daemon.log() and "version 1" in daemon.log(), daemon.log())
+        warnings = host.call("GetStatus")["warnings"]
+        check(any("another version" in w for w in warnings), f"{warnings}")
+        why = host.call("Explain", pid=victims[0].pid)
+        check("another version" in (why["reason"] or ""), f"{why}")
+        check(f"version {keeper.VERSION}" in doctor(), doctor())
+        check(not any(pool_lines(v.pid) for v in victims) and set(keeper.asked) <= {1, 9}, f"asked for {set(keeper.asked)}")
+        for v in victims:
+            v.order("check")
+        check(host.stop(daemon) == 0, "end")
+        # With one of its own it goes on.
+        keeper.end()
+        daemon = host.daemon(config)
+        converge(host, *victims)
+        check("keeper: process" in doctor(), doctor())
+        unmerge(host, group)
+        wait_for_plain([v.pid for v in victims])
+        ended(host, daemon, *victims)
+
+
+class Noticed(Exception):
+    """What a control is there to see."""
+
+
+def on_alarm(signum, frame):
+    raise TimeoutError("nothing was noticed in 100 s")
+
+
+signal.signal(signal.SIGALRM, on_alarm)
+
+
+def until_noticed(name, act):
+    """A daemon with a safeguard left out (daemon-test.c), until the victims notice: only that ends with 1. Whatever else goes
+    wrong proves nothing, and is told as if all were well, which is what must not be."""
+    try:
+        with Host(name) as host:
+            signal.alarm(100)
+            act(host)
+    except Noticed as noticed:
+        print(f"    noticed: {noticed}", flush=True)
+        sys.exit(1)
+    except Exception:
+        traceback.print_exc()
+    print("    nothing was noticed", flush=True)
+    sys.exit(0)
+
+
+def test_daemon(host, config, variable, mask):
+    return host.daemon(config, program=TEST_DAEMON, environment={"KSMD_USER_TEST_LEAVE_OUT" + variable: str(mask)})
+
+
+def notice(victim, word):
+    if victim.ask(word) == "bad":
+        raise Noticed(f"{word}: wrong bytes")
+
+
+def control_domain():
+    """domains are not kept apart: frames in common"""
+    def act(host):
+        a, b = host.cgroup("a"), host.cgroup("b")
+        loads = [host.workload(group, processes=2, mib=4, duplicate=60, run=32, seed=7) for group in (a, b)]
+        check(not common(*loads), "before")
+        daemon = test_daemon(host, host.configure(TWO_DOMAINS + section(a, **TRUST) + section(b, **TRUST)), "_ROSTER", 1)
+        while daemon.poll() is None:
+            host.passes()
+            if common(*loads):
+                raise Noticed(f"{len(common(*loads))} frames in common")
+    until_noticed("remapctldomain", act)
+
+
+def control_crowd():
+    """the other threads do not stand: what one discards meanwhile is there again"""
+    def act(host):
+        group = host.cgroup("a")
+        victims = [Victim(host, group, "--quiet") for _ in range(2)]
+        victims[0].order("chase")
+        daemon = test_daemon(host, host.configure(DAEMON + section(group)), "", 1 << 11)
+        while daemon.poll() is None:
+            host.ctl("scan")
+            host.ctl("scan")
+            notice(victims[0], "seen")
+            unmerge(host, group)  # what was discarded and written in a pool's mapping is not looked at again
+            wait_for_plain([v.pid for v in victims], 60)
+            notice(victims[0], "seen")
+            host.ctl("reload")
+    until_noticed("remapctlcrowd", act)
+
+
+def merged_then(name, variable, mask, begin, end):
+    """Merged, begin, everything put back, end: which must go wrong."""
+    def act(host):
+        group = host.cgroup("a")
+        victims = [Victim(host, group, "--quiet") for _ in range(2)]
+        daemon = test_daemon(host, host.configure(DAEMON + section(group)), variable, mask)
+        while daemon.poll() is None:
+            converge(host, *victims)
+            victims[0].order(begin)
+            unmerge(host, group)
+            wait_for_plain([v.pid for v in victims], 60)
+            notice(victims[0], end)
+            host.ctl("reload")
+    until_noticed(name, act)
+
+
+def control_protect():
+    """putting back, pages are not protected against writing: what is written from outside meanwhile is lost"""
+    merged_then("remapctlprotect", "_REMAP", 1 << 8, "outside", "calm")
+
+
+def control_written():
+    """putting back, pages that were written are not left: a registered buffer is somewhere else by then"""
+    merged_then("remapctlwritten", "_REMAP", 1 << 10, "pin", "receive")
+
+
+def control_pin():
+    """putting back pages that were written, nobody looks whether they are pinned: the same"""
+    merged_then("remapctlpin", "_REMAP", 1 << 11, "pin", "receive")
+
+
 if __name__ == "__main__":
-    run_tests(merged, lived, skipped, trusted, domains, abandoned, killed, restarted)
+    tests = [merged, lived, skipped, trusted, domains, abandoned, killed, restarted, confined, pinned, outside, exact,
+             strange]
+    controls = [control_domain, control_crowd, control_protect, control_written, control_pin]
+    run_tests(*tests, *(controls if sys.argv[1:] else []))
