@@ -8,16 +8,19 @@
  * Prints one line for each process, "process PID ADDRESS BYTES", then "ready DUPLICATE ZERO" (pages of each kind in
  * each process). Then obeys lines on its standard input, each answered by "ok" or "bad": "mark" (MADV_MERGEABLE on
  * everything, by the processes themselves), "wanted" (the same on the duplicates and zeroes only), "check" (every byte
- * is as it was written). Ends with its standard input.
+ * is as it was written), "touch" (a word of each duplicate is written, which changes nothing; "ok" and the nanoseconds of
+ * CPU time that one took). Ends with its standard input. --threads: of each process; all but one wake up now and then.
  */
 
 #include "tests/test.h"
 
 #include <getopt.h>
+#include <pthread.h>
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
+#include <time.h>
 
 #define PROCESSES_MAX 64
 #define PAGE_WORDS (PAGE_BYTES / sizeof(uint64_t))
@@ -25,10 +28,10 @@
 enum { UNIQUE, DUPLICATE, ZERO };
 
 static struct {
-        unsigned processes, mib, duplicate, zero, run;
+        unsigned processes, mib, duplicate, zero, run, threads;
         uint64_t seed;
         const char *cgroup;
-} options = { .processes = 4, .mib = 64, .duplicate = 30, .zero = 10, .run = 8, .seed = 42 };
+} options = { .processes = 4, .mib = 64, .duplicate = 30, .zero = 10, .run = 8, .threads = 1, .seed = 42 };
 
 static uint64_t mix(uint64_t x) {
         x += 0x9E3779B97F4A7C15ULL;
@@ -97,7 +100,28 @@ static bool write_zeros(uint64_t *memory, uint64_t pages) {
         return true;
 }
 
-/* One process: answers each byte it reads by one. */
+static uint64_t touch(volatile uint64_t *memory, uint64_t pages) {
+        struct timespec before, after;
+        uint64_t n = 0;
+
+        CHECK(clock_gettime(CLOCK_THREAD_CPUTIME_ID, &before) == 0, "clock");
+        for (uint64_t page = 0; page < pages; page++)
+                if (kind_of(page) == DUPLICATE) {
+                        memory[page * PAGE_WORDS] = memory[page * PAGE_WORDS];
+                        n++;
+                }
+        CHECK(clock_gettime(CLOCK_THREAD_CPUTIME_ID, &after) == 0, "clock");
+        return ((uint64_t)(after.tv_sec - before.tv_sec) * NSEC_PER_SEC + (uint64_t)after.tv_nsec - (uint64_t)before.tv_nsec) /
+               (n + 1) + 1;
+}
+
+static void *idle(void *unused) {
+        for (;;)
+                usleep(20000);
+        return NULL;
+}
+
+/* One process: answers each byte it reads by a number; 0: something is wrong. */
 static _Noreturn void serve(unsigned process, int commands, int answers) {
         uint64_t bytes = (uint64_t)options.mib << 20, *memory;
         char command;
@@ -116,13 +140,18 @@ static _Noreturn void serve(unsigned process, int commands, int answers) {
         CHECK(memory != MAP_FAILED, "mmap");
         CHECK(madvise(memory, bytes, MADV_NOHUGEPAGE) == 0, "MADV_NOHUGEPAGE");
         fill(process, memory, bytes / PAGE_BYTES);
+        for (unsigned i = 1; i < options.threads; i++) {
+                pthread_t thread;
+                CHECK(pthread_create(&thread, NULL, idle, NULL) == 0, "thread");
+        }
         CHECK(write(answers, &memory, sizeof memory) == sizeof memory, "answer");
         while (read(commands, &command, 1) == 1) {
-                bool ok = command == 'm' ? madvise(memory, bytes, MADV_MERGEABLE) == 0 :
-                          command == 'z' ? write_zeros(memory, bytes / PAGE_BYTES) :
-                          command == 'w' ? mark_wanted(memory, bytes / PAGE_BYTES) :
-                                           intact(process, memory, bytes / PAGE_BYTES);
-                CHECK(write(answers, &ok, sizeof ok) == sizeof ok, "answer");
+                uint64_t answer = command == 'm' ? madvise(memory, bytes, MADV_MERGEABLE) == 0 :
+                                  command == 'z' ? write_zeros(memory, bytes / PAGE_BYTES) :
+                                  command == 'w' ? mark_wanted(memory, bytes / PAGE_BYTES) :
+                                  command == 't' ? touch(memory, bytes / PAGE_BYTES) :
+                                                   intact(process, memory, bytes / PAGE_BYTES);
+                CHECK(write(answers, &answer, sizeof answer) == sizeof answer, "answer");
         }
         exit(0);
 }
@@ -140,7 +169,8 @@ static void parse(int argc, char **argv) {
                 { "processes", required_argument, NULL, 'p' }, { "mib", required_argument, NULL, 'm' },
                 { "duplicate", required_argument, NULL, 'd' }, { "zero", required_argument, NULL, 'z' },
                 { "run", required_argument, NULL, 'r' },       { "seed", required_argument, NULL, 's' },
-                { "cgroup", required_argument, NULL, 'c' },    {},
+                { "cgroup", required_argument, NULL, 'c' },    { "threads", required_argument, NULL, 't' },
+                {},
         };
 
         for (int c; (c = getopt_long(argc, argv, "", names, NULL)) != -1;)
@@ -152,6 +182,7 @@ static void parse(int argc, char **argv) {
                 case 'r': options.run = number(optarg, 1, 1 << 20); break;
                 case 's': options.seed = number(optarg, 0, UINT32_MAX); break;
                 case 'c': options.cgroup = optarg; break;
+                case 't': options.threads = number(optarg, 1, 1000); break;
                 default: exit(2);
                 }
         CHECK(options.duplicate + options.zero <= 100, "more than 100 percent");
@@ -183,16 +214,20 @@ int main(int argc, char **argv) {
         printf("ready %llu %llu\n", (unsigned long long)counts[DUPLICATE], (unsigned long long)counts[ZERO]);
         fflush(stdout);
         while (fgets(line, sizeof line, stdin)) {
-                bool ok = true;
+                uint64_t least = UINT64_MAX, sum = 0;
 
                 for (unsigned i = 0; i < options.processes; i++)
                         CHECK(write(commands[i][1], line, 1) == 1, "process %d", pids[i]);
                 for (unsigned i = 0; i < options.processes; i++) {
-                        bool one;
+                        uint64_t one;
                         CHECK(read(answers[i][0], &one, sizeof one) == sizeof one, "process %d", pids[i]);
-                        ok = ok && one;
+                        least = MIN_OF(least, one);
+                        sum += one;
                 }
-                puts(ok ? "ok" : "bad");
+                if (line[0] == 't')
+                        printf("ok %lu\n", (unsigned long)(sum / options.processes));
+                else
+                        puts(least ? "ok" : "bad");
                 fflush(stdout);
         }
         for (unsigned i = 0; i < options.processes; i++) {
