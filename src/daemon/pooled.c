@@ -8,15 +8,10 @@
  */
 #include "daemon/remapping.h"
 
+#include "scan/kin.h"
 #include "scan/pagemap.h"
 
 #include <xxhash.h>
-
-enum {
-        KIN_NEW,
-        KIN_LENT,               /* counted as one, for a page that was inherited */
-        KIN_OWN,                /* counted for pages that were not */
-};
 
 typedef struct Count {
         FrameMap pages, kin;    /* of the pool; of relatives, by (kin, address, page) */
@@ -51,11 +46,7 @@ static int count_page(Count *count, Member *member, uint64_t address, uint64_t p
         r = frame_map_add(&count->kin, XXH3_64bits(name, sizeof name) >> 8 | 1, &frame);
         if (r < 0)
                 return r;
-        census->ksm_unmerged += frame->tag == KIN_NEW || (own && frame->tag == KIN_OWN);
-        if (own)
-                frame->tag = KIN_OWN;
-        else if (frame->tag == KIN_NEW)
-                frame->tag = KIN_LENT;
+        census->ksm_unmerged += kin_count(frame, own);
         return 0;
 }
 

@@ -18,6 +18,7 @@
  */
 #include "scan/census.h"
 
+#include "scan/kin.h"
 #include "scan/pagemap.h"
 #include "scan/scanner.h"
 
@@ -28,12 +29,6 @@ enum {
         FRAME_OTHER,
         FRAME_KSM,
         FRAME_ZEROPAGE,
-};
-
-enum {
-        KIN_NEW,
-        KIN_LENT,       /* counted as one, for a page that was not noted */
-        KIN_OWN,        /* counted for pages that were */
 };
 
 /* No frame has this number: pages that map the zero page would each lie on another. */
@@ -145,11 +140,7 @@ static int count_kin(CensusFrames *frames, const Run *run, size_t i, uint64_t pf
         r = frame_map_add(&frames->kin, kin_name(run, i, pfn), &kin);
         if (r < 0)
                 return r;
-        *ret = kin->tag == KIN_NEW || (own && kin->tag == KIN_OWN);
-        if (own)
-                kin->tag = KIN_OWN;
-        else if (kin->tag == KIN_NEW)
-                kin->tag = KIN_LENT;
+        *ret = kin_count(kin, own);
         return 0;
 }
 
