@@ -5,6 +5,8 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
 
 #define FILE_MAX_BYTES ((size_t)256 << 20)
 
@@ -132,4 +134,26 @@ fail:
 
 int write_file_atomic(int at, const char *path, const char *text) {
         return write_bytes_atomic(at, path, text, strlen(text));
+}
+
+int send_with_fd(int socket, const void *data, size_t size, int fd, int flags) {
+        union {
+                struct cmsghdr header;
+                char bytes[CMSG_SPACE(sizeof(int))];
+        } control = {};
+        struct iovec iov = { (void *)data, size };
+        struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1 };
+        ssize_t n;
+
+        if (fd >= 0) {
+                msg.msg_control = &control;
+                msg.msg_controllen = sizeof control;
+                control.header = (struct cmsghdr){ .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS,
+                                                   .cmsg_len = CMSG_LEN(sizeof fd) };
+                memcpy(CMSG_DATA(&control.header), &fd, sizeof fd);
+        }
+        do
+                n = sendmsg(socket, &msg, flags | MSG_NOSIGNAL);
+        while (n < 0 && errno == EINTR);
+        return n < 0 ? -errno : 0;
 }

@@ -27,6 +27,9 @@ int read_u64(int at, const char *path, uint64_t *ret);
 /* Writes text with one write(2), no truncation or creation: for control files. */
 int write_text(int at, const char *path, const char *text);
 
+/* Sends size bytes as one packet, with a descriptor unless fd is -EBADF, without SIGPIPE; flags: send(2)'s. -errno. */
+int send_with_fd(int socket, const void *data, size_t size, int fd, int flags);
+
 /* Writes a file so that a reader (or a crash) sees the old or the new content, never a part: temporary + rename. */
 int write_file_atomic(int at, const char *path, const char *text);
 int write_bytes_atomic(int at, const char *path, const void *bytes, size_t size);

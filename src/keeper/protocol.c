@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "keeper/protocol.h"
 
+#include "base/io.h"
+
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
@@ -44,25 +46,7 @@ int keeper_message_check(KeeperMessage *message, size_t size, bool has_fd, bool 
 }
 
 int keeper_message_send(int socket, const KeeperMessage *message, int fd, int flags) {
-        union {
-                struct cmsghdr header;
-                char bytes[CMSG_SPACE(sizeof(int))];
-        } control = {};
-        struct iovec iov = { (void *)message, FIXED_BYTES + message->name_bytes };
-        struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1 };
-        ssize_t n;
-
-        if (fd >= 0) {
-                msg.msg_control = &control;
-                msg.msg_controllen = sizeof control;
-                control.header = (struct cmsghdr){ .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS,
-                                                   .cmsg_len = CMSG_LEN(sizeof fd) };
-                memcpy(CMSG_DATA(&control.header), &fd, sizeof fd);
-        }
-        do
-                n = sendmsg(socket, &msg, flags | MSG_NOSIGNAL);
-        while (n < 0 && errno == EINTR);
-        return n < 0 ? -errno : 0;
+        return send_with_fd(socket, message, FIXED_BYTES + message->name_bytes, fd, flags);
 }
 
 int keeper_message_receive(int socket, KeeperMessage *ret, size_t *ret_size, int *ret_fd, int flags) {

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "keeper/store.h"
 
+#include "base/io.h"
+
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -23,22 +25,8 @@ int store_open(void) {
         return fd;
 }
 
-static bool tell(int notify_fd, char *text, int fd) {
-        union {
-                struct cmsghdr header;
-                char bytes[CMSG_SPACE(sizeof(int))];
-        } control = {};
-        struct iovec iov = { text, strlen(text) };
-        struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1 };
-
-        if (fd >= 0) {
-                msg.msg_control = &control;
-                msg.msg_controllen = sizeof control;
-                control.header = (struct cmsghdr){ .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS,
-                                                   .cmsg_len = CMSG_LEN(sizeof fd) };
-                memcpy(CMSG_DATA(&control.header), &fd, sizeof fd);
-        }
-        return sendmsg(notify_fd, &msg, MSG_NOSIGNAL | MSG_DONTWAIT) >= 0;
+static bool tell(int notify_fd, const char *text, int fd) {
+        return send_with_fd(notify_fd, text, strlen(text), fd, MSG_DONTWAIT) == 0;
 }
 
 bool store_add(int notify_fd, int fd, uint64_t id) {
