@@ -213,6 +213,18 @@ static uint32_t room_pages(const Work *w, const RemapPace *pace) {
         return w->n > 0 || room > PIECE_PAGES_MIN ? room : PIECE_PAGES_MIN;
 }
 
+/* So much of what is left of a run that neither that nor the rest is a run too short, should only one of them come about. */
+static uint32_t piece_of(const Work *w, uint32_t left, uint32_t room) {
+        uint32_t minimum = MAX_OF(w->member->group->minimum_run_pages, REMAP_MINIMUM_RUN);
+        uint32_t n = MAX_OF(room, minimum);
+
+        if (n >= left)
+                return left;
+        if (left - n >= minimum)
+                return n;
+        return left >= 2 * minimum ? left - minimum : left;
+}
+
 /* Takes the pages of the pool for a part of a run, in pieces that fill up the batches; the kernel joins their mappings. */
 static void add_segment(Work *w, const Vma *vma, uint64_t start, uint32_t n_pages, uint64_t page) {
         const RemapPace *pace = &w->pass->manager->remapping->pace[false];
@@ -224,7 +236,7 @@ static void add_segment(Work *w, const Vma *vma, uint64_t start, uint32_t n_page
                 while (w->result == 0 && w->n > 0 &&
                        (w->n == REMAP_BATCH_MAX || room_pages(w, pace) < MIN_OF(n, PIECE_PAGES_MIN)))
                         carry_out(w);
-                n = MIN_OF(n, room_pages(w, pace));
+                n = piece_of(w, n, room_pages(w, pace));
                 units = remap_pace_units(pace, n);
                 if (w->result != 0 || pool_take(w->pool, page + done, n, at) != 0) {
                         w->again = true;

@@ -172,7 +172,7 @@ def keepers(host):
     sockets, found = keeper_sockets(host), []
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
-            if open(f"/proc/{pid}/comm").read().startswith("ksmd-user-keep") and any(
+            if open(f"/proc/{pid}/comm").read().startswith("ksmd-keeper") and any(
                     os.readlink(f"/proc/{pid}/fd/{fd}") in sockets for fd in os.listdir(f"/proc/{pid}/fd")):
                 found.append(int(pid))
         except OSError:
@@ -237,7 +237,7 @@ def lived():
         converge(host, *victims)
         # Threads stand while it is waited for.
         check(not urgency_is_to_be_had() or {os.sched_getscheduler(pid) for pid in keepers(host)} == {os.SCHED_FIFO},
-              "the keeper is not first")
+              f"the keeper is not first: { {pid: os.sched_getscheduler(pid) for pid in keepers(host)} }")
         for v in victims:
             v.order("check")
         # Each content once: they all map the same frames.
