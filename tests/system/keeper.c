@@ -176,7 +176,9 @@ static void await_progress(void) {
         for (unsigned i = 0; i < VICTIMS; i++)
                 while (counted(&counters[i], DISCARDS) < before[i].n[DISCARDS] + 2 ||
                        (!counters[i].n[NO_FORKS] && counted(&counters[i], FORKS) <= before[i].n[FORKS])) {
-                        CHECK(now_nsec() < deadline, "victim %u stands still", i);
+                        CHECK(now_nsec() < deadline, "victim %u stands still: %lu discards, %lu before; %lu forks, %lu before",
+                              i, counted(&counters[i], DISCARDS), before[i].n[DISCARDS], counted(&counters[i], FORKS),
+                              before[i].n[FORKS]);
                         (void)keeper_dispatch(keeper);
                         usleep(200);
                 }
@@ -347,6 +349,7 @@ int main(int argc, char **argv) {
         stats_of(&stats);
         check_privileges(stats.pid);
         __atomic_store_n(&shared->stop, 1, __ATOMIC_RELEASE);
+        alarm(60); /* one that stands still does not end */
         for (unsigned i = 0; i < VICTIMS; i++) {
                 CHECK(child_end_order(&victims[i].child) == 0, "victim %u read %lu wrong bytes", i,
                       counters[i].n[WRONG]);
