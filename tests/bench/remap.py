@@ -42,7 +42,7 @@ def workload(bench, group, args, run):
 
 
 def remap(bench, args, run):
-    group = bench.cgroup(f"remap-{run}")
+    group = bench.cgroup(f"{run}-{len(bench.groups)}")
     load = workload(bench, group, args, run)
     plain = touch(load)
     theirs = sum(map(cpu_nsec, load.pids))
@@ -65,8 +65,7 @@ def remap(bench, args, run):
     result = {"who": "remap", "run": run, "pages": pages, "passes": passes, "nsec_a_page": (cpu + theirs) / pages,
               "daemon_nsec_a_page": cpu / pages, "target_nsec_a_page": theirs / pages, "stops": stats["stops"],
               "stop_p50_nsec": stats["stop_nsec_p50"], "stop_p99_nsec": stats["stop_nsec_p99"],
-              "stolen_share": took, "fault_nsec": touch(load),
-              "write_nsec_unmerged": plain}
+              "stolen_share": took, "fault_nsec": touch(load), "write_nsec_unmerged": plain}
     check(bench.stop(daemon) == 0, "the daemon's end")
     bench.end(load)
     return result
