@@ -42,6 +42,7 @@ struct task_struct {
         int pid;
         int tgid;
         struct css_set *cgroups;
+        __u64 self_exec_id;
 };
 
 #pragma clang attribute pop

@@ -91,6 +91,15 @@ struct probe_walks {
         __u64 nsec_max;
 };
 
+/* What the iterator over the mappings of a process says of each, by address. */
+struct probe_vma {
+        __u64 start, end;       /* bytes */
+        __u64 flags;            /* vm_flags: which bit means what differs between kernels (src/target/vma-bits.h) */
+        __u64 anonymous;        /* it may hold pages of its own: it has an anon_vma */
+        __u64 space;            /* which address space it is in, and */
+        __u64 programs;         /* how many programs the process, or who forked it, had run by then (execve(2)) */
+};
+
 /* What the daemon sets before it loads. */
 struct probe_settings {
         __u32 daemon_tgid;

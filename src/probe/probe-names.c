@@ -19,6 +19,8 @@ static const struct {
                         "Why ksmd did not merge a page is not known (Linux 6.7 has the tracepoints)." },
         [PROBE_WALKS] = { "walks", "Reverse-map walks over merged pages are counted and timed.",
                           "Reverse-map walks over merged pages are not timed: the kernel refuses fentry, or has it not." },
+        [PROBE_VMAS] = { "vmas", "Mappings are read without a look at their pages.",
+                         "Mappings are read from smaps, for which the kernel looks at each of their pages." },
 };
 
 const char *probe_name(ProbeId id) { return texts[id].name; }
@@ -35,6 +37,10 @@ const char *probe_error_name(int error) {
                 return "the daemon runs in a pid namespace of its own";
         case -ESRCH:
                 return "this kernel has nothing to attach to";
+        case -EBADMSG:
+                return "what it says of mappings cannot be made out";
+        case -EOPNOTSUPP:
+                return "of no use without PAGEMAP_SCAN";
         case -EPERM:
         case -EACCES:
                 return "refused: Operation not permitted";

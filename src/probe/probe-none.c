@@ -54,5 +54,9 @@ void probes_walks(const Probes *probes, struct probe_walks *ret) { memset(ret, 0
 
 void probes_target(const Probes *probes, pid_t pid, struct probe_target *ret) { memset(ret, 0, sizeof *ret); }
 
+int probes_open_vmas(const Probes *probes, pid_t pid) { return -ENOSYS; }
+
+void probes_refuse(Probes *probes, ProbeId id, int error) {}
+
 uint64_t probes_bytes(const Probes *probes) { return 0; }
 #endif

@@ -14,6 +14,7 @@
 #include <ksm_raw.skel.h>
 #include <roster.skel.h>
 #include <roster_raw.skel.h>
+#include <vmas.skel.h>
 #include <walks.skel.h>
 
 const ProbeObject probe_objects[_PROBE_MAX][2] = {
@@ -22,5 +23,6 @@ const ProbeObject probe_objects[_PROBE_MAX][2] = {
         [PROBE_FLUSHES] = { { flushes__elf_bytes }, { flushes_raw__elf_bytes } },
         [PROBE_KSM] = { { ksm__elf_bytes }, { ksm_raw__elf_bytes } },
         [PROBE_WALKS] = { { walks__elf_bytes }, { NULL } },
+        [PROBE_VMAS] = { { vmas__elf_bytes }, { NULL } },
 };
 #endif

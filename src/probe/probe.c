@@ -43,6 +43,7 @@ typedef struct Probe {
         struct bpf_object *object;
         struct bpf_link *links[PROGRAMS_MAX];
         size_t n_links;
+        int iterator;                   /* of PROBE_VMAS: what each reading is a link of; the object's */
         ProbeState state;
 } Probe;
 
@@ -143,6 +144,7 @@ static int probe_open(Probes *probes, const ProbeOptions *options, Probe *probe,
                 if (!link)
                         return errno ? -errno : -EINVAL;
                 probe->links[probe->n_links++] = link;
+                probe->iterator = bpf_program__fd(program);
         }
         keep_shared(probes, probe->object);
         return 0;
@@ -429,6 +431,24 @@ void probes_target(const Probes *probes, pid_t pid, struct probe_target *ret) {
         if (!probes || probes->shared[SHARED_TARGETS] < 0 ||
             bpf_map_lookup_elem(probes->shared[SHARED_TARGETS], &tgid, ret) < 0)
                 *ret = (struct probe_target){ 0 };
+}
+
+int probes_open_vmas(const Probes *probes, pid_t pid) {
+        union bpf_iter_link_info which = { .task = { .tid = (uint32_t)pid } };
+        LIBBPF_OPTS(bpf_link_create_opts, options, .iter_info = &which, .iter_info_len = sizeof which);
+        _cleanup_close_ int link = -EBADF;
+
+        if (!probes_have(probes, PROBE_VMAS))
+                return -ENOSYS;
+        link = bpf_link_create(probes->probes[PROBE_VMAS].iterator, 0, BPF_TRACE_ITER, &options);
+        if (link < 0)
+                return link;
+        return bpf_iter_create(link); /* it needs the link no longer */
+}
+
+void probes_refuse(Probes *probes, ProbeId id, int error) {
+        probe_close(&probes->probes[id]);
+        probes->probes[id].state = (ProbeState){ .error = error };
 }
 
 uint64_t probes_bytes(const Probes *probes) {

@@ -17,6 +17,7 @@ typedef enum ProbeId {
         PROBE_FLUSHES,          /* TLB flushes */
         PROBE_KSM,              /* what ksmd did */
         PROBE_WALKS,            /* reverse-map walks over KSM pages */
+        PROBE_VMAS,             /* the mappings of a process, without a look at its pages */
         _PROBE_MAX,
 } ProbeId;
 
@@ -32,7 +33,8 @@ typedef struct ProbeState {
 } ProbeState;
 
 /* "roster", …; what follows when it works and when it does not, a sentence each; why not, of an error of ours
- * (-ENOSYS: not built in; -ECANCELED: switched off; -EXDEV: in a pid namespace of our own). */
+ * (-ENOSYS: not built in; -ECANCELED: switched off; -EXDEV: in a pid namespace of our own; -EBADMSG: not understood;
+ * -EOPNOTSUPP: nothing to be used with). */
 const char *probe_name(ProbeId id);
 const char *probe_follows(ProbeId id, bool works);
 const char *probe_error_name(int error);
@@ -80,5 +82,11 @@ void probes_ksm(const Probes *probes, struct probe_ksm *ret);
 void probes_walks(const Probes *probes, struct probe_walks *ret);
 /* What one watched process met. */
 void probes_target(const Probes *probes, pid_t pid, struct probe_target *ret);
+/* Opens the mappings of the process for reading, struct probe_vma by struct probe_vma. The number is looked up at each
+ * read(2): whose it was is for the caller to know. The caller owns the descriptor; -ENOSYS without the probe; -errno. */
+int probes_open_vmas(const Probes *probes, pid_t pid);
+/* What it says was found to be of no use: from now on as if it could not be had, for this reason. */
+void probes_refuse(Probes *probes, ProbeId id, int error);
+
 /* Memory that the maps take at most for what is set now, in bytes. */
 uint64_t probes_bytes(const Probes *probes);

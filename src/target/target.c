@@ -15,6 +15,7 @@
 
 #include "base/clock.h"
 #include "base/io.h"
+#include "target/vma-reader.h"
 
 #include <elf.h>
 #include <fcntl.h>
@@ -26,9 +27,9 @@
 
 /* include/linux/sched.h: not in any header for user space, but unchanged since 2008. */
 #define PF_KTHREAD 0x00200000U
-/* Grows for the rare mapping whose one line is longer. */
-#define SMAPS_CHUNK_BYTES ((size_t)64 << 10)
-#define SMAPS_LINE_MAX_BYTES ((size_t)16 << 20)
+
+/* Whoever maps and unmaps all the time is read from smaps. */
+#define FLAGS_TRIES 2U
 
 static const char *const skip_names[_TARGET_SKIP_MAX] = {
         [TARGET_OK] = "ok",
@@ -336,43 +337,6 @@ int target_open_memory(Target *target) {
         return 0;
 }
 
-/* In pieces: the text is some 700 bytes a mapping, and the cache is the target's too. */
-static int parse_smaps(int fd, VmaParser *parser) {
-        size_t allocated = SMAPS_CHUNK_BYTES, size = 0, used;
-        _cleanup_free_ char *buffer = malloc(allocated);
-        ssize_t n;
-        int r;
-
-        if (!buffer)
-                return -ENOMEM;
-        for (;;) {
-                if (size == allocated) {
-                        char *p;
-
-                        if (allocated >= SMAPS_LINE_MAX_BYTES)
-                                return -EINVAL;
-                        p = realloc(buffer, allocated * 2);
-                        if (!p)
-                                return -ENOMEM;
-                        buffer = p;
-                        allocated *= 2;
-                }
-                n = read(fd, buffer + size, allocated - size);
-                if (n < 0 && errno == EINTR)
-                        continue;
-                if (n < 0)
-                        return -errno;
-                if (n == 0)
-                        return size ? -EINVAL : 0;
-                size += (size_t)n;
-                r = vma_parser_feed(parser, buffer, size, &used);
-                if (r < 0)
-                        return r;
-                size -= used;
-                memmove(buffer, buffer + used, size);
-        }
-}
-
 static int read_vmas(const Target *target, bool include_dontdump, VmaList *ret) {
         _cleanup_(vma_parser_done) VmaParser parser = { .include_dontdump = include_dontdump };
         _cleanup_close_ int fd = openat(target->procfd, "smaps", O_RDONLY | O_CLOEXEC);
@@ -380,7 +344,7 @@ static int read_vmas(const Target *target, bool include_dontdump, VmaList *ret) 
 
         if (fd < 0)
                 return outcome(-errno);
-        r = parse_smaps(fd, &parser);
+        r = vma_parser_read(&parser, fd);
         if (r < 0)
                 return outcome(r);
         /* An address space that is gone reads as empty, or ends early. */
@@ -396,6 +360,14 @@ int target_read_vmas(Target *target, bool include_dontdump, VmaList *ret) {
         if (r == TARGET_E_GONE && target_alive(target))
                 r = read_vmas(target, include_dontdump, ret);
         return r;
+}
+
+int target_read_vma_flags(Target *target, bool include_dontdump, VmaList *ret) {
+        int r = VMA_E_CHANGED;
+
+        for (unsigned try = 0; target->vma_reader && r == VMA_E_CHANGED && try < FLAGS_TRIES; try++)
+                r = vma_reader_read(target->vma_reader, target, include_dontdump, ret);
+        return r == 0 ? 0 : target_read_vmas(target, include_dontdump, ret);
 }
 
 int target_maps_fingerprint(Target *target, uint64_t *ret) {

@@ -40,6 +40,7 @@ typedef struct Target {
         int pagemapfd;
         uint64_t start_ticks;   /* stat field 22: with the pid, a name for files of ours that outlive us */
         char comm[16];
+        struct VmaReader *vma_reader; /* borrowed; NULL: target_read_vma_flags() reads smaps */
 } Target;
 
 /* Opens the process. TARGET_E_GONE, TARGET_E_DENIED, -errno. The caller owns *ret. */
@@ -59,6 +60,9 @@ int target_open_memory(Target *target);
 void target_close_memory(Target *target);
 
 int target_read_vmas(Target *target, bool include_dontdump, VmaList *ret); /* TARGET_E_GONE, TARGET_E_DENIED, -errno */
+
+/* The same for who goes by flags alone: uncounted, where the kernel tells them without a look at pages (target/vma-reader.h). */
+int target_read_vma_flags(Target *target, bool include_dontdump, VmaList *ret);
 
 /* execve(2) replaced the program since target_open_memory(): what was known of its memory is void. */
 bool target_image_replaced(const Target *target);

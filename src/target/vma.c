@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * The text of /proc/PID/smaps, read once for every target and pass. Of the two dozen lines of a mapping all but six
+ * The text of /proc/PID/smaps, or of maps with answers to what it does not say. Of the two dozen lines of a mapping all but six
  * are stepped over by memchr(3): 0.2 us a mapping, where the kernel takes 3 to 4 us to write it.
  *
  * File names in it are chosen by the process. What keeps them from lying to us: a name is the last field of its line,
@@ -19,6 +19,10 @@
 
 #include <string.h>
 #include <sys/sysmacros.h>
+
+/* Grows for the rare mapping whose one line is longer. */
+#define CHUNK_BYTES ((size_t)64 << 10)
+#define LINE_MAX_BYTES ((size_t)16 << 20)
 
 static const char *const skip_names[_VMA_SKIP_MAX] = {
         [VMA_OK] = "ok",
@@ -42,6 +46,11 @@ const char *vma_skip_name(VmaSkip skip) {
 void vma_list_done(VmaList *list) {
         free(list->vmas);
         *list = (VmaList) {};
+}
+
+void vma_letters_done(VmaLettersList *list) {
+        free(list->vmas);
+        *list = (VmaLettersList) {};
 }
 
 void vma_parser_done(VmaParser *parser) { vma_list_done(&parser->list); }
@@ -124,111 +133,171 @@ static bool may_be_region(const Vma *vma) {
                 vma->end <= REMOTE_REGION_BASE + REMOTE_REGION_SLOTS * REMOTE_REGION_STRIDE;
 }
 
-#define FLAG(a, b) ((unsigned)(a) << 8 | (unsigned)(b))
-
-typedef struct Flags {
-        bool shared, device, shadow_stack, special, hugetlb, locked, dontdump;
-        bool uffd, written;     /* written: a userfaultfd is told of writes; uffd: of more than that */
-} Flags;
-
 /* The reason named is the one that says most: what the memory is before what was asked for it. */
-static VmaSkip judge(const VmaParser *parser, const Vma *vma, const Flags *flags, bool uffd) {
+static VmaSkip judge(const VmaParser *parser, const Vma *vma, uint32_t traits, bool uffd) {
         if (may_be_region(vma))
                 return VMA_SKIP_STUB;
         if (parser->secret)
                 return VMA_SKIP_SECRET;
-        if (flags->special)
+        if (parser->special || traits & VMA_TRAIT_SPECIAL)
                 return VMA_SKIP_SPECIAL;
-        if (flags->hugetlb)
+        if (traits & VMA_TRAIT_HUGETLB)
                 return VMA_SKIP_HUGETLB;
-        if (flags->device)
+        if (traits & VMA_TRAIT_DEVICE)
                 return VMA_SKIP_DEVICE;
-        if (flags->shared)
+        if (vma->skip == VMA_SKIP_SHARED || traits & VMA_TRAIT_SHARED)
                 return VMA_SKIP_SHARED;
-        if (flags->shadow_stack)
+        if (traits & VMA_TRAIT_SHADOW_STACK)
                 return VMA_SKIP_SHADOW_STACK;
         if (uffd)
                 return VMA_SKIP_UFFD;
-        if (flags->locked)
+        if (traits & VMA_TRAIT_LOCKED)
                 return VMA_SKIP_LOCKED;
-        if (flags->dontdump && !parser->include_dontdump)
+        if (traits & VMA_TRAIT_DONTDUMP && !parser->include_dontdump)
                 return VMA_SKIP_DONTDUMP;
         return vma->skip;
 }
 
+VmaTrait vma_trait(uint16_t letters) {
+        switch (letters) {
+        case VMA_LETTERS('r', 'd'):
+                return VMA_TRAIT_READ;
+        case VMA_LETTERS('w', 'r'):
+                return VMA_TRAIT_WRITE;
+        case VMA_LETTERS('e', 'x'):
+                return VMA_TRAIT_EXEC;
+        case VMA_LETTERS('s', 'h'): case VMA_LETTERS('m', 's'):
+                return VMA_TRAIT_SHARED;
+        case VMA_LETTERS('i', 'o'): case VMA_LETTERS('p', 'f'): case VMA_LETTERS('m', 'm'): case VMA_LETTERS('d', 'e'):
+                return VMA_TRAIT_DEVICE;
+        case VMA_LETTERS('s', 's'):
+                return VMA_TRAIT_SHADOW_STACK;
+        case VMA_LETTERS('w', 'f'): case VMA_LETTERS('d', 'p'):
+                return VMA_TRAIT_SPECIAL;
+        case VMA_LETTERS('h', 't'):
+                return VMA_TRAIT_HUGETLB;
+        case VMA_LETTERS('l', 'o'): case VMA_LETTERS('l', 'f'):
+                return VMA_TRAIT_LOCKED;
+        case VMA_LETTERS('d', 'd'):
+                return VMA_TRAIT_DONTDUMP;
+        case VMA_LETTERS('d', 'c'):
+                return VMA_TRAIT_DONTFORK;
+        case VMA_LETTERS('n', 'r'):
+                return VMA_TRAIT_NORESERVE;
+        case VMA_LETTERS('n', 'h'):
+                return VMA_TRAIT_NOHUGEPAGE;
+        case VMA_LETTERS('s', 'r'):
+                return VMA_TRAIT_SEQUENTIAL;
+        case VMA_LETTERS('r', 'r'):
+                return VMA_TRAIT_RANDOM;
+        case VMA_LETTERS('s', 'l'):
+                return VMA_TRAIT_SEALED;
+        case VMA_LETTERS('u', 'm'): case VMA_LETTERS('u', 'i'):
+                return VMA_TRAIT_UFFD;
+        case VMA_LETTERS('u', 'w'):
+                return VMA_TRAIT_WRITTEN;
+        case VMA_LETTERS('m', 'g'):
+                return VMA_TRAIT_MERGEABLE;
+        case VMA_LETTERS('g', 'd'):
+                return VMA_TRAIT_GROWSDOWN;
+        case VMA_LETTERS('h', 'g'):
+                return VMA_TRAIT_HUGE_ADVISED;
+        /* What may be asked for, how it is accounted, whether it was written since somebody asked; guard regions in it
+         * (6.19); ARM64's branch targets. */
+        case VMA_LETTERS('m', 'r'): case VMA_LETTERS('m', 'w'): case VMA_LETTERS('m', 'e'): case VMA_LETTERS('a', 'c'):
+        case VMA_LETTERS('s', 'd'): case VMA_LETTERS('g', 'u'): case VMA_LETTERS('b', 't'):
+                return 0;
+        }
+        return letters >> 8 ? VMA_TRAIT_UNKNOWN : VMA_TRAIT_KEYED;
+}
+
+static void take_traits(const VmaParser *parser, uint32_t traits, Vma *vma) {
+        static const struct {
+                VmaTrait trait;
+                uint8_t advice;
+        } advices[] = {
+                { VMA_TRAIT_NORESERVE, VMA_NORESERVE }, { VMA_TRAIT_DONTFORK, VMA_DONTFORK },
+                { VMA_TRAIT_DONTDUMP, VMA_DONTDUMP },   { VMA_TRAIT_NOHUGEPAGE, VMA_NOHUGEPAGE },
+                { VMA_TRAIT_SEQUENTIAL, VMA_SEQUENTIAL }, { VMA_TRAIT_RANDOM, VMA_RANDOM },
+        };
+        bool uffd = traits & VMA_TRAIT_UFFD, written = traits & VMA_TRAIT_WRITTEN;
+
+        for (size_t i = 0; i < ELEMENTSOF(advices); i++)
+                if (traits & advices[i].trait)
+                        vma->advice |= advices[i].advice;
+        vma->sealed = traits & VMA_TRAIT_SEALED;
+        vma->mergeable = traits & VMA_TRAIT_MERGEABLE;
+        vma->growsdown = traits & VMA_TRAIT_GROWSDOWN;
+        vma->huge_advised = traits & VMA_TRAIT_HUGE_ADVISED;
+        vma->keyed |= (traits & VMA_TRAIT_KEYED) != 0;
+        vma->tracked = written && !uffd;
+        vma->skip_if_ours = judge(parser, vma, traits, uffd);
+        vma->skip = judge(parser, vma, traits, uffd || written);
+}
+
+static void collect(const VmaParser *parser, uint16_t letters) {
+        VmaLetters *last = parser->letters ? &parser->letters->vmas[parser->letters->n - 1] : NULL;
+
+        if (last && last->n < VMA_LETTERS_MAX)
+                last->letters[last->n++] = letters;
+}
+
 static bool parse_flags(const VmaParser *parser, const char *p, const char *end, Vma *vma) {
-        Flags flags = { .shared = vma->skip == VMA_SKIP_SHARED, .special = parser->special };
+        uint32_t traits = 0;
 
         while (end - p >= 2) {
                 if (*p == ' ') {
                         p++;
                         continue;
                 }
-                switch (FLAG((unsigned char)p[0], (unsigned char)p[1])) {
-                case FLAG('s', 'h'): case FLAG('m', 's'):
-                        flags.shared = true;
-                        break;
-                case FLAG('i', 'o'): case FLAG('p', 'f'): case FLAG('m', 'm'): case FLAG('d', 'e'):
-                        flags.device = true;
-                        break;
-                case FLAG('s', 's'):
-                        flags.shadow_stack = true;
-                        break;
-                case FLAG('w', 'f'): case FLAG('d', 'p'):
-                        flags.special = true;
-                        break;
-                case FLAG('h', 't'):
-                        flags.hugetlb = true;
-                        break;
-                case FLAG('l', 'o'): case FLAG('l', 'f'):
-                        flags.locked = true;
-                        break;
-                case FLAG('d', 'd'):
-                        flags.dontdump = true;
-                        vma->advice |= VMA_DONTDUMP;
-                        break;
-                case FLAG('d', 'c'):
-                        vma->advice |= VMA_DONTFORK;
-                        break;
-                case FLAG('n', 'r'):
-                        vma->advice |= VMA_NORESERVE;
-                        break;
-                case FLAG('n', 'h'):
-                        vma->advice |= VMA_NOHUGEPAGE;
-                        break;
-                case FLAG('s', 'r'):
-                        vma->advice |= VMA_SEQUENTIAL;
-                        break;
-                case FLAG('r', 'r'):
-                        vma->advice |= VMA_RANDOM;
-                        break;
-                case FLAG('s', 'l'):
-                        vma->sealed = true;
-                        break;
-                case FLAG('u', 'm'): case FLAG('u', 'i'):
-                        flags.uffd = true;
-                        break;
-                case FLAG('u', 'w'):
-                        flags.written = true;
-                        break;
-                case FLAG('m', 'g'):
-                        vma->mergeable = true;
-                        break;
-                case FLAG('g', 'd'):
-                        vma->growsdown = true;
-                        break;
-                case FLAG('h', 'g'):
-                        vma->huge_advised = true;
-                        break;
-                }
+                uint16_t letters = VMA_LETTERS((unsigned char)p[0], (unsigned char)p[1]);
+                traits |= letters >> 8 ? vma_trait(letters) : 0;
+                collect(parser, letters);
                 p += 2;
         }
         if (p < end && *p != ' ')
                 return false;
-        vma->tracked = flags.written && !flags.uffd;
-        vma->skip_if_ours = judge(parser, vma, &flags, flags.uffd);
-        vma->skip = judge(parser, vma, &flags, flags.uffd || flags.written);
+        take_traits(parser, traits, vma);
         return true;
+}
+
+/* "         0", without the newline. */
+static void parse_key(const VmaParser *parser, const char *p, const char *end, Vma *vma) {
+        unsigned long key = 0;
+
+        while (p < end && *p == ' ')
+                p++;
+        for (; p < end && *p >= '0' && *p <= '9' && key < UINT8_MAX; p++)
+                key = key * 10 + (unsigned long)(*p - '0');
+        vma->keyed = key > 0;
+        for (unsigned i = 0; key >> i; i++)
+                if (key >> i & 1)
+                        collect(parser, VMA_LETTERS(0, i));
+}
+
+/* The header just parsed is of the same mapping as the next answer, which also says so of what both say. */
+static int take_answer(VmaParser *parser, Vma *vma) {
+        const VmaAnswer *answer = parser->at < parser->n_answers ? &parser->answers[parser->at] : NULL;
+        bool shared = vma->skip == VMA_SKIP_SHARED;
+
+        /* [vsyscall] is in the text of every process and belongs to none. */
+        if (parser->special && vma->start >> 63) {
+                take_traits(parser, 0, vma);
+                return 0;
+        }
+        if (!answer || answer->start != vma->start || answer->end != vma->end)
+                return VMA_E_CHANGED;
+        parser->at++;
+        /* Whatever it is, a shared mapping is neither read nor merged. */
+        if (answer->unsure && !shared && !(VMA_LEAVE_OUT & VMA_LEAVE_OUT_UNSURE))
+                return VMA_E_UNSURE;
+        if (vma->write != !!(answer->traits & VMA_TRAIT_WRITE) || vma->exec != !!(answer->traits & VMA_TRAIT_EXEC) ||
+            shared != !!(answer->traits & VMA_TRAIT_SHARED) ||
+            (!shared && (vma->skip == VMA_OK) != !!(answer->traits & VMA_TRAIT_READ)))
+                return VMA_E_CHANGED;
+        take_traits(parser, answer->traits, vma);
+        vma->anonymous_bytes = answer->anonymous ? vma->end - vma->start : 0;
+        return 0;
 }
 
 /* "         8 kB" */
@@ -252,8 +321,20 @@ static int begin_mapping(VmaParser *parser, const char *p, const char *end) {
                 return -EINVAL;
         if (GROW(parser->list.vmas, parser->list.n, parser->list.allocated) < 0)
                 return -ENOMEM;
+        if (parser->answers) {
+                int r = take_answer(parser, &vma);
+                if (r != 0)
+                        return r;
+        } else
+                parser->inside = true;
+        if (parser->letters) {
+                VmaLettersList *letters = parser->letters;
+
+                if (GROW(letters->vmas, letters->n, letters->allocated) < 0)
+                        return -ENOMEM;
+                letters->vmas[letters->n++] = (VmaLetters){ .start = vma.start, .end = vma.end };
+        }
         parser->list.vmas[parser->list.n++] = vma;
-        parser->inside = true;
         return 0;
 }
 
@@ -271,7 +352,7 @@ static int take_line(VmaParser *parser, const char *p, const char *end) {
 
         if (p == end || *p < 'A' || *p > 'Z')
                 return begin_mapping(parser, p, end);
-        if (!parser->list.n)
+        if (!parser->list.n || parser->answers)
                 return -EINVAL;
         vma = &parser->list.vmas[parser->list.n - 1];
         if (LITERAL(p, end, "VmFlags:"))
@@ -283,7 +364,7 @@ static int take_line(VmaParser *parser, const char *p, const char *end) {
         if (LITERAL(p, end, "Rss:"))
                 return parse_size(p + sizeof "Rss:" - 1, end, &vma->rss_bytes) ? 0 : -EINVAL;
         if (LITERAL(p, end, "ProtectionKey:")) {
-                vma->keyed = !(end - p > 1 && end[-1] == '0' && end[-2] == ' ');
+                parse_key(parser, p + sizeof "ProtectionKey:" - 1, end, vma);
                 return 0;
         }
         if (LITERAL(p, end, "Referenced:"))
@@ -296,16 +377,56 @@ int vma_parser_feed(VmaParser *parser, const char *text, size_t size, size_t *re
 
         for (; p < end && (eol = memchr(p, '\n', (size_t)(end - p))); p = eol + 1) {
                 int r = take_line(parser, p, eol);
-                if (r < 0)
+                if (r != 0)
                         return r;
         }
         *ret_used = (size_t)(p - text);
         return 0;
 }
 
+/* In pieces: the text is some 700 bytes a mapping, and the cache is the target's too. */
+int vma_parser_read(VmaParser *parser, int fd) {
+        size_t allocated = CHUNK_BYTES, size = 0, used;
+        _cleanup_free_ char *buffer = malloc(allocated);
+        ssize_t n;
+        int r;
+
+        if (!buffer)
+                return -ENOMEM;
+        for (;;) {
+                if (size == allocated) {
+                        char *p;
+
+                        if (allocated >= LINE_MAX_BYTES)
+                                return -EINVAL;
+                        p = realloc(buffer, allocated * 2);
+                        if (!p)
+                                return -ENOMEM;
+                        buffer = p;
+                        allocated *= 2;
+                }
+                n = read(fd, buffer + size, allocated - size);
+                if (n < 0 && errno == EINTR)
+                        continue;
+                if (n < 0)
+                        return -errno;
+                if (n == 0)
+                        return size ? -EINVAL : 0;
+                size += (size_t)n;
+                r = vma_parser_feed(parser, buffer, size, &used);
+                if (r != 0)
+                        return r;
+                size -= used;
+                memmove(buffer, buffer + used, size);
+        }
+}
+
 int vma_parser_finish(VmaParser *parser, VmaList *ret) {
         if (parser->inside)
                 return -EINVAL;
+        if (parser->at < parser->n_answers)
+                return VMA_E_CHANGED;
+        parser->list.uncounted = parser->answers != NULL;
         *ret = parser->list;
         *parser = (VmaParser) {};
         return 0;

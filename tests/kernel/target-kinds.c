@@ -8,6 +8,8 @@
  */
 #include "../test.h"
 
+#include "vmas-compare.h"
+
 #include "base/io.h"
 #include "target/target.h"
 
@@ -360,6 +362,19 @@ static void test_thread_id(void) {
 /* --- mappings: our own, seen through a Target --- */
 
 static Target *ourselves;
+static VmaReader reader;           /* of no use where there is no probe */
+
+/* The same again, whatever the mapping; some of what is made here nobody learns from. */
+static void look_without_smaps(bool include_dontdump, const VmaList *smaps) {
+        _cleanup_(vma_list_done) VmaList list = {};
+        const char *difference;
+        const Vma *vma;
+
+        if (!reader.probes || vma_reader_read(&reader, ourselves, include_dontdump, &list) != 0)
+                return;
+        difference = vmas_differ(&list, smaps, &vma);
+        CHECK(!difference, "%s of %llx", difference, (unsigned long long)vma->start);
+}
 
 static Vma look(const void *address, bool include_dontdump) {
         VmaList vmas;
@@ -367,6 +382,7 @@ static Vma look(const void *address, bool include_dontdump) {
         Vma copy;
 
         CHECK(target_read_vmas(ourselves, include_dontdump, &vmas) == 0);
+        look_without_smaps(include_dontdump, &vmas);
         vma = vma_list_find(&vmas, (uintptr_t)address);
         CHECK(vma);
         copy = *vma;
@@ -557,6 +573,9 @@ static void test_special(void) {
 }
 
 int main(int argc, char **argv) {
+        const ProbeOptions options = { .typed_only = true, .memory_bytes = (uint64_t)1 << 30 };
+        Probes *probes;
+
         if (argc > 1)
                 return victim(argv[1]);
         test_need_root();
@@ -571,11 +590,18 @@ int main(int argc, char **argv) {
         test_thread_id();
 
         CHECK(target_new(getpid(), &ourselves) == 0);
+        CHECK(probes_new(&options, &probes) == 0);
+        vma_reader_open(&reader, probes, true);
         test_advised();
         test_files();
         test_permissions();
         test_locked();
         test_special();
+        printf("read without smaps as well %llu times, unsure %llu, changed %llu\n", (unsigned long long)reader.n_read,
+               (unsigned long long)reader.n_unsure, (unsigned long long)reader.n_changed);
+        CHECK(!reader.probes || reader.n_read > 0);
+        vma_reader_close(&reader);
+        probes_free(probes);
         target_free(ourselves);
         printf("%d kinds not tried\n", skipped);
         return 0;

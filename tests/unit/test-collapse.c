@@ -140,7 +140,7 @@ static void test_shared(void **state) {
 static void test_plan_keeps_whole(void **state) {
         PlanRules rules = { .minimum_run_pages = 1, .huge_page_split = 2500, .vmas_max = 1000 };
         Vma vma = { .start = 8 * BLOCK_BYTES, .end = 9 * BLOCK_BYTES, .skip = VMA_OK };
-        VmaList vmas = { &vma, 1, 1 };
+        VmaList vmas = { .vmas = &vma, .n = 1, .allocated = 1 };
         Block block = { .addr = 8 * BLOCK_BYTES, .huge = true }, *blocks[] = { &block };
         Space space = { .blocks = blocks, .n = 1 };
 

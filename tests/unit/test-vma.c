@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* The smaps parser: every reason to skip, names that pretend to be something else, text that is not smaps, text that
  * arrives in pieces. The texts are as Linux 6.1 and 6.18 write them, names and addresses changed. */
-#include "target/vma.h"
+#include "target/vma-bits.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -344,12 +344,142 @@ static void test_pieces(void **state) {
         vma_list_done(&whole);
 }
 
+/* --- maps, with answers --- */
+
+#define PLAIN (VMA_TRAIT_READ | VMA_TRAIT_WRITE)
+
+static int parse_maps(const char *text, const VmaAnswer *answers, size_t n, VmaList *ret) {
+        _cleanup_(vma_parser_done) VmaParser parser = { .answers = answers, .n_answers = n };
+        size_t used;
+        int r = vma_parser_feed(&parser, text, strlen(text), &used);
+
+        if (r == 0)
+                assert_int_equal(used, strlen(text));
+        return r != 0 ? r : vma_parser_finish(&parser, ret);
+}
+
+static void test_answers(void **state) {
+        static const char text[] = "7f0000000000-7f0000002000 rw-p 00000000 00:00 0 \n"
+                                   "7f0000003000-7f0000004000 rw-s 00000000 00:01 17                         /dev/zero (deleted)\n"
+                                   "ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0                  [vsyscall]\n";
+        const VmaAnswer good[] = {
+                { .start = 0x7f0000000000, .end = 0x7f0000002000, .traits = PLAIN | VMA_TRAIT_DONTFORK, .anonymous = true },
+                { .start = 0x7f0000003000, .end = 0x7f0000004000, .traits = PLAIN | VMA_TRAIT_SHARED },
+        };
+        VmaAnswer answers[3];
+        VmaList list;
+
+        assert_int_equal(parse_maps(text, good, 2, &list), 0);
+        assert_int_equal(list.n, 3);
+        assert_true(list.uncounted);
+        assert_int_equal(list.vmas[0].skip, VMA_OK);
+        assert_int_equal(list.vmas[0].advice, VMA_DONTFORK);
+        assert_int_equal(list.vmas[0].anonymous_bytes, 0x2000);
+        assert_int_equal(list.vmas[1].skip, VMA_SKIP_SHARED);
+        assert_int_equal(list.vmas[1].anonymous_bytes, 0);
+        assert_int_equal(list.vmas[2].skip, VMA_SKIP_SPECIAL);
+        vma_list_done(&list);
+
+        for (unsigned i = 0; i < 10; i++) {
+                size_t n = 2;
+                int want = VMA_E_CHANGED, r;
+
+                memcpy(answers, good, sizeof good);
+                answers[2] = (VmaAnswer){ .start = 0x7f0000005000, .end = 0x7f0000006000, .traits = PLAIN };
+                switch (i) {
+                case 0:
+                        answers[0].start += PAGE_BYTES;
+                        break;
+                case 1:
+                        answers[0].end -= PAGE_BYTES;
+                        break;
+                case 2:
+                        n = 1;
+                        break;
+                case 3:
+                        n = 3; /* one that the text does not have */
+                        break;
+                case 4:
+                        answers[0].traits &= ~(uint32_t)VMA_TRAIT_READ;
+                        break;
+                case 5:
+                        answers[0].traits &= ~(uint32_t)VMA_TRAIT_WRITE;
+                        break;
+                case 6:
+                        answers[0].traits |= VMA_TRAIT_EXEC;
+                        break;
+                case 7:
+                        answers[0].traits |= VMA_TRAIT_SHARED;
+                        break;
+                case 8:
+                        answers[0].unsure = true;
+                        want = VMA_E_UNSURE;
+                        break;
+                case 9:
+                        answers[1].unsure = true; /* shared: left alone whatever it is */
+                        want = 0;
+                        break;
+                }
+                r = parse_maps(text, answers, n, &list);
+                if (r != want)
+                        fail_msg("%u: %d", i, r);
+                if (r == 0)
+                        vma_list_done(&list);
+        }
+        assert_int_equal(parse_maps("7f0000000000-7f0000002000 rw-p 00000000 00:00 0 \nVmFlags: rd wr \n", good, 1, &list), -EINVAL);
+}
+
+static VmaLetters letters_of(const char *text) {
+        VmaLetters letters = {};
+
+        for (; text[0]; text += text[2] ? 3 : 2)
+                letters.letters[letters.n++] = VMA_LETTERS(text[0], text[1]);
+        return letters;
+}
+
+/* Which bit is which, from samples: bits and letters of a mapping each. */
+static void test_bits(void **state) {
+        static const struct {
+                uint64_t bits;
+                const char *letters;
+        } mappings[] = {
+                { 0x01, "rd" },
+                { 0x03, "rd wr" },
+                { 0x0d, "rd pf io" },           /* both always together, and mean the same */
+                { 0x31, "rd lo dd" },           /* both always together, and do not */
+                { 0x41, "rd" },                 /* one without letters */
+                { 0x181, "rd mg" },             /* two bits, one of them without */
+                { 0x201, "rd zz" },             /* letters that nobody knows */
+                { 0x401, "rd gd" }, { 0x401, "rd" }, /* not always */
+                { 0x801, "rd sd" },
+        };
+        VmaLetters letters[ELEMENTSOF(mappings)];
+        VmaSample samples[ELEMENTSOF(mappings)];
+        VmaBits bits;
+        bool unsure;
+
+        for (size_t i = 0; i < ELEMENTSOF(mappings); i++) {
+                letters[i] = letters_of(mappings[i].letters);
+                samples[i] = (VmaSample){ mappings[i].bits, &letters[i] };
+        }
+        vma_bits_learn(samples, ELEMENTSOF(mappings), &bits);
+        assert_true(bits.known == 0x80f);
+        assert_int_equal(vma_bits_traits(&bits, 0x80f, &unsure), PLAIN | VMA_TRAIT_DEVICE);
+        assert_false(unsure);
+        assert_int_equal(vma_bits_traits(&bits, 0x11, &unsure), VMA_TRAIT_READ);
+        assert_true(unsure);
+        vma_bits_traits(&bits, (uint64_t)1 << 63, &unsure); /* never seen */
+        assert_true(unsure);
+        vma_bits_learn(NULL, 0, &bits);
+        assert_true(bits.known == 0);
+}
+
 int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(test_process),    cmocka_unit_test(test_reasons), cmocka_unit_test(test_tracked),
                 cmocka_unit_test(test_hostile_names), cmocka_unit_test(test_sizes),
                 cmocka_unit_test(test_leftover), cmocka_unit_test(test_not_smaps),
-                cmocka_unit_test(test_pieces),
+                cmocka_unit_test(test_pieces), cmocka_unit_test(test_answers), cmocka_unit_test(test_bits),
         };
 
         return cmocka_run_group_tests(tests, NULL, NULL);
