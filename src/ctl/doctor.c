@@ -16,6 +16,7 @@
 #include "keeper/keeper.h"
 #include "merge/pool.h"
 #include "probe/probe.h"
+#include "target/vma-reader.h"
 
 #include <dirent.h>
 #include <fcntl.h>
@@ -224,10 +225,12 @@ static json_t *remap_json(const HostKernel *kernel) {
 static json_t *probes_json(const HostKernel *kernel, const Conf *conf) {
         const ProbeOptions options = { .off = conf->daemon.probes == CONF_NO, .memory_bytes = kernel->memory_bytes };
         _cleanup_(probes_freep) Probes *probes = NULL;
+        VmaReader reader;
         json_t *array = json_array();
 
         if (probes_new(&options, &probes) < 0)
                 return array;
+        vma_reader_open(&reader, probes, kernel->pagemap_scan);
         for (unsigned i = 0; i < _PROBE_MAX; i++) {
                 ProbeState state = probes_state(probes, (ProbeId)i);
                 bool works = state.way != PROBE_WAY_NONE;
@@ -237,6 +240,7 @@ static json_t *probes_json(const HostKernel *kernel, const Conf *conf) {
                                                        works ? NULL : probe_error_name(state.error), "follows",
                                                        probe_follows((ProbeId)i, works)));
         }
+        vma_reader_close(&reader);
         return array;
 }
 

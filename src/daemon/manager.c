@@ -227,7 +227,7 @@ int manager_new(const char *config_path, bool once, Manager **ret) {
         if (r < 0)
                 log_debug("zero pages cannot be given back: %s", strerror(-r));
         r = roster_init(&m->roster, m->loop, m->conf, NULL, &m->numa, m->ksm != NULL, m->zero != NULL,
-                        &(RosterPools){ manager_open_pool, manager_learn_pool, m });
+                        &m->vma_reader, &(RosterPools){ manager_open_pool, manager_learn_pool, m });
         if (r < 0) {
                 log_error("cgroups cannot be watched: %s",
                           r == -ENOENT ? "no cgroup v2 hierarchy is mounted" : strerror(-r));

@@ -14,6 +14,7 @@
 #include "probe/probe.h"
 #include "scan/kept.h"
 #include "target/remote.h"
+#include "target/vma-reader.h"
 
 /*
  * The manager wires everything together and is the firewall for errors: whatever goes wrong with one target is counted
@@ -69,6 +70,7 @@ typedef struct Manager {
         size_t n_batches;
         Probes *probes;
         LoopSource *probe_source, *probe_timer;
+        VmaReader vma_reader;           /* all targets' */
         struct ProbeNews *news;         /* what the probes said and was not carried out yet */
         JudgeBudget judge_budget;       /* BreakQuota= */
         bool breaks_too_dear;           /* it is exceeded: no burst begins */

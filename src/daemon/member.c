@@ -12,8 +12,9 @@
 
 /* Flags (locked, DONTDUMP) may change while the mappings look the same: for so long that is as good as a race. */
 #define VMAS_FRESH_NSEC NSEC_PER_SEC
-/* smaps walks the page tables, 11 ms for 1 GiB of small pages. All lists together are read again as often as takes 3/10,000
- * of a CPU; where the size of the address space changed, ten times as often. */
+/* smaps walks the page tables, 11 ms for 1 GiB of small pages; without it the look at where pages are present is what costs,
+ * a third of that. All lists together are read again as often as takes 3/10,000 of a CPU; where the size of the address space
+ * changed, ten times as often. */
 #define VMAS_NSEC_PER_GIB (37 * NSEC_PER_SEC)
 #define VMAS_CHANGED_SHARE 10U
 /* What activity does not show (writes of other processes, flags) is looked for every so many passes. */
@@ -90,6 +91,17 @@ void manager_note_remote_error(Manager *m, Member *member, int error) {
         member->remote_error = error;
 }
 
+/* What of it will be read for the first time may be cold, which only the sums tell (scan/cold.h). */
+static bool wants_sums(const Member *member) {
+        bool unread = member->space.n == 0;
+
+        if (!host_has_swap())
+                return false;
+        for (size_t b = 0; b < member->space.n && !unread; b++)
+                unread = member->space.blocks[b]->pass == 0;
+        return unread;
+}
+
 static int read_vmas(Member *member) {
         int r = target_maps_fingerprint(member->target, &member->vmas_fingerprint);
 
@@ -97,7 +109,8 @@ static int read_vmas(Member *member) {
                 return r;
         vma_list_done(&member->vmas);
         member->vmas_nsec = now_nsec();
-        r = target_read_vmas(member->target, member->group->include_dontdump, &member->vmas);
+        r = (wants_sums(member) ? target_read_vmas : target_read_vma_flags)(member->target, member->group->include_dontdump,
+                                                                            &member->vmas);
         if (r == 0)
                 track_claim(member->track, &member->vmas);
         return r;
@@ -178,11 +191,22 @@ static bool meet(Manager *m, Member *member) {
                (member->adopted && (member->skip == TARGET_SKIP_FROZEN || member->skip == TARGET_SKIP_STOPPED));
 }
 
-/* The mappings, and where in them pages are present. */
+/* The mappings, and where in them pages are present: which shows what is new, and may be cold. */
+static int read_space(Member *member) {
+        int r;
+
+        do {
+                r = read_vmas(member);
+                if (r == 0)
+                        r = space_refresh(&member->space, &member->vmas);
+        } while (r == 0 && member->vmas.uncounted && wants_sums(member));
+        return r;
+}
+
 int manager_refresh(Manager *m, Member *member) {
         bool wants_its_own = member->track && target_has_userfaultfd(member->target);
         TargetOrigin origin;
-        int r = read_vmas(member);
+        int r = read_space(member);
 
         if (r != 0)
                 return r;
@@ -203,9 +227,6 @@ int manager_refresh(Manager *m, Member *member) {
                 if (r < 0 || wants_its_own) /* a mapping belongs to one userfaultfd */
                         manager_end_track(member);
         }
-        r = space_refresh(&member->space, &member->vmas);
-        if (r != 0)
-                return r;
         manager_take_kept(m, member);
         select_cover(&member->space, member->track, &member->vmas);
         return 0;
@@ -270,7 +291,7 @@ int manager_load_marks(Manager *m, Member *member) {
         if (member->marks_loaded || image_gone(member))
                 return 0;
         vma_list_done(&member->vmas);
-        r = target_read_vmas(member->target, true, &member->vmas);
+        r = target_read_vma_flags(member->target, true, &member->vmas);
         if (r == 0)
                 r = marks_load(m->advise, member->target, &member->vmas, &member->marks);
         member->marks_loaded = r == 0;

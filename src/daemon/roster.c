@@ -293,6 +293,7 @@ static int member_add(Roster *roster, Group *group, pid_t pid, size_t at) {
         r = target_new(pid, &member->target);
         if (r != 0)
                 return r;
+        member->target->vma_reader = roster->vma_reader;
         r = loop_add_io(roster->loop, member->target->pidfd, POLLIN, on_exit_of_target, member, &member->exit_source);
         if (r < 0)
                 return r;
@@ -317,6 +318,7 @@ int roster_add_orphan(Roster *roster, pid_t pid) {
         r = target_new(pid, &member->target);
         if (r != 0)
                 return r;
+        member->target->vma_reader = roster->vma_reader;
         member_leave(roster, TAKE_PTR(member));
         return 0;
 }
@@ -537,11 +539,11 @@ size_t roster_count_members(const Roster *roster) {
 }
 
 int roster_init(Roster *roster, Loop *loop, const Conf *conf, const char *root, const Numa *numa, bool ksm_available,
-                bool zero_available, const RosterPools *pools) {
+                bool zero_available, VmaReader *vma_reader, const RosterPools *pools) {
         int r;
 
         *roster = (Roster){ .loop = loop, .conf = conf, .numa = numa, .ksm_available = ksm_available,
-                            .zero_available = zero_available, .pools = *pools,
+                            .zero_available = zero_available, .vma_reader = vma_reader, .pools = *pools,
                             .apart = !conf->daemon.merge_across_nodes,
                             .scan_threads = conf->daemon.scan_threads };
         r = cgroup_tree_new(root, on_cgroup, roster, &roster->tree);

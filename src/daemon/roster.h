@@ -11,6 +11,7 @@
 #include "scan/census.h"
 #include "scan/select.h"
 #include "target/activity.h"
+#include "target/vma-reader.h"
 
 /*
  * Who is managed: the cgroups that the configuration opts in (Group), the processes in them (Member), the domains they
@@ -126,6 +127,7 @@ typedef struct Roster {
         char **blocked;                 /* cgroups unmerged by command: left alone until the next reload */
         size_t n_blocked, blocked_allocated;
         const Numa *numa;               /* borrowed */
+        VmaReader *vma_reader;          /* borrowed: every target's */
         bool apart;                     /* pages of different nodes are kept apart, whatever the configuration says by now */
         RosterPools pools;
         bool ask_again;                 /* for pools that could not be had */
@@ -135,7 +137,7 @@ typedef struct Roster {
 
 /* Opens the cgroup tree (root NULL: the host's) and takes in what the configuration opts in. */
 int roster_init(Roster *roster, Loop *loop, const Conf *conf, const char *root, const Numa *numa, bool ksm_available,
-                bool zero_available, const RosterPools *pools);
+                bool zero_available, VmaReader *vma_reader, const RosterPools *pools);
 void roster_done(Roster *roster);
 
 /* Reads which processes the groups hold now: newcomers are opened, those that left go to the leaving. */

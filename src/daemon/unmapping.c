@@ -228,7 +228,7 @@ static void add_mapping(Unmap *u, size_t i, const RemapPool *pool) {
 static int unmap_round(Unmap *u, uint64_t until_nsec) {
         _cleanup_(vma_list_done) VmaList vmas = {};
         bool any = false;
-        int r = target_read_vmas(u->member->target, true, &vmas);
+        int r = target_read_vma_flags(u->member->target, true, &vmas);
 
         if (r != 0)
                 return r == TARGET_E_GONE ? REMOTE_E_GONE : r == TARGET_E_DENIED ? REMOTE_E_DENIED : r;

@@ -97,6 +97,7 @@ int manager_open_probes(Manager *m) {
         r = probes_new(&options, &m->probes);
         if (r < 0)
                 return r;
+        vma_reader_open(&m->vma_reader, m->probes, m->kernel.pagemap_scan);
         say_what_is_missing(m);
         m->breaks_seen = 0;
         manager_forget_told(m);
@@ -115,6 +116,7 @@ void manager_close_probes(Manager *m) {
         m->probe_source = loop_source_free(m->probe_source);
         m->probe_timer = loop_source_free(m->probe_timer);
         m->breaks_found += m->probes ? probes_cow_breaks(m->probes) : 0;
+        vma_reader_close(&m->vma_reader);
         m->probes = probes_free(m->probes);
         free(m->news);
         m->news = NULL;

@@ -164,7 +164,7 @@ static int target_mergeable(Target *target, Ranges *ret) {
         _cleanup_(vma_list_done) VmaList vmas = {};
         int r;
 
-        r = target_read_vmas(target, true, &vmas);
+        r = target_read_vma_flags(target, true, &vmas);
         if (r == 0)
                 r = marks_mergeable(&vmas, ret);
         return r == TARGET_E_GONE ? REMOTE_E_GONE : r == TARGET_E_DENIED ? REMOTE_E_DENIED : r;

@@ -231,7 +231,7 @@ static int update(Space *space, const PresentList *present) {
         return result;
 }
 
-int space_refresh(Space *space, const VmaList *vmas) {
+int space_refresh(Space *space, VmaList *vmas) {
         _cleanup_(present_list_done) PresentList present = {};
         int r = PRESENT_E_PLAIN;
 
@@ -239,7 +239,7 @@ int space_refresh(Space *space, const VmaList *vmas) {
                 r = present_scan(space->target->pagemapfd, vmas, &present);
         if (r == PRESENT_E_PLAIN) {
                 space->plain_pagemap = true;
-                r = present_read(space->target->pagemapfd, vmas, &present);
+                r = vmas->uncounted ? -EOPNOTSUPP : present_read(space->target->pagemapfd, vmas, &present);
         }
         /* Also after execve(2): the process is there, what we knew of it is not. What ends meanwhile looks empty. */
         if (r == -ESRCH || !target_alive(space->target))

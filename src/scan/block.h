@@ -105,9 +105,10 @@ struct Space {
 
 void space_done(Space *space);  /* frees its blocks */
 /* Makes blocks for the readable mappings where anonymous pages are present, drops those that stayed empty for some
- * passes. Costs nothing for what is not present (PAGEMAP_SCAN; else pagemap). The target's memory must be open.
+ * passes. Costs nothing for what is not present (PAGEMAP_SCAN; else pagemap). The target's memory must be open. In an
+ * uncounted list, the anonymous pages of readable mappings are counted on the way.
  * TARGET_E_GONE: it ended, or began another program; -ENOMEM: some new blocks are missing; -errno: nothing changed. */
-int space_refresh(Space *space, const VmaList *vmas);
+int space_refresh(Space *space, VmaList *vmas);
 /* Makes a block for each of these addresses (ascending; multiples of BLOCK_BYTES) that has none. -ENOMEM: some are
  * missing. */
 int space_add(Space *space, const uint64_t *addrs, size_t n);

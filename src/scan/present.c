@@ -48,24 +48,28 @@ static int add(PresentList *list, uint64_t start, uint64_t end, bool pages, bool
 }
 
 /* Adds what of the region lies in readable mappings; *at: the mapping to go on with. */
-static int add_region(PresentList *list, const VmaList *vmas, size_t *at, const PagemapRegion *region) {
+static int add_region(PresentList *list, VmaList *vmas, size_t *at, const PagemapRegion *region) {
+        bool zero = region->categories & PAGEMAP_SCAN_PFNZERO;
+
         while (*at < vmas->n && vmas->vmas[*at].end <= region->start)
                 ++*at;
         for (size_t i = *at; i < vmas->n && vmas->vmas[i].start < region->end; i++) {
-                const Vma *vma = &vmas->vmas[i];
+                Vma *vma = &vmas->vmas[i];
+                uint64_t start = MAX_OF(region->start, vma->start), end = MIN_OF(region->end, vma->end);
                 int r;
 
                 if (vma->skip != VMA_OK)
                         continue;
-                r = add(list, MAX_OF(region->start, vma->start), MIN_OF(region->end, vma->end),
-                        !(region->categories & PAGEMAP_SCAN_PFNZERO), region->categories & PAGEMAP_SCAN_HUGE);
+                r = add(list, start, end, !zero, region->categories & PAGEMAP_SCAN_HUGE);
                 if (r < 0)
                         return r;
+                if (vmas->uncounted && !zero)
+                        vma->anonymous_bytes += end - start;
         }
         return 0;
 }
 
-static int scan_span(int fd, uint64_t start, uint64_t end, bool files, const VmaList *vmas, size_t *at,
+static int scan_span(int fd, uint64_t start, uint64_t end, bool files, VmaList *vmas, size_t *at,
                      PagemapRegion *regions, PresentList *list) {
         while (start < end) {
                 PagemapScan arg = {
@@ -93,27 +97,30 @@ static int scan_span(int fd, uint64_t start, uint64_t end, bool files, const Vma
 }
 
 /* Its list of mappings said that every page of it is there, and none of them huge: nothing is left to ask. */
-static bool is_full(const Vma *vma) {
-        return vma->skip == VMA_OK && !vma->file && vma->huge_bytes == 0 && vma->end - vma->start >= BLOCK_BYTES &&
+static bool is_full(const VmaList *vmas, const Vma *vma) {
+        return !vmas->uncounted && vma->skip == VMA_OK && !vma->file && vma->huge_bytes == 0 && vma->end - vma->start >= BLOCK_BYTES &&
                vma->anonymous_bytes == vma->end - vma->start;
 }
 
-int present_scan(int pagemapfd, const VmaList *vmas, PresentList *ret) {
+int present_scan(int pagemapfd, VmaList *vmas, PresentList *ret) {
         _cleanup_(present_list_done) PresentList list = {};
         _cleanup_free_ PagemapRegion *regions = malloc(REGIONS * sizeof *regions);
         size_t at = 0;
 
         if (!regions)
                 return -ENOMEM;
+        for (size_t i = 0; i < vmas->n && vmas->uncounted; i++)
+                if (vmas->vmas[i].skip == VMA_OK)
+                        vmas->vmas[i].anonymous_bytes = 0;
         for (size_t i = 0; i < vmas->n;) {
                 uint64_t start = vmas->vmas[i].start, end = vmas->vmas[i].end;
                 bool files = vmas->vmas[i].file;
-                bool full = is_full(&vmas->vmas[i]);
+                bool full = is_full(vmas, &vmas->vmas[i]);
                 int r;
 
                 if (vmas->vmas[i++].skip != VMA_OK)
                         continue;
-                for (; !full && i < vmas->n && vmas->vmas[i].start - end <= BRIDGE_BYTES && !is_full(&vmas->vmas[i]); i++)
+                for (; !full && i < vmas->n && vmas->vmas[i].start - end <= BRIDGE_BYTES && !is_full(vmas, &vmas->vmas[i]); i++)
                         if (vmas->vmas[i].skip == VMA_OK) {
                                 if (vmas->vmas[i].file != files)
                                         break;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 
 /* Marks and their undoing against a fake target: a row of pages that are mapped or not and mergeable or not. The fake
- * replaces remote_call() and target_read_vmas() at link time. */
+ * replaces remote_call() and target_read_vma_flags() at link time. */
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -64,7 +64,7 @@ int remote_call(Remote *remote, Target *target, RemoteCall *calls, size_t n, siz
         return fake.forgetful ? REMOTE_E_LOST : 0;
 }
 
-int target_read_vmas(Target *target, bool include_dontdump, VmaList *ret) {
+int target_read_vma_flags(Target *target, bool include_dontdump, VmaList *ret) {
         VmaList list = {};
 
         for (unsigned i = 0, j; i < N_PAGES; i = j) {
@@ -121,7 +121,7 @@ static void load(Fixture *f) {
         _cleanup_(vma_list_done) VmaList vmas = {};
 
         marks_done(&f->marks);
-        target_read_vmas(NULL, true, &vmas);
+        target_read_vma_flags(NULL, true, &vmas);
         assert_int_equal(marks_load(f->advise, &f->target, &vmas, &f->marks), 0);
 }
 
@@ -132,7 +132,7 @@ static int apply(Fixture *f, unsigned a, unsigned b, unsigned c, unsigned d, Adv
         Space space = {};
         PlanRules rules = { .minimum_run_pages = 1, .vmas_max = 100000 };
 
-        target_read_vmas(NULL, true, &vmas);
+        target_read_vma_flags(NULL, true, &vmas);
         assert_int_equal(plan_make(&space, &vmas, &rules, &plan), 0);
         plan.ranges = reallocarray(plan.ranges, 2, sizeof *plan.ranges);
         if (a < b)

@@ -323,6 +323,39 @@ static void test_huge(void **state) {
         munmap(p, 2 * BLOCK_BYTES);
 }
 
+/* A list without sums: what of them is needed comes from the look at what is present, and the blocks are the same. */
+static void test_uncounted(void **state) {
+        Self *self = *state;
+        char *p = map_blocks(8, PROT_READ | PROT_WRITE);
+        VmaList vmas;
+        Vma *vma;
+        size_t n;
+
+        madvise(p + 6 * BLOCK_BYTES, 2 * BLOCK_BYTES, MADV_HUGEPAGE); /* two mappings */
+        p[0] = p[5 * PAGE_BYTES] = p[3 * BLOCK_BYTES] = p[6 * BLOCK_BYTES] = 1;
+        assert_int_equal(*(volatile char *)(p + 4 * BLOCK_BYTES), 0); /* the zero page is not anonymous */
+        refresh(self);
+        n = self->space.n;
+        assert_non_null(at(self, p + 6 * BLOCK_BYTES));
+        assert_int_equal(target_read_vmas(self->space.target, false, &vmas), 0);
+        for (unsigned i = 0; i < 2; i++) {
+                uint64_t counted;
+
+                vma = &vmas.vmas[vma_list_first(&vmas, (uintptr_t)p + i * 6 * BLOCK_BYTES)];
+                counted = vma->anonymous_bytes;
+                assert_int_equal(counted, i == 0 ? 3 * PAGE_BYTES : MAX_OF(vma->huge_bytes, PAGE_BYTES));
+                vma->anonymous_bytes = vma->end - vma->start;
+                vma->huge_bytes = vma->rss_bytes = vma->referenced_bytes = 0;
+                vmas.uncounted = true;
+                assert_int_equal(space_refresh(&self->space, &vmas), self->plain ? -EOPNOTSUPP : 0);
+                if (!self->plain)
+                        assert_int_equal(vma->anonymous_bytes, counted);
+        }
+        assert_int_equal(self->space.n, n);
+        vma_list_done(&vmas);
+        munmap(p, 8 * BLOCK_BYTES);
+}
+
 static void test_gone(void **state) {
         Self *self = *state;
         Space space = { .table = &self->table, .plain_pagemap = self->plain };
@@ -393,7 +426,7 @@ int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(test_page_set), cmocka_unit_test(test_table),
                 BOTH(test_sparse), BOTH(test_kinds), BOTH(test_small_mappings), BOTH(test_fragmented),
-                BOTH(test_dying), BOTH(test_huge), BOTH(test_gone), BOTH(test_exec),
+                BOTH(test_dying), BOTH(test_huge), BOTH(test_uncounted), BOTH(test_gone), BOTH(test_exec),
         };
 
         return cmocka_run_group_tests(tests, NULL, NULL);
