@@ -339,12 +339,25 @@ static json_t *judgement_json(const Manager *m, const Member *member) {
                          (json_int_t)met.tlb_flushes);
 }
 
+/* That a process was stopped is no activity of it, so a pass may not have noticed. */
+static void notice_stop(const Manager *m, Member *member) {
+        TargetSkip skip;
+        bool ask;
+
+        if (member->skip == TARGET_OK &&
+            target_inspect(member->target, m->once ? 0 : m->conf->daemon.minimum_age_nsec, &skip, &ask) == 0 &&
+            skip == TARGET_SKIP_STOPPED)
+                member->skip = skip;
+}
+
 static int explain_managed(Manager *m, Member *member, json_t **ret) {
         const Group *group = member->group;
         const ConfCgroup *section = policy_find(m->conf, group->path);
         const MemberCounts *counts = &member->counts;
-        const char *reason, *state = member_state(m, member, &reason);
+        const char *reason, *state;
 
+        notice_stop(m, member);
+        state = member_state(m, member, &reason);
         *ret = json_pack("{s:i, s:o, s:o, s:o, s:s, s:o, s:s, s:s, s:s?, s:b, s:I, s:I, s:I, s:I, s:I, s:o, s:o, s:o}", "pid",
                          (int)member->target->pid, "name", text(member->target->comm), "cgroup", text(group->path),
                          "section", text(section ? section->pattern : NULL), "merge",
