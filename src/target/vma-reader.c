@@ -86,8 +86,8 @@ static int read_records(const VmaReader *reader, pid_t pid, Records *records) {
 /* The address space is still the one that this was read of, and the program has not changed. */
 static int confirm_image(const VmaReader *reader, const Target *target, const struct probe_vma *before) {
         _cleanup_close_ int fd = probes_open_vmas(reader->probes, target->pid);
-        struct probe_vma now;
-        size_t n;
+        struct probe_vma now = {};
+        size_t n = 0;
         int r = fd < 0 ? fd : read_some(fd, &now, 1, &n);
 
         if (r < 0)

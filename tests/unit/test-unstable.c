@@ -216,7 +216,7 @@ static void model_run(Model *m, unsigned phases, unsigned operations) {
                                 model_remove(m, i);
                         else if (what < 99)
                                 model_replace(m, i);
-                        else if (random_below(50) == 0)
+                        else if (random_below(200) == 0)
                                 unstable_expect(m->tree, random_below(2) * random_below(KEYS));
                         else
                                 model_see_batch(m);
@@ -421,7 +421,7 @@ static void test_out_of_memory(void **state) {
 /* The buckets are there beforehand, with no memory for cells; what did not come is given back. */
 static void test_expectation(void **state) {
         _cleanup_(unstable_freep) Unstable *tree = NULL;
-        const size_t n = 100000;
+        const size_t n = 20000;
         uint32_t buckets;
         PageRef other;
 
