@@ -308,11 +308,9 @@ static void add_expected(Pass *pass) {
 
 /* Those of the block that are marked, wanted and not known to be merged are to be read again. */
 static void look_again(Block *block, const PlanRange *marked) {
-        uint64_t start = MAX_OF(marked->start, block->addr), end = MIN_OF(marked->end, block->addr + BLOCK_BYTES);
         PageSet pages = {};
 
-        for (; start < end; start += PAGE_BYTES)
-                page_set_add(pages, (unsigned)((start - block->addr) / PAGE_BYTES));
+        block_add_range(block, marked->start, marked->end, pages);
         for (unsigned i = 0; i < ELEMENTSOF(pages); i++)
                 block->again[i] |= pages[i] & block->twin[i] & ~block->merged[i];
 }

@@ -83,6 +83,13 @@ int block_make_nodes(Block *block); /* -ENOMEM */
 /* No tree names the n ids that have been freed the longest any more. */
 void block_table_release_quarantine(BlockTable *table, size_t n);
 
+/* Adds the block's pages in a range of addresses (multiples of PAGE_BYTES), which may reach beyond it. */
+static inline void block_add_range(const Block *block, uint64_t start, uint64_t end, PageSet pages) {
+        end = MIN_OF(end, block->addr + BLOCK_BYTES);
+        for (uint64_t addr = MAX_OF(start, block->addr); addr < end; addr += PAGE_BYTES)
+                page_set_add(pages, (unsigned)((addr - block->addr) / PAGE_BYTES));
+}
+
 #define BLOCK_PAGE_REF(block, page) ((uint64_t)(block)->id << 9 | (page))
 /* NULL when the block is gone. */
 static inline Block *block_of_ref(const BlockTable *table, uint64_t ref, unsigned *ret_page) {

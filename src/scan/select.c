@@ -187,12 +187,8 @@ static void take_ranges(const TrackRanges *ranges, size_t *at, const Block *bloc
 
         while (*at < ranges->n && ranges->ranges[*at].end <= block->addr)
                 ++*at;
-        for (size_t i = *at; i < ranges->n && ranges->ranges[i].start < end; i++) {
-                uint64_t to = MIN_OF(ranges->ranges[i].end, end);
-
-                for (uint64_t addr = MAX_OF(ranges->ranges[i].start, block->addr); addr < to; addr += PAGE_BYTES)
-                        page_set_add(pages, (unsigned)((addr - block->addr) / PAGE_BYTES));
-        }
+        for (size_t i = *at; i < ranges->n && ranges->ranges[i].start < end; i++)
+                block_add_range(block, ranges->ranges[i].start, ranges->ranges[i].end, pages);
 }
 
 static void add_sample(const Block *block, uint32_t pass, PageSet pages) {
@@ -212,8 +208,7 @@ static void find_covered(const Block *block, const Track *track, const VmaList *
                 if (from >= to)
                         break;
                 if (vmas->vmas[i].skip == VMA_OK && track_covers(track, from))
-                        for (; from < to; from += PAGE_BYTES)
-                                page_set_add(covered, (unsigned)(from % BLOCK_BYTES / PAGE_BYTES));
+                        block_add_range(block, from, to, covered);
         }
 }
 
