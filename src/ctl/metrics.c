@@ -71,7 +71,7 @@ static const Metric status_metrics[] = {
         { "domains", "domains", PLAIN, false, "Domains managed." },
         { "cgroups", "cgroups", PLAIN, false, "Cgroups managed." },
         { "processes", "processes", PLAIN, false, "Processes managed." },
-        { "cpu_quota", "cpu_quota", RATIO, false, "CPUQuota, of one CPU." },
+        { "cpu_quota", "cpu_quota", RATIO, false, "CPUQuota, or what CPUQuotaBusy leaves of it, whichever is in force, of one CPU." },
         { "cpu_used", "cpu_used", RATIO, false, "What daemon and ksmd used over the last 60 seconds, of one CPU." },
 };
 

@@ -21,6 +21,15 @@ static inline const char *text(const json_t *object, const char *name) {
         return value && *value ? value : "-";
 }
 
+/* What to say after a quota of CPU time. */
+static inline const char *quota_remarks(const json_t *status) {
+        bool throttled = json_is_true(json_object_get(status, "throttled"));
+
+        if (json_is_true(json_object_get(status, "host_busy")))
+                return throttled ? " (the host is busy), throttled" : " (the host is busy)";
+        return throttled ? ", throttled" : "";
+}
+
 /* The root cgroup has no name of its own. */
 static inline const char *cgroup(const json_t *object, const char *name) {
         const char *value = json_string_value(json_object_get(object, name));

@@ -69,7 +69,7 @@ static void show_status(const json_t *reply) {
         line("saved", "%s", format_bytes(number(reply, "bytes_saved")).text);
         line("own records", "%s", format_bytes(number(reply, "metadata_bytes")).text);
         line("CPU", "%.1f %% of one over 60 s, quota %g %%%s", 100 * share(reply, "cpu_used"),
-             100 * share(reply, "cpu_quota"), json_is_true(json_object_get(reply, "throttled")) ? ", throttled" : "");
+             100 * share(reply, "cpu_quota"), quota_remarks(reply));
         json_array_foreach(json_object_get(reply, "probes"), i, warning)
                 line(i == 0 ? "probes" : "", "%s: %s", text(warning, "name"),
                      json_is_string(json_object_get(warning, "reason")) ? text(warning, "reason") : text(warning, "way"));

@@ -38,7 +38,7 @@ static unsigned write_head(FILE *f, const TopSample *now, const TopSample *befor
         const json_t *status = now->status, *daemon = json_object_get(now->stats, "daemon"), *warning;
         const json_t *next = json_object_get(status, "next_pass_nsec");
         const json_t *last = json_object_get(status, "last_pass_nsec");
-        bool rates = before->stats != NULL, throttled = json_is_true(json_object_get(status, "throttled"));
+        bool rates = before->stats != NULL;
         unsigned lines = 6;
         size_t i;
 
@@ -53,10 +53,10 @@ static unsigned write_head(FILE *f, const TopSample *now, const TopSample *befor
         if (rates)
                 line(f, "CPU", "daemon %.1f %%, ksmd %.1f %%; %.1f %% over 60 s, quota %g %%%s",
                      rate(now, before, "cpu_nsec") / 1e7, rate(now, before, "ksmd_cpu_nsec") / 1e7,
-                     100 * share(status, "cpu_used"), 100 * share(status, "cpu_quota"), throttled ? ", throttled" : "");
+                     100 * share(status, "cpu_used"), 100 * share(status, "cpu_quota"), quota_remarks(status));
         else
                 line(f, "CPU", "%.1f %% over 60 s, quota %g %%%s", 100 * share(status, "cpu_used"),
-                     100 * share(status, "cpu_quota"), throttled ? ", throttled" : "");
+                     100 * share(status, "cpu_quota"), quota_remarks(status));
         line(f, "passes", "%" PRId64 "%s%s; %" PRId64 " pages scanned, %.0f a second", number(status, "full_scans"),
              json_is_integer(last) ? ", the last took " : "",
              json_is_integer(last) ? format_nsec((uint64_t)json_integer_value(last)).text : "",

@@ -11,6 +11,9 @@
  * The rate is the greatest at which work could go on evenly for a whole window without ever meeting the limit, given
  * what was used in the window and when that falls out of it. Used evenly, this is the quota itself. After a burst it
  * is less until the burst falls out of the window, instead of the quota first and nothing at all afterwards.
+ *
+ * Where others want the CPU a quota is used evenly: all of it is paced, in portions that nobody notices, and what nobody
+ * used stays unused.
  */
 
 #include "daemon/budget.h"
@@ -24,6 +27,7 @@
  * than so. */
 #define PORTION_MIN_NSEC (20 * NSEC_PER_MSEC)
 #define PORTION_TIME_MAX_NSEC NSEC_PER_SEC
+#define PORTION_TIME_EVENLY_NSEC (100 * NSEC_PER_MSEC)
 /* So much may be saved up while there is no work, or no CPU to do it, and is then used in one go: the share of a minute
  * with such gaps is reached all the same. */
 #define SAVED_TIME_NSEC (5 * NSEC_PER_SEC)
@@ -33,21 +37,22 @@ __extension__ typedef unsigned __int128 Wide;
 static uint64_t scale(uint64_t value, uint64_t by, uint64_t of) { return (uint64_t)((Wide)value * by / of); }
 
 static int64_t portion_nsec(const Budget *budget) {
-        uint64_t usual = scale(budget->allowance_nsec, PORTION_TIME_NSEC, BUDGET_WINDOW_NSEC);
+        uint64_t time = budget->evenly ? PORTION_TIME_EVENLY_NSEC : PORTION_TIME_NSEC;
+        uint64_t usual = scale(budget->allowance_nsec, time, BUDGET_WINDOW_NSEC);
         uint64_t most = scale(budget->allowance_nsec, PORTION_TIME_MAX_NSEC, BUDGET_WINDOW_NSEC);
-        uint64_t portion = usual >= PORTION_MIN_NSEC ? usual : MIN_OF(most, PORTION_MIN_NSEC);
+        uint64_t portion = budget->evenly || usual >= PORTION_MIN_NSEC ? usual : MIN_OF(most, PORTION_MIN_NSEC);
 
         return (int64_t)MAX_OF(portion, (uint64_t)1);
 }
 
 static int64_t saved_max_nsec(const Budget *budget) {
+        if (budget->evenly)
+                return portion_nsec(budget);
         return (int64_t)scale(budget->allowance_nsec, SAVED_TIME_NSEC, BUDGET_WINDOW_NSEC);
 }
 
-static int64_t beyond_half_nsec(const Budget *budget) {
-        uint64_t half = budget->allowance_nsec / 2;
-
-        return budget->used_nsec > half ? (int64_t)(budget->used_nsec - half) : 0;
+static int64_t beyond_free_nsec(const Budget *budget) {
+        return budget->used_nsec > budget->free_nsec ? (int64_t)(budget->used_nsec - budget->free_nsec) : 0;
 }
 
 /* Over the next n slots the oldest n fall out: used - oldest + n * rate may not exceed the allowance, for any n. The
@@ -103,17 +108,19 @@ static void account(Budget *budget, uint64_t now, uint64_t cpu_nsec) {
         }
         budget->slots[budget->slot % BUDGET_SLOTS] += used;
         budget->used_nsec += used;
-        /* What was used below half is not owed. */
-        budget->saved_nsec = MAX_OF(budget->saved_nsec, portion_nsec(budget) - beyond_half_nsec(budget));
+        /* What was used of the free part is not owed. */
+        budget->saved_nsec = MAX_OF(budget->saved_nsec, portion_nsec(budget) - beyond_free_nsec(budget));
 }
 
 void budget_init(Budget *budget, uint32_t quota, uint64_t now) {
         *budget = (Budget){ .slot = now / BUDGET_SLOT_NSEC, .seen_nsec = now };
-        budget_set_quota(budget, quota);
+        budget_set_quota(budget, quota, false);
 }
 
-void budget_set_quota(Budget *budget, uint32_t quota) {
+void budget_set_quota(Budget *budget, uint32_t quota, bool evenly) {
         budget->allowance_nsec = scale(BUDGET_WINDOW_NSEC, quota, QUOTA_ONE);
+        budget->free_nsec = evenly ? 0 : budget->allowance_nsec / 2;
+        budget->evenly = evenly;
         budget->saved_nsec = portion_nsec(budget); /* what was owed was owed to the other quota */
         budget->refilling = false;
         set_rate(budget);
@@ -143,12 +150,12 @@ uint64_t budget_wait_nsec(Budget *budget, uint64_t now, uint64_t cpu_nsec) {
 }
 
 uint64_t budget_left_nsec(const Budget *budget) {
-        uint64_t half = budget->allowance_nsec / 2, left = (uint64_t)MAX_OF(budget->saved_nsec, (int64_t)0);
+        uint64_t left = (uint64_t)MAX_OF(budget->saved_nsec, (int64_t)0);
 
         if (budget->refilling || budget->used_nsec >= budget->allowance_nsec)
                 return 0;
-        if (budget->used_nsec < half)
-                left += half - budget->used_nsec;
+        if (budget->used_nsec < budget->free_nsec)
+                left += budget->free_nsec - budget->used_nsec;
         return MIN_OF(left, budget->allowance_nsec - budget->used_nsec);
 }
 

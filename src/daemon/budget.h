@@ -17,12 +17,14 @@
 
 typedef struct Budget {
         uint64_t allowance_nsec;        /* of CPU time in a window */
+        uint64_t free_nsec;             /* so much of it is used without a pace */
+        bool evenly;
         uint64_t slots[BUDGET_SLOTS];   /* CPU time used; slot number modulo BUDGET_SLOTS */
         uint64_t slot;                  /* the number of the one being filled: time / BUDGET_SLOT_NSEC */
         uint64_t used_nsec;             /* the sum of all slots */
         uint64_t seen_nsec, seen_cpu_nsec;      /* as last handed in */
         uint64_t rate_nsec;             /* the pace: CPU time a slot */
-        int64_t saved_nsec;             /* CPU time that may be used at once beyond half; below 0: owed */
+        int64_t saved_nsec;             /* CPU time that may be used at once beyond what is free; below 0: owed */
         bool refilling;                 /* it was used up and is not yet saved again */
         uint64_t wait_until_nsec;       /* as last answered; 0: never had to wait */
         uint64_t throttled_nsec;
@@ -30,8 +32,9 @@ typedef struct Budget {
 
 /* quota: 1/10,000 of a CPU. cpu_nsec counts from 0: what the total holds at the first question was used just then. */
 void budget_init(Budget *budget, uint32_t quota, uint64_t now);
-/* What was used stays used. */
-void budget_set_quota(Budget *budget, uint32_t quota);
+/* What was used stays used. evenly: nothing is used at once, not what nobody used before either, and the portions are a
+ * sixth of a percent of the window's allowance: for a CPU that others want. */
+void budget_set_quota(Budget *budget, uint32_t quota, bool evenly);
 
 #define BUDGET_WAIT_MAX_NSEC (100 * NSEC_PER_MSEC)
 /* 0: work may go on; else how long to do nothing and then ask again, at most BUDGET_WAIT_MAX_NSEC. */

@@ -357,7 +357,7 @@ static void swap_config(Manager *m) {
             old->daemon.judgement != m->conf->daemon.judgement)
                 manager_forget_judgement(m);
         conf_free(old);
-        budget_set_quota(&m->budget, m->conf->daemon.cpu_quota);
+        manager_set_quota(m);
         m->next_pass_nsec = 0;
         log_info("configuration reloaded, %u warnings", m->conf->n_warnings);
 }

@@ -3,6 +3,7 @@
 
 #include "control/service.h"
 #include "daemon/budget.h"
+#include "host/cpu.h"
 #include "daemon/roster.h"
 #include "host/kernel.h"
 #include "host/ksm.h"
@@ -57,7 +58,9 @@ typedef struct Manager {
         Ksm *ksm;                       /* NULL: absent or read-only, ksm_error says */
         int ksm_error;
         Burst *burst;
-        Budget budget;                  /* CPUQuota= */
+        Budget budget;                  /* CPUQuota=, CPUQuotaBusy= */
+        CpuLeft cpu_left;
+        bool host_busy;                 /* as of the last look: others leave hardly a CPU */
         bool stranger_marked;           /* merging waits for a process of another domain to be undone */
         WalkCost walk;                  /* for MaxPageSharing=auto; mapping_nsec 0: not measured yet */
         uint32_t max_page_sharing;      /* in force, as of the last burst; 0: there was none */
@@ -133,6 +136,10 @@ bool manager_breathe(Manager *manager, uint64_t nsec);
 /* The same between two steps of the burst, which is paused meanwhile if it must wait. */
 bool manager_breathe_in_burst(Manager *manager);
 /* What CPUQuota= limits: the CPU time that the daemon, and ksmd on its behalf, have used so far. */
+/* The configuration says another, or others want more or less of the CPUs. */
+void manager_set_quota(Manager *manager);
+/* What is in force now: a share of one CPU, in 1/10,000. */
+uint32_t manager_quota(const Manager *manager);
 void manager_budget_stats(Manager *manager, BudgetStats *ret);
 
 /* pass.c: one pass over everything opted in, merging included. MANAGER_E_CUT: there is more to be read, by the next one;

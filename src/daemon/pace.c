@@ -10,11 +10,16 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "conf/conf-value.h"
 
 #include <string.h>
 
 /* Looking at ksmd more often costs more than it saves. */
 #define BURST_LOOK_MIN_NSEC NSEC_PER_MSEC
+/* How often to look at what others leave, and how much of one CPU that must be for us not to be in their way: our
+ * thread and ksmd are nice, yet take up to a third of a CPU from whoever wants it. */
+#define OTHERS_LOOK_NSEC (500 * NSEC_PER_MSEC)
+#define OTHERS_LEAVE_MIN (CONF_SHARE_ONE * 2 / 3)
 
 /* There is something for the main loop to carry out before more work is done. */
 static bool interrupted(const Manager *m) {
@@ -44,7 +49,39 @@ static bool dispatch(Manager *m, uint64_t nsec) {
         return interrupted(m);
 }
 
-static uint64_t budget_wait(Manager *m) { return budget_wait_nsec(&m->budget, now_nsec(), cpu_nsec(m)); }
+uint32_t manager_quota(const Manager *m) {
+        const ConfDaemon *conf = &m->conf->daemon;
+        uint64_t busy = (uint64_t)conf->cpu_quota * conf->cpu_quota_busy / CONF_SHARE_ONE;
+
+        return m->host_busy ? (uint32_t)MAX_OF(busy, (uint64_t)1) : conf->cpu_quota;
+}
+
+/* With CPUQuotaBusy=100% no difference is made. */
+void manager_set_quota(Manager *m) {
+        budget_set_quota(&m->budget, manager_quota(m), manager_quota(m) < m->conf->daemon.cpu_quota);
+}
+
+static void look_at_others(Manager *m, uint64_t now, uint64_t own_nsec) {
+        uint32_t left;
+        bool busy;
+
+        if (now - m->cpu_left.now_nsec < OTHERS_LOOK_NSEC)
+                return;
+        busy = cpu_left_look(&m->cpu_left, NULL, now, own_nsec, &left) == 0 && left < OTHERS_LEAVE_MIN;
+        if (busy == m->host_busy)
+                return;
+        m->host_busy = busy;
+        manager_set_quota(m);
+        log_debug("others leave %u %% of a CPU: the quota is %u.%02u %%", left / 100, manager_quota(m) / 100,
+                  manager_quota(m) % 100);
+}
+
+static uint64_t budget_wait(Manager *m) {
+        uint64_t now = now_nsec(), own_nsec = cpu_nsec(m);
+
+        look_at_others(m, now, own_nsec);
+        return budget_wait_nsec(&m->budget, now, own_nsec);
+}
 
 bool manager_breathe(Manager *m, uint64_t nsec) {
         uint64_t now = now_nsec(), until = now + nsec;

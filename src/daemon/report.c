@@ -107,7 +107,7 @@ static json_t *get_status(void *userdata) {
 
         manager_total(m, &total);
         manager_budget_stats(m, &budget);
-        return json_pack("{s:s, s:i, s:s, s:I, s:I, s:I, s:I, s:I, s:o, s:o, s:I, s:I, s:f, s:f, s:b, s:o, s:o}", "version",
+        return json_pack("{s:s, s:i, s:s, s:I, s:I, s:I, s:I, s:I, s:o, s:o, s:I, s:I, s:f, s:f, s:b, s:b, s:o, s:o}", "version",
                          KSMD_USER_VERSION,
                          "pid", (int)getpid(), "state", state_name(m), "uptime_nsec",
                          (json_int_t)(now - m->started_nsec), "domains", (json_int_t)m->roster.n_slots, "cgroups",
@@ -118,8 +118,9 @@ static json_t *get_status(void *userdata) {
                                   m->next_pass_nsec > now ? m->next_pass_nsec - now : 0),
                          "bytes_saved", (json_int_t)total.bytes_saved, "metadata_bytes",
                          (json_int_t)total.metadata_bytes, "cpu_quota",
-                         (double)m->conf->daemon.cpu_quota / CONF_SHARE_ONE, "cpu_used",
+                         (double)manager_quota(m) / CONF_SHARE_ONE, "cpu_used",
                          (double)budget.used_nsec / (double)BUDGET_WINDOW_NSEC, "throttled", (int)budget.throttled,
+                         "host_busy", (int)m->host_busy,
                          "probes", probes_json(m), "warnings", warnings_json(m));
 }
 

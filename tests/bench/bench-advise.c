@@ -284,7 +284,7 @@ static void write_config(const char *path) {
 
         CHECK(fd >= 0, "%s", path);
         CHECK(asprintf(&text,
-                       "[Daemon]\nSocket=%s/socket\nMinimumAge=0\nCPUQuota=100%%\nMetadataMax=100%%\n"
+                       "[Daemon]\nSocket=%s/socket\nMinimumAge=0\nCPUQuota=100%%\nCPUQuotaBusy=100%%\nMetadataMax=100%%\n"
                        "[Cgroup %s]\nMerge=yes\nRoute=advise\n", directory, strrchr(cgroup, '/') + 1) > 0, "config");
         CHECK(write(fd, text, strlen(text)) == (ssize_t)strlen(text), "%s", path);
         close(fd);

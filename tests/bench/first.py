@@ -20,7 +20,8 @@ def first_pass(bench, writer, group, elsewhere, merge, threads):
     """(CPU time, wall time)"""
     bench.move(elsewhere, writer.pid)
     daemon = bench.daemon(bench.configure(
-        f"MinimumAge=0\nScanInterval=1w\nCPUQuota=1000%\nMetadataMax=100%\nOnStop=unmerge\nScanThreads={threads}\n"
+        f"MinimumAge=0\nScanInterval=1w\nCPUQuota=1000%\nCPUQuotaBusy=100%\nMetadataMax=100%\nOnStop=unmerge\n"
+        f"ScanThreads={threads}\n"
         f"[Cgroup {group}]\nMerge={merge}\n"))
     varlink = bench.connect()
     varlink.call("ScanNow")

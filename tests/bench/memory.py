@@ -20,7 +20,8 @@ def kernel(writer):
 
 def memory(bench, mib):
     group = bench.cgroup("a")
-    config = bench.configure(f"MinimumAge=0\nScanInterval=1w\nCPUQuota=100%\n[Cgroup {group}]\nMerge=yes\n")
+    config = bench.configure("MinimumAge=0\nScanInterval=1w\nCPUQuota=100%\nCPUQuotaBusy=100%\n"
+                             f"[Cgroup {group}]\nMerge=yes\n")
     daemon = bench.daemon(config)
     varlink = bench.connect()
     varlink.call("ScanNow")

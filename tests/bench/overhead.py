@@ -15,7 +15,7 @@ from bench import Bench, check, cpu_nsec, main, median
 
 
 def config(bench, group, track):
-    return bench.configure("MinimumAge=0\nScanInterval=1w\nCPUQuota=100%\nMetadataMax=100%\n"
+    return bench.configure("MinimumAge=0\nScanInterval=1w\nCPUQuota=100%\nCPUQuotaBusy=100%\nMetadataMax=100%\n"
                            f"[Cgroup {group}]\nMerge=yes\nTrack={track}\n")
 
 

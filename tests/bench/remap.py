@@ -17,7 +17,7 @@ import time
 from bench import Bench, Ksmd, KSM, check, cpu_nsec, main, median, wait_for
 from remapped import keepers, pooled, section
 
-DAEMON = "OnStop=unmerge\nCPUQuota=1000%\nMinimumAge=0s\nScanInterval=1h\n"
+DAEMON = "OnStop=unmerge\nCPUQuota=1000%\nCPUQuotaBusy=100%\nMinimumAge=0s\nScanInterval=1h\n"
 RUNS = [8, 64, 512]
 STOP_NSEC_MAX = 2_000_000
 SHARE = 0.99

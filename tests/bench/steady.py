@@ -17,7 +17,7 @@ from bench import PAGE, Bench, Ksmd, check, cpu_nsec, main, median
 CLUSTER = 64  # pages in a run of the clustered pattern: 256 KiB
 KSM_SCANS = 3
 SHARES = [0.001, 0.01, 0.1, 1]
-QUOTA = "MinimumAge=0\nScanInterval=1w\nCPUQuota=100%\nMetadataMax=100%\n"
+QUOTA = "MinimumAge=0\nScanInterval=1w\nCPUQuota=100%\nCPUQuotaBusy=100%\nMetadataMax=100%\n"
 
 
 class Steady:

@@ -3,9 +3,12 @@
 """CPUQuota= from outside: what the daemon and ksmd use together, by the kernel's own count. How exactly the quota is
 kept over whole minutes is measured by tests/bench/budget.py; here everything holds however busy the machine is."""
 import contextlib
+import os
 import resource
 import signal
 import statistics
+import subprocess
+import sys
 import threading
 import time
 
@@ -17,8 +20,9 @@ def cpu_nsec(pid):
     return time.clock_gettime_ns(~pid << 3 | 2)  # clock_getcpuclockid(3): CPUCLOCK_SCHED of a process
 
 
-def opted_in(group, quota, more="", merge="yes"):
-    return f"MinimumAge=0\nScanInterval=100ms\nCPUQuota={quota:.2f}%\n{more}\n[Cgroup {group}]\nMerge={merge}\n"
+def opted_in(group, quota, more="", merge="yes", busy=100):
+    return (f"MinimumAge=0\nScanInterval=100ms\nCPUQuota={quota:.2f}%\nCPUQuotaBusy={busy}%\n{more}\n"
+            f"[Cgroup {group}]\nMerge={merge}\n")
 
 
 @contextlib.contextmanager
@@ -85,6 +89,42 @@ def quota_is_kept():
         share, status, waited = share_while_busy(host, 100000, 6)
         check(share >= 15, f"{share:.1f} % without a quota: nothing was saturated, so this proves nothing")
         check(not status["throttled"] and waited == 0, f"{status}")
+
+
+@contextlib.contextmanager
+def spinning():
+    """Somebody wants every CPU."""
+    spinners = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count())]
+    try:
+        yield
+    finally:
+        for spinner in spinners:
+            spinner.kill()
+            spinner.wait()
+
+
+def busy_host():
+    """where others want the CPUs little is used, from the start; the quota is whole again afterwards"""
+    with Host("busy") as host:
+        group = host.cgroup("a")
+        used = {}
+        for busy in (100, 10):
+            with spinning(), churn(host, group):
+                meter = Meter(host, host.configure(opted_in(group, 20, busy=busy)))
+                wait_for("a look at the others", lambda: host.call("GetStatus")["host_busy"])
+                begun, before = time.monotonic(), meter.used()
+                time.sleep(8)
+                used[busy] = 100 * (meter.used() - before) / (time.monotonic() - begun)
+                status = host.call("GetStatus")
+                print(f"    CPUQuotaBusy={busy}%: {used[busy]:.2f} % used, quota {100 * status['cpu_quota']:g} %")
+                check(abs(status["cpu_quota"] * 100 - 20 * busy / 100) < 1e-6, f"{status}")
+            if busy == 10:
+                check("the host is busy" in host.ctl("status") or not host.call("GetStatus")["host_busy"], host.ctl("status"))
+                wait_for("the others' end to be noticed", lambda: not host.call("GetStatus")["host_busy"])
+                check(host.call("GetStatus")["cpu_quota"] == 0.2, f"{host.call('GetStatus')}")
+            check(host.stop(meter.daemon) == 0, "end")
+        check(used[10] <= 3, f"{used[10]:.2f} % used of 2 %")
+        check(used[100] > 2 * used[10], f"{used}: nothing was held back, so this proves nothing")
 
 
 def new_memory_is_not_held_back():
@@ -211,4 +251,4 @@ def once_keeps_it():
 
 
 if __name__ == "__main__":
-    run_tests(quota_is_kept, new_memory_is_not_held_back, control_is_answered, burst_is_paused, once_keeps_it)
+    run_tests(quota_is_kept, busy_host, new_memory_is_not_held_back, control_is_answered, burst_is_paused, once_keeps_it)

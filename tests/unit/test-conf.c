@@ -48,6 +48,7 @@ static void assert_same(const Conf *a, const Conf *b) {
         assert_string_equal(a->daemon.socket, b->daemon.socket);
         assert_int_equal(a->daemon.scan_interval_nsec, b->daemon.scan_interval_nsec);
         assert_int_equal(a->daemon.cpu_quota, b->daemon.cpu_quota);
+        assert_int_equal(a->daemon.cpu_quota_busy, b->daemon.cpu_quota_busy);
         assert_int_equal(a->daemon.scan_threads, b->daemon.scan_threads);
         assert_int_equal(a->daemon.max_page_sharing, b->daemon.max_page_sharing);
         assert_int_equal(a->daemon.merge_across_nodes, b->daemon.merge_across_nodes);
@@ -66,6 +67,7 @@ static void test_defaults(void **state) {
         assert_string_equal(conf->daemon.socket, "/run/ksmd-user/org.ksmduser.Daemon");
         assert_int_equal(conf->daemon.scan_interval_nsec, 10 * NSEC_PER_SEC);
         assert_int_equal(conf->daemon.cpu_quota, 1000);
+        assert_int_equal(conf->daemon.cpu_quota_busy, 3000);
         assert_int_equal(conf->daemon.scan_threads, 1);
         assert_int_equal(conf->daemon.max_page_sharing, 256);
         assert_true(conf->daemon.merge_across_nodes);
@@ -93,7 +95,8 @@ static void test_defaults(void **state) {
 static void test_all_keys(void **state) {
         Reports reports;
         _cleanup_(conf_freep) Conf *conf = load(
-                "[Daemon]\nSocket=/x\nScanInterval=1min 30s\nCPUQuota=150%\nScanThreads=4\nMaxPageSharing=auto\nMaxRmapWalk=200us\n"
+                "[Daemon]\nSocket=/x\nScanInterval=1min 30s\nCPUQuota=150%\nCPUQuotaBusy=50.5%\nScanThreads=4\n"
+                "MaxPageSharing=auto\nMaxRmapWalk=200us\n"
                 "MergeAcrossNodes=off\nMinimumAge=0\nMetadataMax=64M\nProbes=no\nOnStop=unmerge\n"
                 "[Cgroup /m/*]\nMerge=yes\nDomain=t%c\nRoute=remap\nTrustedTogether=yes\nTrack=yes\nMinimumRun=16\nHugePageSplit=2.5%\n"
                 "IncludeDontDump=1\nExclude=m/a m/b\\ c\nExclude=/m/d\n"
@@ -104,6 +107,7 @@ static void test_all_keys(void **state) {
         assert_string_equal(conf->daemon.socket, "/x");
         assert_int_equal(conf->daemon.scan_interval_nsec, 90 * NSEC_PER_SEC);
         assert_int_equal(conf->daemon.cpu_quota, 15000);
+        assert_int_equal(conf->daemon.cpu_quota_busy, 5050);
         assert_int_equal(conf->daemon.scan_threads, 4);
         assert_int_equal(conf->daemon.max_page_sharing, 0);
         assert_false(conf->daemon.merge_across_nodes);
@@ -184,7 +188,8 @@ static void test_later_wins_and_empty_resets(void **state) {
 static void test_daemon_mistakes(void **state) {
         static const char *const lines[] = {
                 "ScanInterval=10 parsecs", "ScanInterval=-1s", "ScanInterval=1ms", "ScanInterval=2w", "CPUQuota=10",
-                "CPUQuota=0%", "CPUQuota=0.001%", "CPUQuota=500000%0", "ScanThreads=0", "ScanThreads=1.5",
+                "CPUQuota=0%", "CPUQuota=0.001%", "CPUQuota=500000%0",
+                "CPUQuotaBusy=0%", "CPUQuotaBusy=101%", "ScanThreads=0", "ScanThreads=1.5",
                 "ScanThreads=0x2", "ScanThreads=99999999999999999999", "MaxPageSharing=1", "MaxPageSharing=2147483648",
                 "MaxRmapWalk=0", "MaxRmapWalk=2s",
                 "MergeAcrossNodes=maybe", "MinimumAge=infinity", "MetadataMax=0%", "MetadataMax=101%",
