@@ -201,9 +201,11 @@ RemoteHead *remote_head_write(const RemoteThread *thread, uint8_t *text);
 int remote_write(const RemoteThread *thread, const void *data, size_t size, uint64_t address);
 /* A program was begun in the thread and is not known to have ended. */
 bool remote_in_program(const RemoteThread *thread);
-/* Runs the calls, at most one of which may be one to take from; *ret_done: made. May be called once after
- * remote_enter(). */
-int remote_run(RemoteThread *thread, RemoteCall *calls, size_t n, uint64_t deadline_nsec, size_t *ret_done,
+/* Of the 2 ms of a stop this much is for getting in and the calls; the rest is for getting out. */
+#define REMOTE_RUN_NSEC (1100 * NSEC_PER_USEC)
+/* Runs as many of the calls as there is time for, one at least; one of them at most may be one to take from. *ret_done: made.
+ * May be called once after remote_enter(). stood_nsec: since when it stands. */
+int remote_run(RemoteThread *thread, RemoteCall *calls, size_t n, uint64_t stood_nsec, size_t *ret_done,
                uint64_t *ret_run_nsec);
 /* From any stop of a thread in stage INSIDE: closes what is held, unmaps, restores; stage SEIZED afterwards. */
 int remote_leave(RemoteThread *thread);

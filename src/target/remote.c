@@ -36,8 +36,6 @@
 #define STOP_WAIT_NSEC (60 * NSEC_PER_MSEC)
 #define REACH_PATIENCE_NSEC NSEC_PER_MSEC
 #define STOP_MAX_NSEC (2 * NSEC_PER_MSEC)
-/* Of the 2 ms of a stop this much is for the calls; the rest is for getting in and out. */
-#define RUN_BUDGET_NSEC (1100 * NSEC_PER_USEC)
 #define BATCH_MIN 16U
 #define RSEQ_TRIES 8U
 #define CALL_NSEC_FIRST (2 * NSEC_PER_USEC)
@@ -115,7 +113,7 @@ static int stop_in_place(RemoteThread *thread, const RemoteVisit *visit, uint64_
         }
 }
 
-/* Stops one thread and makes what fits of the calls. */
+/* Stops one thread and makes what fits of the calls, one at least. */
 static int call_in_thread(Remote *remote, RemoteVisit *visit, RemoteCandidate candidate, RemoteCall *calls, size_t n,
                           size_t *ret_done) {
         RemoteThreadStatus status;
@@ -153,7 +151,7 @@ static int call_in_thread(Remote *remote, RemoteVisit *visit, RemoteCandidate ca
         if (r == 0 && n > 0)
                 r = remote_enter(thread, floor, visit->region, 0);
         if (r == 0 && n > 0)
-                r = remote_run(thread, calls, n, stood + RUN_BUDGET_NSEC, &done, &ran);
+                r = remote_run(thread, calls, n, stood, &done, &ran);
         remote_thread_free(TAKE_PTR(thread));
         if (stood) {
                 uint64_t detached = now_nsec();
@@ -219,7 +217,7 @@ int remote_call(Remote *remote, Target *target, RemoteCall *calls, size_t n, siz
                 calls[i].fd = -EBADF;
         }
         while (done < n && r == 0) {
-                size_t batch = (size_t)(RUN_BUDGET_NSEC / remote->call_nsec), made = 0;
+                size_t batch = (size_t)(REMOTE_RUN_NSEC / remote->call_nsec), made = 0;
                 batch = MAX_OF(batch, (size_t)BATCH_MIN);
                 batch = MIN_OF(batch, (size_t)REMOTE_BATCH_MAX);
                 batch = MIN_OF(batch, n - done);
@@ -228,6 +226,8 @@ int remote_call(Remote *remote, Target *target, RemoteCall *calls, size_t n, siz
                                 batch = i + 1; /* one of them in a stop, and held no longer than need be */
                 remote_reap(remote);
                 r = call_once_somewhere(remote, target, calls + done, batch, &made);
+                if (r == 0 && made == 0)
+                        r = REMOTE_E_LOST; /* somebody wrote into the region: not for ever */
                 if (r != 0)
                         remote->stats.failures++;
                 done += made;

@@ -32,6 +32,7 @@ typedef struct Hammer {
         uint64_t outcomes[8];   /* by REMOTE_E_* */
         uint64_t kills, made, taken, transacted, moved;
         bool transact;          /* always; otherwise now and then */
+        bool calls_only;        /* neither transactions nor adoptions */
 } Hammer;
 
 unsigned remote_test_leave_out;
@@ -39,6 +40,7 @@ uint64_t remote_test_program_wait_nsec = NSEC_PER_SEC;
 static int end_at_step = -1;
 static unsigned long end_after;
 static useconds_t dawdle_usec; /* while a descriptor is held */
+static useconds_t slow_usec;   /* to get a thread to where its calls are made */
 static useconds_t late_usec;   /* between a look at the target and the stop, at most; random */
 
 void remote_test_step(RemoteStep step) {
@@ -46,6 +48,8 @@ void remote_test_step(RemoteStep step) {
                 raise(SIGKILL);
         if (step == REMOTE_STEP_TAKEN && dawdle_usec)
                 usleep(dawdle_usec);
+        if (step == REMOTE_STEP_CODE && slow_usec)
+                usleep(slow_usec);
         if (step == REMOTE_STEP_SEIZED && late_usec)
                 usleep((useconds_t)random() % late_usec);
 }
@@ -116,13 +120,13 @@ static int hammer_once(Hammer *hammer, Remote *remote) {
         }
         _cleanup_(target_freep) Target *target = NULL;
         int r = target_new(hammer->target_pid, &target), uffd = -EBADF;
-        if (r == 0 && (hammer->transact || random() % 3 == 0)) {
+        if (r == 0 && !hammer->calls_only && (hammer->transact || random() % 3 == 0)) {
                 bool moved = false;
                 uint64_t page = hammer->range + (uint64_t)random() % (hammer->range_bytes / PAGE_BYTES) * PAGE_BYTES;
                 r = transaction_once(remote, target, hammer->target_pid == hammer->victim ? page : 0, &moved);
                 hammer->transacted += r == 0;
                 hammer->moved += moved;
-        } else if (r == 0 && random() % 2) { /* every other visit is an adoption */
+        } else if (r == 0 && !hammer->calls_only && random() % 2) { /* every other visit is an adoption */
                 TargetSkip skip;
                 r = remote_adopt(remote, target, &uffd, &skip);
                 if (r == 0) {
@@ -268,6 +272,9 @@ static void hammer_victim(Hammer *hammer) {
                 CHECK(hammer->outcomes[hammer->expect] > 0 && hammer->outcomes[0] == 0, "%s was expected", remote_error_name(hammer->expect));
         else if (!hammer->lenient)
                 CHECK(hammer->outcomes[0] > 0, "no call was ever made");
+        /* Each stop is refused or makes a call, however long it took to get there. */
+        if (hammer->calls_only)
+                CHECK(stats.stops <= stats.calls + stats.failures * REMOTE_CANDIDATES, "stops were made for nothing");
 }
 
 int main(int argc, char **argv) {
@@ -279,7 +286,7 @@ int main(int argc, char **argv) {
                 {"expect", required_argument, NULL, 'e'},    {"lenient", no_argument, NULL, 'L'},
                 {"kill-taking", no_argument, NULL, 'T'},      {"late-usec", required_argument, NULL, 'a'},
                 {"dawdle-usec", required_argument, NULL, 'd'}, {"transact", no_argument, NULL, 't'},
-                {"program-wait-usec", required_argument, NULL, 'w'},
+                {"program-wait-usec", required_argument, NULL, 'w'}, {"slow-usec", required_argument, NULL, 'S'},
                 {},
         };
         for (int o; (o = getopt_long(argc, argv, "", options, NULL)) >= 0;)
@@ -294,6 +301,7 @@ int main(int argc, char **argv) {
                 case 't': hammer.transact = true; break;
                 case 'w': remote_test_program_wait_nsec = strtoull(optarg, NULL, 0) * NSEC_PER_USEC; break;
                 case 'T': hammer.kill_at_steps = true, hammer.kill_at = REMOTE_STEP_TAKEN; break;
+                case 'S': hammer.calls_only = true, slow_usec = (useconds_t)atoi(optarg); break;
                 case 'a': late_usec = (useconds_t)atoi(optarg); break;
                 case 'd': dawdle_usec = (useconds_t)atoi(optarg); break;
                 case 'e':
