@@ -126,6 +126,16 @@ static inline bool unstable_find(const Unstable *tree, uint64_t key, uint32_t *r
         return false;
 }
 
+/* Of a bucket's first cell. What the bucket is expected to hold it gets at once, and is not exchanged on the way. */
+static uint32_t first_size(const Unstable *tree) {
+        size_t each = tree->expected / tree->buckets.n;
+        uint32_t size = 1;
+
+        while (size < CELL_SIZES && cell_capacity(size + 1) <= each)
+                size++;
+        return size;
+}
+
 /* Makes room for more entries in the bucket's first cell, which is full or missing. */
 static int bucket_grow(Unstable *tree, uint32_t bucket) {
         uint32_t id = *buckets_at(&tree->buckets, bucket), size = cell_size(id), new_id;
@@ -133,7 +143,7 @@ static int bucket_grow(Unstable *tree, uint32_t bucket) {
         if (id > 0 && size < CELL_SIZES)
                 return cell_resize(tree, id, size + 1);
 
-        int r = cell_new(tree, id > 0 ? CELL_SIZES : 1, bucket, &new_id);
+        int r = cell_new(tree, id > 0 ? CELL_SIZES : first_size(tree), bucket, &new_id);
         if (r < 0)
                 return r;
         if (id > 0)
