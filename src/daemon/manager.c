@@ -302,6 +302,7 @@ static void end_request(Manager *m, size_t i, int result, const char *reason, js
  * learns from its parent's state file which marks it was born with, and undoing the parent removes that file: so all
  * are asked before any is undone. */
 static bool undo_leaving(Manager *m, uint64_t *ret_pages) {
+        uint64_t before = *ret_pages;
         bool again = false;
 
         for (size_t i = 0; i < m->roster.n_leaving; i++)
@@ -324,6 +325,13 @@ static bool undo_leaving(Manager *m, uint64_t *ret_pages) {
                 roster_drop(&m->roster, member);
         }
         roster_prune_slots(&m->roster);
+        /* Ever more seldom while nothing comes of it: each try reads mappings, and may disturb. */
+        if (!again)
+                m->undo_wait_nsec = 0;
+        else if (*ret_pages > before || m->undo_wait_nsec == 0)
+                m->undo_wait_nsec = UNDO_RETRY_NSEC;
+        else
+                m->undo_wait_nsec = MIN_OF(2 * m->undo_wait_nsec, REFRESH_NSEC);
         return again;
 }
 
@@ -366,6 +374,7 @@ static void swap_config(Manager *m) {
 static void carry_out_unmerges(Manager *m) {
         for (size_t i = 0; i < m->n_requests;) {
                 Request *request = &m->requests[i];
+                uint64_t before;
                 bool again;
 
                 if (request->kind != REQUEST_UNMERGE) {
@@ -383,7 +392,10 @@ static void carry_out_unmerges(Manager *m) {
                         request->started = true;
                         request->until_nsec = now_nsec() + UNDO_PATIENCE_NSEC;
                 }
+                before = request->pages;
                 again = undo_leaving(m, &request->pages);
+                if (request->pages > before) /* it goes on */
+                        request->until_nsec = now_nsec() + UNDO_PATIENCE_NSEC;
                 if (again && now_nsec() < request->until_nsec) {
                         i++;
                         continue;
@@ -507,7 +519,11 @@ int manager_run(Manager *m) {
                 } else {
                         uint64_t wait = m->paused ? REFRESH_NSEC : MIN_OF(m->next_pass_nsec - now, REFRESH_NSEC);
 
-                        manager_breathe(m, m->n_requests > 0 ? MIN_OF(wait, UNDO_RETRY_NSEC) : wait);
+                        if (m->n_requests > 0)
+                                wait = MIN_OF(wait, UNDO_RETRY_NSEC);
+                        else if (m->undo_wait_nsec > 0)
+                                wait = MIN_OF(wait, m->undo_wait_nsec);
+                        manager_breathe(m, wait);
                 }
                 if (!m->stopping)
                         carry_out_requests(m);

@@ -95,6 +95,7 @@ typedef struct Manager {
         bool reload_wanted;             /* SIGHUP came */
         Conf *new_conf;                 /* loaded, to be swapped in between passes */
         uint64_t started_nsec, next_pass_nsec, last_pass_nsec;
+        uint64_t undo_wait_nsec;        /* until who could not be undone is tried again; 0: there is nobody */
         uint64_t full_scans;
         uint64_t merge_failures[_MERGE_FAILURE_MAX];    /* events: changed, gone, denied, busy */
         uint64_t pass_changes;          /* the last pass: pages newly marked, and pages to wait for */

@@ -298,7 +298,7 @@ int manager_load_marks(Manager *m, Member *member) {
         return r == TARGET_E_GONE ? REMOTE_E_GONE : r == TARGET_E_DENIED ? REMOTE_E_DENIED : r;
 }
 
-int manager_undo(Manager *m, Member *member, uint64_t *ret_pages) {
+static int undo(Manager *m, Member *member, uint64_t *ret_pages) {
         AdviseResult result = { 0 };
         int r;
 
@@ -325,4 +325,14 @@ int manager_undo(Manager *m, Member *member, uint64_t *ret_pages) {
                 return 0;
         }
         return r == 0 && member->marks.ours.n > 0 ? REMOTE_E_BUSY : r;
+}
+
+/* Merging can wait until CPUs are free, to be left alone is everybody's right. */
+int manager_undo(Manager *m, Member *member, uint64_t *ret_pages) {
+        int r;
+
+        remote_insist(m->remote, true);
+        r = undo(m, member, ret_pages);
+        remote_insist(m->remote, false);
+        return r;
 }

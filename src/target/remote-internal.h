@@ -48,7 +48,9 @@ void remote_visit_look_again(RemoteVisit *visit);
 typedef struct RemoteThread RemoteThread;
 int remote_visit_check(RemoteThread *thread, const RemoteVisit *visit, uint64_t *ret_floor);
 bool remote_lingers_inside(const Remote *remote, const Target *target);
-/* Stops that took too long were few of late. */
+/* A stop took too long. */
+void remote_note_slow(Remote *remote, uint64_t stood_nsec, uint64_t detached_nsec);
+/* There were few of these of late. */
 bool remote_may_be_slow(const Remote *remote);
 /* More threads want to run than so many for each CPU. */
 bool remote_cpus_are_contended(unsigned threads);
@@ -296,7 +298,9 @@ struct Remote {
         RemoteCodeCache codes[64];
         RemoteThread *lingering;
         RemoteStats stats;
-        uint64_t slow_stops, slow_stop_nsec; /* longer than they should be: how many, when the last */
+        uint64_t slow_stops, slow_stop_nsec; /* longer than they should be: how many, when the last was over, … */
+        uint64_t slow_stop_took_nsec; /* … and how long it took */
+        bool insists;           /* remote_insist() */
         uint64_t call_nsec;     /* learnt: of one call in a batch */
         RemoteBoost *boost;     /* NULL: not needed yet */
         bool boosted;           /* a thread, at this moment */

@@ -282,10 +282,8 @@ int remote_transact(Remote *remote, Target *target, RemoteTransaction *transacti
                         uint64_t detached = now_nsec();
                         transaction->stop_nsec = detached - stood;
                         remote_stats_count(&remote->stats, MIN_OF(interrupted, stood), stood, detached);
-                        if (detached - stood > STOP_LONG_NSEC) {
-                                remote->slow_stops++;
-                                remote->slow_stop_nsec = detached;
-                        }
+                        if (detached - stood > STOP_LONG_NSEC)
+                                remote_note_slow(remote, stood, detached);
                 }
         }
         if (r != 0)

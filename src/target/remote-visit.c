@@ -16,6 +16,7 @@
  * where a thread stands, and making haste while it does.
  */
 #define SLOW_STOP_INTERVAL_NSEC (5 * NSEC_PER_SEC)
+#define INSISTENCE_SHARE 16U /* slow stops take one part in so many of the time */
 
 bool remote_lingers_inside(const Remote *remote, const Target *target) {
         for (const RemoteThread *thread = remote->lingering; thread; thread = thread->next)
@@ -144,12 +145,24 @@ void remote_haste_end(RemoteHaste *haste) {
                 prctl(PR_SET_TIMERSLACK, haste->slack_nsec);
 }
 
-/* A thread that has to wait for a CPU stands for as long at each resume. That is done only as often as leaves the 99th
- * percentile of all stops alone, or now and then where nothing else is to be had. */
-bool remote_may_be_slow(const Remote *remote) {
-        return remote->slow_stops * 200 <= remote->stats.stops ||
-               now_nsec() - remote->slow_stop_nsec > SLOW_STOP_INTERVAL_NSEC;
+void remote_note_slow(Remote *remote, uint64_t stood, uint64_t detached) {
+        remote->slow_stops++;
+        remote->slow_stop_nsec = detached;
+        remote->slow_stop_took_nsec = detached - stood;
 }
+
+/* A thread that has to wait for a CPU stands for as long at each resume. That is done only as often as leaves the 99th
+ * percentile of all stops alone, or now and then where nothing else is to be had; who insists gets it as often as leaves
+ * the target most of the time. */
+bool remote_may_be_slow(const Remote *remote) {
+        uint64_t interval = SLOW_STOP_INTERVAL_NSEC;
+
+        if (remote->insists)
+                interval = MIN_OF(interval, (INSISTENCE_SHARE - 1) * remote->slow_stop_took_nsec);
+        return remote->slow_stops * 200 <= remote->stats.stops || now_nsec() - remote->slow_stop_nsec > interval;
+}
+
+void remote_insist(Remote *remote, bool insist) { remote->insists = insist; }
 
 bool remote_cpus_are_contended(unsigned threads) {
         _cleanup_free_ char *text = NULL;

@@ -156,10 +156,8 @@ static int call_in_thread(Remote *remote, RemoteVisit *visit, RemoteCandidate ca
         if (stood) {
                 uint64_t detached = now_nsec();
                 remote_stats_count(&remote->stats, interrupted, stood, detached);
-                if (detached - stood > STOP_MAX_NSEC) {
-                        remote->slow_stops++;
-                        remote->slow_stop_nsec = detached;
-                }
+                if (detached - stood > STOP_MAX_NSEC)
+                        remote_note_slow(remote, stood, detached);
         }
         if (r != 0)
                 return r;
