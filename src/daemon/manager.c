@@ -298,33 +298,10 @@ static void end_request(Manager *m, size_t i, int result, const char *reason, js
         free(request.cgroup);
 }
 
-/* Undoes what was done to the members that left. true: some could not be reached and are to be tried again. A child
- * learns from its parent's state file which marks it was born with, and undoing the parent removes that file: so all
- * are asked before any is undone. */
 static bool undo_leaving(Manager *m, uint64_t *ret_pages) {
         uint64_t before = *ret_pages;
-        bool again = false;
+        bool again = manager_undo_leaving(m, ret_pages);
 
-        for (size_t i = 0; i < m->roster.n_leaving; i++)
-                (void)manager_load_marks(m, m->roster.leaving[i]); /* manager_undo() says what is wrong */
-        for (size_t i = 0; i < m->roster.n_leaving;) {
-                Member *member = m->roster.leaving[i];
-                int r;
-
-                notify_watchdog(); /* each may take minutes, and the event loop stands meanwhile */
-                r = manager_undo(m, member, ret_pages);
-
-                if (r == REMOTE_E_BUSY || r == REMOTE_E_TRACED || r == REMOTE_E_LOST) {
-                        again = true;
-                        i++;
-                        continue;
-                }
-                if (r != 0)
-                        log_warning("process %d: what was marked for merging cannot be unmarked: %s",
-                                    member->target->pid, r < 0 ? strerror(-r) : remote_error_name(r));
-                roster_drop(&m->roster, member);
-        }
-        roster_prune_slots(&m->roster);
         /* Ever more seldom while nothing comes of it: each try reads mappings, and may disturb. */
         if (!again)
                 m->undo_wait_nsec = 0;

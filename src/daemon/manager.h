@@ -165,6 +165,10 @@ int manager_load_marks(Manager *manager, Member *member);
  * be called now, or memory to un-share into was short. *ret_pages grows by the pages that were unmarked. */
 int manager_undo(Manager *manager, Member *member, uint64_t *ret_pages);
 
+/* undoing.c: undoes what was done to the members that left. true: some could not be reached, or were born meanwhile, and are
+ * to be tried again. */
+bool manager_undo_leaving(Manager *manager, uint64_t *ret_pages);
+
 /* census.c: counts what is saved now, by frames, and the statistics anew. */
 void manager_census(Manager *manager);
 /* Right before a burst: notes which of the pages that it may merge lie on frames of their own. */

@@ -314,10 +314,8 @@ static int undo(Manager *m, Member *member, uint64_t *ret_pages) {
         r = manager_load_marks(m, member);
         if (r != 0)
                 return r == REMOTE_E_GONE ? 0 : r;
-        if (member->marks.ours.n == 0) {
-                advise_forget(m->advise, member->target, &member->marks);
+        if (member->marks.ours.n == 0)
                 return 0;
-        }
         r = advise_undo(m->advise, member->target, &member->marks, &result);
         *ret_pages += result.pages_unmarked;
         if (r == REMOTE_E_GONE) {

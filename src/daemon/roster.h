@@ -99,6 +99,7 @@ typedef struct Member {
         const char *zero_refused;       /* why none of its zero pages can be given back; NULL: they can */
         bool gone;                      /* the process ended */
         bool leaving;                   /* opted out: to be undone */
+        bool undone;                    /* its record is still needed for who was born meanwhile */
 } Member;
 
 /* Pages that map a merged frame: as the pages were read, or as the frames were counted since. */

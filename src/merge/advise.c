@@ -375,7 +375,6 @@ int advise_undo(Advise *advise, Target *target, Marks *marks, AdviseResult *ret)
                 }
         }
         if (marks->ours.n == 0) {
-                marks_unrecord(advise, target, marks);
                 free(marks->idle);
                 marks->idle = NULL;
                 marks->n_idle = 0;

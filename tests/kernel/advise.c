@@ -296,6 +296,7 @@ static void undo(Advise *advise, Target *target, Marks *marks, uint64_t expected
         }
         CHECK(result.failed_ranges == 0 && pages + result.pages_unmarked == expected, "%llu pages unmarked",
               (unsigned long long)(pages + result.pages_unmarked));
+        advise_forget(advise, target, marks);
 }
 
 /* A child of a marked process: born with the marks, which are as much ours in it. */

@@ -4,8 +4,10 @@
 mapping is offered to KSM any more, the mappings are as many as before, every byte is what it was."""
 import contextlib
 import signal
+import sys
+import time
 
-from harness import Frames, Host, check, mappings, run_tests, wait_for
+from harness import Frames, Host, check, mappings, marked, run_tests, wait_for
 
 
 def conf(*groups, more="", merge="yes"):
@@ -164,5 +166,46 @@ def own_marks_stay():
         host.end(load)
 
 
+# 2,000 pages that the other process has too; at SIGUSR1 forks 40 children, one after the other, that stay.
+PREFORK = """
+import os, signal, sys, time
+data = b''.join(i.to_bytes(8, 'big') * 512 for i in range(1, 2001))
+def fork(*_):
+    for _ in range(40):
+        if os.fork() == 0:
+            while True:
+                signal.pause()
+        time.sleep(0.005)
+signal.signal(signal.SIGUSR1, fork)
+print('ready', flush=True)
+while True:
+    signal.pause()
+"""
+
+
+def born_meanwhile():
+    """children that are forked while their parent is being undone have its marks, and are undone too"""
+    with Host("born") as host:
+        group = host.cgroup("a")
+        parents = [host.spawn(group, sys.executable, "-c", PREFORK, ready="ready") for _ in range(2)]
+        daemon = host.daemon(host.configure(conf(group)))
+        frames = Frames()
+
+        def pids():
+            return [int(pid) for pid in (host.root / group / "cgroup.procs").read_text().split()]
+
+        wait_for("merged", lambda: frames.ksm(pids())[0] > 3900)
+        for parent in parents:
+            parent.send_signal(signal.SIGUSR1)
+        time.sleep(0.05)
+        before = len(pids())
+        host.ctl("unmerge", group)
+        wait_for("the children", lambda: len(pids()) == 82)
+        print(f"    {before} processes when it was asked for, 82 in the end")
+        check(before < 82, "all were born before")
+        wait_for("unmarked", lambda: not any(marked(pid) for pid in pids()), 10)
+        check(host.stop(daemon) == 0, "end")
+
+
 if __name__ == "__main__":
-    run_tests(process_moved_out, section_removed, unmerge_command, on_stop, orphans, own_marks_stay)
+    run_tests(process_moved_out, section_removed, unmerge_command, on_stop, orphans, own_marks_stay, born_meanwhile)

@@ -185,6 +185,8 @@ static void test_mark_and_undo(void **state) {
         assert_int_equal(result.failed_ranges, 0);
         assert_int_equal(result.calls, 1 + DIV_ROUND_UP(970, 16)); /* in pieces */
         assert_int_equal(marked(0, N_PAGES), 0);
+        assert_true(has_state(f)); /* for who was forked meanwhile */
+        advise_forget(f->advise, &f->target, &f->marks);
         assert_false(has_state(f));
 }
 
@@ -220,6 +222,8 @@ static void test_crash(void **state) {
         assert_int_equal(advise_undo(f->advise, &f->target, &f->marks, &result), 0);
         assert_int_equal(marked(0, N_PAGES), 100);
         assert_int_equal(marked(100, 200), 100);
+        assert_true(has_state(f)); /* for who was forked meanwhile */
+        advise_forget(f->advise, &f->target, &f->marks);
         assert_false(has_state(f));
         /* Without the file, all of it would be foreign. */
         load(f);
@@ -343,6 +347,8 @@ static void test_refused(void **state) {
         fake.error = 0;
         assert_int_equal(advise_undo(f->advise, &f->target, &f->marks, &result), 0);
         assert_int_equal(result.failed_ranges, 0);
+        assert_true(has_state(f)); /* for who was forked meanwhile */
+        advise_forget(f->advise, &f->target, &f->marks);
         assert_false(has_state(f));
 }
 
