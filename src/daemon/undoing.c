@@ -42,6 +42,7 @@ static bool find_newborn(Manager *m) {
         _cleanup_closedir_ DIR *proc = NULL;
         bool found = false;
 
+        roster_refresh(&m->roster); /* who was born in a cgroup that is managed is a member, not one who leaves */
         if (open_directory(AT_FDCWD, "/proc", &proc) < 0)
                 return false;
         for (const struct dirent *entry; (entry = readdir(proc));) {
@@ -100,7 +101,8 @@ bool manager_undo_leaving(Manager *m, uint64_t *ret_pages) {
                 if (r != 0)
                         log_warning("process %d: what was marked for merging cannot be unmarked: %s",
                                     member->target->pid, r < 0 ? strerror(-r) : remote_error_name(r));
-                if (r == 0 && had_marks) {
+                /* The children of who just ended are as managed as he was, and know from what is remembered of him. */
+                if (r == 0 && had_marks && (!member->group || (!member->gone && target_alive(member->target)))) {
                         member->undone = true;
                         i++;
                 } else
