@@ -24,7 +24,7 @@
 #define ONCE_PASSES 5
 #define ONCE_IDLE_PASSES 3U
 /* Batches that each thread of the crew has in one round: some milliseconds of work. */
-#define ROUND_BATCHES 16U
+#define ROUND_BATCHES 4U
 
 static void add_warning(void *userdata, const char *file, unsigned line, const char *message) {
         Manager *m = userdata;
