@@ -12,8 +12,9 @@
  * what was used in the window and when that falls out of it. Used evenly, this is the quota itself. After a burst it
  * is less until the burst falls out of the window, instead of the quota first and nothing at all afterwards.
  *
- * Where others want the CPU a quota is used evenly: all of it is paced, in portions that nobody notices, and what nobody
- * used stays unused.
+ * Where others want the CPU a smaller quota is used evenly: all of it is paced, in portions that nobody notices, and
+ * what nobody used stays unused. That is a pace and no limit for a window: what was used before, when nobody else wanted
+ * it, is no reason to stand still now.
  */
 
 #include "daemon/budget.h"
@@ -37,22 +38,27 @@ __extension__ typedef unsigned __int128 Wide;
 static uint64_t scale(uint64_t value, uint64_t by, uint64_t of) { return (uint64_t)((Wide)value * by / of); }
 
 static int64_t portion_nsec(const Budget *budget) {
-        uint64_t time = budget->evenly ? PORTION_TIME_EVENLY_NSEC : PORTION_TIME_NSEC;
-        uint64_t usual = scale(budget->allowance_nsec, time, BUDGET_WINDOW_NSEC);
+        if (budget->even_nsec > 0)
+                return (int64_t)scale(budget->even_nsec, PORTION_TIME_EVENLY_NSEC, BUDGET_WINDOW_NSEC);
+
+        uint64_t usual = scale(budget->allowance_nsec, PORTION_TIME_NSEC, BUDGET_WINDOW_NSEC);
         uint64_t most = scale(budget->allowance_nsec, PORTION_TIME_MAX_NSEC, BUDGET_WINDOW_NSEC);
-        uint64_t portion = budget->evenly || usual >= PORTION_MIN_NSEC ? usual : MIN_OF(most, PORTION_MIN_NSEC);
+        uint64_t portion = usual >= PORTION_MIN_NSEC ? usual : MIN_OF(most, PORTION_MIN_NSEC);
 
         return (int64_t)MAX_OF(portion, (uint64_t)1);
 }
 
 static int64_t saved_max_nsec(const Budget *budget) {
-        if (budget->evenly)
+        if (budget->even_nsec > 0)
                 return portion_nsec(budget);
         return (int64_t)scale(budget->allowance_nsec, SAVED_TIME_NSEC, BUDGET_WINDOW_NSEC);
 }
 
+/* What is used without a pace. */
+static uint64_t free_nsec(const Budget *budget) { return budget->even_nsec > 0 ? 0 : budget->allowance_nsec / 2; }
+
 static int64_t beyond_free_nsec(const Budget *budget) {
-        return budget->used_nsec > budget->free_nsec ? (int64_t)(budget->used_nsec - budget->free_nsec) : 0;
+        return budget->used_nsec > free_nsec(budget) ? (int64_t)(budget->used_nsec - free_nsec(budget)) : 0;
 }
 
 /* Over the next n slots the oldest n fall out: used - oldest + n * rate may not exceed the allowance, for any n. The
@@ -64,6 +70,8 @@ static void set_rate(Budget *budget) {
                 used -= budget->slots[(budget->slot + n) % BUDGET_SLOTS];
                 rate = MIN_OF(rate, room > used ? (room - used) / n : 0);
         }
+        if (budget->even_nsec > 0)
+                rate = MIN_OF(rate, scale(budget->even_nsec, BUDGET_SLOT_NSEC, BUDGET_WINDOW_NSEC));
         budget->rate_nsec = rate;
 }
 
@@ -109,18 +117,18 @@ static void account(Budget *budget, uint64_t now, uint64_t cpu_nsec) {
         budget->slots[budget->slot % BUDGET_SLOTS] += used;
         budget->used_nsec += used;
         /* What was used of the free part is not owed. */
-        budget->saved_nsec = MAX_OF(budget->saved_nsec, portion_nsec(budget) - beyond_free_nsec(budget));
+        if (budget->even_nsec == 0)
+                budget->saved_nsec = MAX_OF(budget->saved_nsec, portion_nsec(budget) - beyond_free_nsec(budget));
 }
 
 void budget_init(Budget *budget, uint32_t quota, uint64_t now) {
         *budget = (Budget){ .slot = now / BUDGET_SLOT_NSEC, .seen_nsec = now };
-        budget_set_quota(budget, quota, false);
+        budget_set_quota(budget, quota, 0);
 }
 
-void budget_set_quota(Budget *budget, uint32_t quota, bool evenly) {
+void budget_set_quota(Budget *budget, uint32_t quota, uint32_t even_quota) {
         budget->allowance_nsec = scale(BUDGET_WINDOW_NSEC, quota, QUOTA_ONE);
-        budget->free_nsec = evenly ? 0 : budget->allowance_nsec / 2;
-        budget->evenly = evenly;
+        budget->even_nsec = scale(BUDGET_WINDOW_NSEC, even_quota, QUOTA_ONE);
         budget->saved_nsec = portion_nsec(budget); /* what was owed was owed to the other quota */
         budget->refilling = false;
         set_rate(budget);
@@ -154,8 +162,8 @@ uint64_t budget_left_nsec(const Budget *budget) {
 
         if (budget->refilling || budget->used_nsec >= budget->allowance_nsec)
                 return 0;
-        if (budget->used_nsec < budget->free_nsec)
-                left += budget->free_nsec - budget->used_nsec;
+        if (budget->used_nsec < free_nsec(budget))
+                left += free_nsec(budget) - budget->used_nsec;
         return MIN_OF(left, budget->allowance_nsec - budget->used_nsec);
 }
 

@@ -17,8 +17,7 @@
 
 typedef struct Budget {
         uint64_t allowance_nsec;        /* of CPU time in a window */
-        uint64_t free_nsec;             /* so much of it is used without a pace */
-        bool evenly;
+        uint64_t even_nsec;             /* 0, or: use is held to the pace of so much in a window */
         uint64_t slots[BUDGET_SLOTS];   /* CPU time used; slot number modulo BUDGET_SLOTS */
         uint64_t slot;                  /* the number of the one being filled: time / BUDGET_SLOT_NSEC */
         uint64_t used_nsec;             /* the sum of all slots */
@@ -32,9 +31,9 @@ typedef struct Budget {
 
 /* quota: 1/10,000 of a CPU. cpu_nsec counts from 0: what the total holds at the first question was used just then. */
 void budget_init(Budget *budget, uint32_t quota, uint64_t now);
-/* What was used stays used. evenly: nothing is used at once, not what nobody used before either, and the portions are a
- * sixth of a percent of the window's allowance: for a CPU that others want. */
-void budget_set_quota(Budget *budget, uint32_t quota, bool evenly);
+/* What was used stays used. even_quota: 0, or for CPUs that others want: from now on no more than this is used, evenly,
+ * in portions of a tenth of a second's worth, and nothing at once. quota holds as well. */
+void budget_set_quota(Budget *budget, uint32_t quota, uint32_t even_quota);
 
 #define BUDGET_WAIT_MAX_NSEC (100 * NSEC_PER_MSEC)
 /* 0: work may go on; else how long to do nothing and then ask again, at most BUDGET_WAIT_MAX_NSEC. */

@@ -58,7 +58,9 @@ uint32_t manager_quota(const Manager *m) {
 
 /* With CPUQuotaBusy=100% no difference is made. */
 void manager_set_quota(Manager *m) {
-        budget_set_quota(&m->budget, manager_quota(m), manager_quota(m) < m->conf->daemon.cpu_quota);
+        uint32_t quota = m->conf->daemon.cpu_quota, now = manager_quota(m);
+
+        budget_set_quota(&m->budget, quota, now < quota ? now : 0);
 }
 
 static void look_at_others(Manager *m, uint64_t now, uint64_t own_nsec) {

@@ -39,7 +39,7 @@ int cpu_left_look(CpuLeft *left, const char *stat, uint64_t now, uint64_t own_ns
         }
         /* The idle time of a CPU that goes away goes with it. */
         share = ((idle > before.idle_nsec ? idle - before.idle_nsec : 0) +
-                 (own_nsec > before.own_nsec ? own_nsec - before.own_nsec : 0)) /
+                 (own_nsec > before.own_nsec ? (own_nsec - before.own_nsec) / 2 : 0)) /
                 MAX_OF((now - before.now_nsec) / SHARE_ONE, (uint64_t)1);
         *ret = (uint32_t)MIN_OF(share, (uint64_t)UINT32_MAX - 1);
         return 0;

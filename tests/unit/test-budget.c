@@ -199,10 +199,10 @@ static void test_more_than_there_is(void **unused) {
         machine_init(&m, 15000, 1 * MSEC, 1 * MSEC, 5 * MINUTE);
         work_until(&m, START + 5 * MINUTE);
         assert_int_equal(m.waits, 0);
-        budget_set_quota(&m.budget, UINT32_MAX, false); /* the greatest that the configuration takes */
+        budget_set_quota(&m.budget, UINT32_MAX, 0); /* the greatest that the configuration takes */
         assert_int_equal(budget_wait_nsec(&m.budget, m.now, m.cpu), 0);
         assert_true(budget_left_nsec(&m.budget) > 100000 * MINUTE);
-        budget_set_quota(&m.budget, 1, false); /* and the least */
+        budget_set_quota(&m.budget, 1, 0); /* and the least */
         assert_int_equal(budget_wait_nsec(&m.budget, m.now, m.cpu), BUDGET_WAIT_MAX_NSEC);
         assert_int_equal(budget_left_nsec(&m.budget), 0);
         machine_done(&m);
@@ -215,7 +215,7 @@ static void test_quota_changes(void **unused) {
 
         machine_init(&m, 1000, MSEC / 2, MSEC / 2, 12 * MINUTE);
         work_until(&m, START + 3 * MINUTE);
-        budget_set_quota(&m.budget, 5000, false);
+        budget_set_quota(&m.budget, 5000, 0);
         before = m.waits;
         work_until(&m, m.now + 8900 * MSEC); /* half of 30 s, less the 6 s used */
         assert_int_equal(m.waits, before);
@@ -224,7 +224,7 @@ static void test_quota_changes(void **unused) {
         work_until(&m, m.now + MINUTE);
         assert_true(m.cpu - before > 29 * SEC && m.cpu - before <= 30 * SEC + MSEC);
 
-        budget_set_quota(&m.budget, 100, false); /* 30 s are used: nothing for as long as 0.6 of them are in the window */
+        budget_set_quota(&m.budget, 100, 0); /* 30 s are used: nothing for as long as 0.6 of them are in the window */
         before = m.cpu;
         work_until(&m, m.now + 58 * SEC);
         assert_int_equal(m.cpu, before);
@@ -238,11 +238,11 @@ static void test_quota_changes(void **unused) {
 /* Others want the CPU: the smaller quota is used in small portions, from the start and without anything saved up; what
  * was used before counts. When they are gone all is as it was. */
 static void test_evenly(void **unused) {
-        uint64_t before;
+        uint64_t before, least, most;
         Machine m;
 
         machine_init(&m, 1000, MSEC / 2, MSEC / 2, 10 * MINUTE);
-        budget_set_quota(&m.budget, 300, true);
+        budget_set_quota(&m.budget, 1000, 300);
         for (uint64_t t = 0; t < 3 * MINUTE; t += SEC) {
                 before = m.cpu;
                 work_until(&m, START + t + SEC);
@@ -254,14 +254,23 @@ static void test_evenly(void **unused) {
         for (size_t i = 100; i < 3 * MINUTE / MSEC; i += 10) /* within 50 ms no more than a portion and a piece of work */
                 assert_true(used_between(&m, START + i * MSEC, START + (i + 50) * MSEC) <= 3 * MSEC + MSEC / 2);
 
-        budget_set_quota(&m.budget, 1000, false);
+        budget_set_quota(&m.budget, 1000, 0);
         before = m.waits;
         work_until(&m, m.now + SEC);
         assert_int_equal(m.waits, before);
-        budget_set_quota(&m.budget, 300, true);
+        budget_set_quota(&m.budget, 1000, 300);
         before = m.cpu;
         work_until(&m, m.now + 30 * SEC);
-        assert_true(m.cpu - before <= SEC);
+        /* What was used before is no reason to stand still. */
+        assert_true(m.cpu - before >= 850 * MSEC && m.cpu - before <= 910 * MSEC);
+
+        /* But the quota holds. */
+        budget_set_quota(&m.budget, 1000, 0);
+        work_until(&m, m.now + MINUTE);
+        budget_set_quota(&m.budget, 1000, 900);
+        work_until(&m, m.now + MINUTE);
+        windows(&m, START, m.now, &least, &most);
+        assert_true(most <= 6 * SEC + MSEC / 2);
         machine_done(&m);
 }
 

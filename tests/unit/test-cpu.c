@@ -29,17 +29,17 @@ static void test_left(void **unused) {
         say("cpu  100 0 50 1000 10 0 0 0 0 0\ncpu0 1 1 1 1\n");
         assert_int_equal(cpu_left_look(&left, path, SEC, 7 * SEC, &share), 0);
         assert_int_equal(share, UINT32_MAX);
-        /* In two seconds: half a second idle, another half waiting for a disk, a quarter used by us. */
+        /* In two seconds: half a second idle, another half waiting for a disk, half a second used by us. */
         say("cpu  300 0 50 1050 60 0 0 0 0 0\n");
-        assert_int_equal(cpu_left_look(&left, path, 3 * SEC, 7 * SEC + SEC / 4, &share), 0);
+        assert_int_equal(cpu_left_look(&left, path, 3 * SEC, 7 * SEC + SEC / 2, &share), 0);
         assert_int_equal(share, 6250);
         /* 64 CPUs, of which four are idle. */
         say("cpu  300 0 50 1450 60 0 0 0 0 0\n");
-        assert_int_equal(cpu_left_look(&left, path, 4 * SEC, 7 * SEC + SEC / 4, &share), 0);
+        assert_int_equal(cpu_left_look(&left, path, 4 * SEC, 7 * SEC + SEC / 2, &share), 0);
         assert_int_equal(share, 40000);
         /* A CPU went away; a clock that stood. */
         say("cpu  300 0 50 1000 60 0 0 0 0 0\n");
-        assert_int_equal(cpu_left_look(&left, path, 5 * SEC, 7 * SEC + SEC / 4, &share), 0);
+        assert_int_equal(cpu_left_look(&left, path, 5 * SEC, 7 * SEC + SEC / 2, &share), 0);
         assert_int_equal(share, 0);
         assert_int_equal(cpu_left_look(&left, path, 5 * SEC, 8 * SEC, &share), 0);
         assert_int_equal(share, UINT32_MAX);
