@@ -364,10 +364,8 @@ static bool maps_a_pool(const Remapping *remapping, pid_t pid) {
 }
 
 static void add_orphan(Manager *m, pid_t pid) {
-        for (size_t i = 0; i < m->roster.n_leaving; i++)
-                if (m->roster.leaving[i]->target->pid == pid)
-                        return;
-        if (!roster_find_member(&m->roster, pid) && roster_add_orphan(&m->roster, pid) == 0)
+        if (!roster_find_leaving(&m->roster, pid) && !roster_find_member(&m->roster, pid) &&
+            roster_add_orphan(&m->roster, pid) == 0)
                 log_info("process %d was remapped by an earlier daemon and is not merged any more: undoing it", pid);
 }
 

@@ -3,8 +3,8 @@
 
 #include "control/service.h"
 #include "daemon/budget.h"
-#include "host/cpu.h"
 #include "daemon/roster.h"
+#include "host/cpu.h"
 #include "host/kernel.h"
 #include "host/ksm.h"
 #include "host/numa.h"
@@ -136,11 +136,11 @@ bool manager_scan_requested(const Manager *manager);
 bool manager_breathe(Manager *manager, uint64_t nsec);
 /* The same between two steps of the burst, which is paused meanwhile if it must wait. */
 bool manager_breathe_in_burst(Manager *manager);
-/* What CPUQuota= limits: the CPU time that the daemon, and ksmd on its behalf, have used so far. */
 /* The configuration says another, or others want more or less of the CPUs. */
 void manager_set_quota(Manager *manager);
 /* What is in force now: a share of one CPU, in 1/10,000. */
 uint32_t manager_quota(const Manager *manager);
+/* What CPUQuota= limits: the CPU time that the daemon, and ksmd on its behalf, have used so far. */
 void manager_budget_stats(Manager *manager, BudgetStats *ret);
 
 /* pass.c: one pass over everything opted in, merging included. MANAGER_E_CUT: there is more to be read, by the next one;
@@ -165,8 +165,8 @@ int manager_load_marks(Manager *manager, Member *member);
  * be called now, or memory to un-share into was short. *ret_pages grows by the pages that were unmarked. */
 int manager_undo(Manager *manager, Member *member, uint64_t *ret_pages);
 
-/* undoing.c: undoes what was done to the members that left. true: some could not be reached, or were born meanwhile, and are
- * to be tried again. */
+/* undoing.c: undoes what was done to the members that left. true: some could not be reached, or were born meanwhile, and
+ * are to be tried again. */
 bool manager_undo_leaving(Manager *manager, uint64_t *ret_pages);
 
 /* census.c: counts what is saved now, by frames, and the statistics anew. */

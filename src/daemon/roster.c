@@ -266,18 +266,11 @@ static void member_open_space(Member *member) {
         }
 }
 
-static bool is_leaving(const Roster *roster, pid_t pid) {
-        for (size_t i = 0; i < roster->n_leaving; i++)
-                if (roster->leaving[i]->target->pid == pid)
-                        return true;
-        return false;
-}
-
 static int member_add(Roster *roster, Group *group, pid_t pid, size_t at) {
         _cleanup_(member_freep) Member *member = NULL;
         int r;
 
-        if (is_leaving(roster, pid))
+        if (roster_find_leaving(roster, pid))
                 return -EBUSY;
         r = GROW(group->members, group->n_members, group->members_allocated);
         if (r < 0)
@@ -527,6 +520,13 @@ Member *roster_find_member(const Roster *roster, pid_t pid) {
                         if (member->target->pid == pid && !member->gone)
                                 return member;
                 }
+        return NULL;
+}
+
+Member *roster_find_leaving(const Roster *roster, pid_t pid) {
+        for (size_t i = 0; i < roster->n_leaving; i++)
+                if (roster->leaving[i]->target->pid == pid)
+                        return roster->leaving[i];
         return NULL;
 }
 

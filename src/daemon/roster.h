@@ -175,4 +175,5 @@ extern unsigned roster_test_leave_out;
 
 Group *roster_find_group(const Roster *roster, const char *path);
 Member *roster_find_member(const Roster *roster, pid_t pid);
+Member *roster_find_leaving(const Roster *roster, pid_t pid);
 size_t roster_count_members(const Roster *roster);

@@ -15,13 +15,6 @@
 #include <fcntl.h>
 #include <string.h>
 
-static Member *find_leaving(const Roster *roster, pid_t pid) {
-        for (size_t i = 0; i < roster->n_leaving; i++)
-                if (roster->leaving[i]->target->pid == pid)
-                        return roster->leaving[i];
-        return NULL;
-}
-
 static bool born_of_undone(const Roster *roster, pid_t pid) {
         TargetOrigin origin;
 
@@ -30,8 +23,7 @@ static bool born_of_undone(const Roster *roster, pid_t pid) {
         for (size_t i = 0; i < roster->n_leaving; i++) {
                 const Member *member = roster->leaving[i];
 
-                if (member->undone && target_origin_same(&member->marks.origin, &origin) &&
-                    member->marks.origin.start_ticks <= origin.start_ticks)
+                if (member->undone && target_origin_precedes(&member->marks.origin, &origin))
                         return true;
         }
         return false;
@@ -49,11 +41,11 @@ static bool find_newborn(Manager *m) {
                 pid_t pid = atoi(entry->d_name);
                 Member *member;
 
-                if (pid <= 0 || find_leaving(&m->roster, pid) || !born_of_undone(&m->roster, pid))
+                if (pid <= 0 || roster_find_leaving(&m->roster, pid) || !born_of_undone(&m->roster, pid))
                         continue;
                 member = roster_find_member(&m->roster, pid);
                 if (!member && roster_add_orphan(&m->roster, pid) == 0) {
-                        member = find_leaving(&m->roster, pid);
+                        member = roster_find_leaving(&m->roster, pid);
                         found = true;
                 }
                 if (member)

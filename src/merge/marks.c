@@ -80,7 +80,7 @@ static int ended_inherited(const Advise *advise, const Target *target, const Tar
         for (size_t i = 0; i < advise->n_ended; i++) {
                 const MarksEnded *ended = &advise->ended[i];
 
-                if (target_origin_same(&ended->origin, origin) && ended->origin.start_ticks <= origin->start_ticks)
+                if (target_origin_precedes(&ended->origin, origin))
                         return target_layout_is_fixed(target) ? -ENOENT
                                                               : ranges_unite(&ended->foreign, &(Ranges){}, ret);
         }
@@ -94,7 +94,7 @@ static int state_inherited(Advise *advise, const Target *target, const TargetOri
 
         for (unsigned i = 0; r == 0 && i < ANCESTORS_MAX && origin.parent > 1; i++) {
                 r = target_origin_of(origin.parent, &parent);
-                if (r < 0 || !target_origin_same(&parent, &origin) || parent.start_ticks > origin.start_ticks)
+                if (r < 0 || !target_origin_precedes(&parent, &origin))
                         break;
                 r = state_read(advise->statefd, origin.parent, parent.start_ticks, ret);
                 if (r != -ENOENT)

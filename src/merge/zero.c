@@ -19,7 +19,7 @@
  * followed, the runs' own userfaultfd lets go of them for that long: a mapping has only one. What came of a batch is
  * read from the page tables, not from what the program said.
  */
-#define STOP_NSEC (1000 * NSEC_PER_USEC)         /* for the runs of a batch; what each has to begin with comes on top */
+#define STOP_NSEC (1000 * NSEC_PER_USEC)        /* for the runs of a batch; what each has to begin with comes on top */
 #define BEGIN_NSEC (60 * NSEC_PER_USEC)
 #define TAKE_NSEC (1600 * NSEC_PER_USEC)        /* then no more runs are begun */
 #define PAGE_NSEC_FIRST 1200U

@@ -19,6 +19,8 @@ int target_origin_of(pid_t pid, TargetOrigin *ret);
 
 /* One layout. Where the layout is not random (target_layout_is_fixed()) that alone proves nothing. */
 bool target_origin_same(const TargetOrigin *a, const TargetOrigin *b);
+/* One layout, and the first is not the younger: who has the second may be forked from who has it. */
+bool target_origin_precedes(const TargetOrigin *parent, const TargetOrigin *child);
 /* personality(2) ADDR_NO_RANDOMIZE, or it cannot be told. */
 bool target_layout_is_fixed(const Target *target);
 

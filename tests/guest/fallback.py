@@ -33,7 +33,8 @@ class Guest(Host):
 
     def opt_in(self, group, merge="yes"):
         CONFIG.parent.mkdir(exist_ok=True)
-        CONFIG.write_text(f"[Daemon]\nScanInterval=2s\nMinimumAge=0\nCPUQuota=100%\nCPUQuotaBusy=100%\n[Cgroup {group}]\nMerge={merge}\n")
+        CONFIG.write_text("[Daemon]\nScanInterval=2s\nMinimumAge=0\nCPUQuota=100%\nCPUQuotaBusy=100%\n"
+                          f"[Cgroup {group}]\nMerge={merge}\n")
 
     def __exit__(self, kind, value, trace):
         if kind not in (None, SystemExit):
