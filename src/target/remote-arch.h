@@ -129,3 +129,6 @@ typedef struct RemoteResults {
 } RemoteResults;
 
 extern const uint8_t remote_stub_start[], remote_stub_made[], remote_stub_park[], remote_stub_end[];
+/* From first to others: a jump past the look at stop. */
+extern const uint8_t remote_stub_first[], remote_stub_others[];
+#define REMOTE_ARCH_NOP 0x90 /* of one byte */

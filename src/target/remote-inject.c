@@ -168,6 +168,9 @@ RemoteHead *remote_head_write(const RemoteThread *thread, uint8_t *text) {
                 .bytes = thread->region_bytes,
         };
         memcpy(head->code, remote_stub_start, code);
+        if (!remote_guards(REMOTE_GUARD_FIRST))
+                memset(head->code + (remote_stub_first - remote_stub_start), REMOTE_ARCH_NOP,
+                       (size_t)(remote_stub_others - remote_stub_first));
         return head;
 }
 
@@ -242,6 +245,8 @@ static int await_done(RemoteThread *thread, size_t n, uint64_t deadline_nsec, Re
 static uint64_t run_deadline(uint64_t stood_nsec) {
         uint64_t now = now_nsec(), late = MIN_OF((now - stood_nsec) / 2, (uint64_t)RUN_LATE_MAX_NSEC);
 
+        if (!remote_guards(REMOTE_GUARD_LATE))
+                return stood_nsec + REMOTE_RUN_NSEC;
         return MAX_OF(stood_nsec + REMOTE_RUN_NSEC, now + late);
 }
 

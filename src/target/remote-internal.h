@@ -368,6 +368,8 @@ enum {
         REMOTE_GUARD_LEFT = 1 << 14,    /* what a dead caller left is taken away only if it still is what it was */
         REMOTE_GUARD_PARK = 1 << 15,    /* the others wait for its end, even if we die */
         REMOTE_GUARD_PEEK = 1 << 16,    /* a signal that it had taken is not collected before it is given back */
+        REMOTE_GUARD_FIRST = 1 << 17,   /* one call is made in any case */
+        REMOTE_GUARD_LATE = 1 << 18,    /* they have some time, however long getting in took */
 };
 
 #ifdef REMOTE_TEST

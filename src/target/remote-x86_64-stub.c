@@ -61,7 +61,7 @@ _Static_assert(MADE_OFFSET == REMOTE_REGION_MADE_OFFSET && FOUND_OFFSET == REMOT
                RESULTS_OFFSET + sizeof(RemoteResults) + REMOTE_BATCH_MAX * sizeof(int64_t) <= MADE_OFFSET, "");
 
 asm(".pushsection .rodata\n"
-    ".globl remote_stub_start, remote_stub_made, remote_stub_park, remote_stub_end\n"
+    ".globl remote_stub_start, remote_stub_first, remote_stub_others, remote_stub_made, remote_stub_park, remote_stub_end\n"
     "remote_stub_start:\n"
     "       xor     %r14d, %r14d\n" /* as long as it is 0 the results cannot be written */
     "       mov     $28, %eax\n" /* madvise(region, all, MADV_DONTFORK) */
@@ -82,8 +82,10 @@ asm(".pushsection .rodata\n"
     "       cmpq    $0, " STR(HEAD_PROGRAM) "(%r12)\n"
     "       jne     20f\n"
     "       lea     64+" STR(RESULTS_OFFSET) "(%r12), %rbp\n"
+    "remote_stub_first:\n"
     "       jmp     12f\n" /* the first one in any case: else a machine on which getting here takes longer than a stop
                               * should would be stopped again and again for nothing */
+    "remote_stub_others:\n"
     "1:     cmpq    $0, " STR(HEAD_STOP) "(%r12)\n"
     "       jne     2f\n"
     "12:    test    %r13, %r13\n"
