@@ -370,6 +370,7 @@ enum {
         REMOTE_GUARD_PEEK = 1 << 16,    /* a signal that it had taken is not collected before it is given back */
         REMOTE_GUARD_FIRST = 1 << 17,   /* one call is made in any case */
         REMOTE_GUARD_LATE = 1 << 18,    /* they have some time, however long getting in took */
+        REMOTE_GUARD_INSIST = 1 << 19,  /* remote_insist() */
 };
 
 #ifdef REMOTE_TEST

@@ -157,7 +157,7 @@ void remote_note_slow(Remote *remote, uint64_t stood, uint64_t detached) {
 bool remote_may_be_slow(const Remote *remote) {
         uint64_t interval = SLOW_STOP_INTERVAL_NSEC;
 
-        if (remote->insists)
+        if (remote->insists && remote_guards(REMOTE_GUARD_INSIST))
                 interval = MIN_OF(interval, (INSISTENCE_SHARE - 1) * remote->slow_stop_took_nsec);
         return remote->slow_stops * 200 <= remote->stats.stops || now_nsec() - remote->slow_stop_nsec > interval;
 }

@@ -33,6 +33,7 @@ typedef struct Hammer {
         uint64_t kills, made, taken, transacted, moved;
         bool transact;          /* always; otherwise now and then */
         bool calls_only;        /* neither transactions nor adoptions */
+        bool insist;            /* no thread is reached in time: by patience at first, then insisting */
 } Hammer;
 
 unsigned remote_test_leave_out;
@@ -41,6 +42,7 @@ static int end_at_step = -1;
 static unsigned long end_after;
 static useconds_t dawdle_usec; /* while a descriptor is held */
 static useconds_t slow_usec;   /* to get a thread to where its calls are made */
+static useconds_t reach_usec;  /* until one that was interrupted is seen to stand */
 static useconds_t late_usec;   /* between a look at the target and the stop, at most; random */
 
 void remote_test_step(RemoteStep step) {
@@ -48,6 +50,8 @@ void remote_test_step(RemoteStep step) {
                 raise(SIGKILL);
         if (step == REMOTE_STEP_TAKEN && dawdle_usec)
                 usleep(dawdle_usec);
+        if (step == REMOTE_STEP_INTERRUPTED && reach_usec)
+                usleep(reach_usec);
         if (step == REMOTE_STEP_CODE && slow_usec)
                 usleep(slow_usec);
         if (step == REMOTE_STEP_SEIZED && late_usec)
@@ -218,6 +222,28 @@ static void clean_up(Hammer *hammer, Remote *remote) {
         }
 }
 
+/* Every stop takes too long, as where CPUs are scarce. Who has patience is refused all but a few; who insists gets them for a
+ * sixteenth of the time, and no more. */
+static void hammer_patiently_and_not(Hammer *hammer, Remote *remote, uint64_t end) {
+        const uint64_t half = (end - now_nsec()) / 2;
+        uint64_t made[2];
+
+        for (unsigned insist = 0; insist < 2; insist++) {
+                uint64_t began = now_nsec(), before = hammer->outcomes[0], last = 0, sum = 0;
+
+                remote_insist(remote, insist);
+                while (now_nsec() < began + half && listen_to_victim(hammer, 0)) {
+                        if (hammer_once(hammer, remote) == 0)
+                                sum += last, last = remote->slow_stop_took_nsec;
+                        usleep((useconds_t)random() % 20000);
+                }
+                made[insist] = hammer->outcomes[0] - before;
+                CHECK(!insist || 16 * sum <= now_nsec() - began, "it stood for %lu of %lu us", sum / 1000, half / 1000);
+        }
+        printf("  %lu stops by patience, %lu insisting\n", made[0], made[1]);
+        CHECK(made[1] > made[0] + 2, "insisting gained nothing");
+}
+
 static void hammer_victim(Hammer *hammer) {
         _cleanup_(remote_freep) Remote *remote = NULL;
         CHECK(remote_new(&remote) == 0);
@@ -230,6 +256,8 @@ static void hammer_victim(Hammer *hammer) {
         uint64_t end = now_nsec() + (uint64_t)(hammer->seconds * 0.9e9);
         if (hammer->kill_at_random || hammer->kill_at_steps)
                 hammer_and_die(hammer, remote, end);
+        else if (hammer->insist)
+                hammer_patiently_and_not(hammer, remote, end);
         else
                 while (now_nsec() < end && listen_to_victim(hammer, 0)) {
                         (void)hammer_once(hammer, remote);
@@ -269,7 +297,7 @@ static void hammer_victim(Hammer *hammer) {
                 exit(77);
         CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0, "%s: the victim ended with %#x", hammer->kind, status);
         /* However long it took to get there: each stop is refused or makes a call, and most of them make many. */
-        if (hammer->calls_only) {
+        if (hammer->calls_only && !hammer->insist) {
                 uint64_t refused = (stats.failures - hammer->outcomes[REMOTE_E_LOST]) * REMOTE_CANDIDATES;
 
                 CHECK(stats.stops <= stats.calls + refused, "stops were made for nothing");
@@ -291,6 +319,7 @@ int main(int argc, char **argv) {
                 {"kill-taking", no_argument, NULL, 'T'},      {"late-usec", required_argument, NULL, 'a'},
                 {"dawdle-usec", required_argument, NULL, 'd'}, {"transact", no_argument, NULL, 't'},
                 {"program-wait-usec", required_argument, NULL, 'w'}, {"slow-usec", required_argument, NULL, 'S'},
+                {"insist", no_argument, NULL, 'i'},
                 {},
         };
         for (int o; (o = getopt_long(argc, argv, "", options, NULL)) >= 0;)
@@ -306,6 +335,7 @@ int main(int argc, char **argv) {
                 case 'w': remote_test_program_wait_nsec = strtoull(optarg, NULL, 0) * NSEC_PER_USEC; break;
                 case 'T': hammer.kill_at_steps = true, hammer.kill_at = REMOTE_STEP_TAKEN; break;
                 case 'S': hammer.calls_only = true, slow_usec = (useconds_t)atoi(optarg); break;
+                case 'i': hammer.insist = hammer.calls_only = true, reach_usec = 2000; break;
                 case 'a': late_usec = (useconds_t)atoi(optarg); break;
                 case 'd': dawdle_usec = (useconds_t)atoi(optarg); break;
                 case 'e':
