@@ -164,6 +164,7 @@ void roster_prune_slots(Roster *roster);
 /* Safeguards that tests leave out, to see that they are missed. */
 enum {
         ROSTER_GUARD_DOMAIN = 1 << 0,   /* cgroups of one domain share a slot, and those of two do not */
+        ROSTER_GUARD_BORN = 1 << 1,     /* who was born while his parent was undone is undone too */
 };
 
 #ifdef DAEMON_TEST

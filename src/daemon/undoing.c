@@ -59,7 +59,7 @@ static bool drop_undone(Manager *m) {
 
         for (size_t i = 0; i < m->roster.n_leaving && !any; i++)
                 any = m->roster.leaving[i]->undone;
-        found = any && find_newborn(m);
+        found = any && roster_guards(ROSTER_GUARD_BORN) && find_newborn(m);
         for (size_t i = 0; i < m->roster.n_leaving;) {
                 Member *member = m->roster.leaving[i];
 

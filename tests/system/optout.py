@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 
+from controls import Noticed, test_daemon, until_noticed
 from harness import Frames, Host, check, mappings, marked, run_tests, wait_for
 
 
@@ -183,29 +184,47 @@ while True:
 """
 
 
+def forked_while_undone(host, start):
+    """Daemons come from start(host, configuration). Returns (the daemon, what says which processes there are)."""
+    group = host.cgroup("a")
+    parents = [host.spawn(group, sys.executable, "-c", PREFORK, ready="ready") for _ in range(2)]
+    daemon = start(host, host.configure(conf(group)))
+    frames = Frames()
+
+    def pids():
+        return [int(pid) for pid in (host.root / group / "cgroup.procs").read_text().split()]
+
+    wait_for("merged", lambda: frames.ksm(pids())[0] > 3900)
+    for parent in parents:
+        parent.send_signal(signal.SIGUSR1)
+    time.sleep(0.05)
+    before = len(pids())
+    host.ctl("unmerge", group)
+    wait_for("the children", lambda: len(pids()) == 82)
+    print(f"    {before} processes when it was asked for, 82 in the end")
+    check(before < 82, "all were born before")
+    return daemon, pids
+
+
 def born_meanwhile():
     """children that are forked while their parent is being undone have its marks, and are undone too"""
     with Host("born") as host:
-        group = host.cgroup("a")
-        parents = [host.spawn(group, sys.executable, "-c", PREFORK, ready="ready") for _ in range(2)]
-        daemon = host.daemon(host.configure(conf(group)))
-        frames = Frames()
-
-        def pids():
-            return [int(pid) for pid in (host.root / group / "cgroup.procs").read_text().split()]
-
-        wait_for("merged", lambda: frames.ksm(pids())[0] > 3900)
-        for parent in parents:
-            parent.send_signal(signal.SIGUSR1)
-        time.sleep(0.05)
-        before = len(pids())
-        host.ctl("unmerge", group)
-        wait_for("the children", lambda: len(pids()) == 82)
-        print(f"    {before} processes when it was asked for, 82 in the end")
-        check(before < 82, "all were born before")
+        daemon, pids = forked_while_undone(host, Host.daemon)
         wait_for("unmarked", lambda: not any(marked(pid) for pid in pids()), 10)
         check(host.stop(daemon) == 0, "end")
 
 
+def control_born():
+    """nobody looks for children that were forked meanwhile: they keep their marks"""
+    def act(host):
+        daemon, pids = forked_while_undone(host, lambda *what: test_daemon(*what, "_ROSTER", 2))
+        host.ctl("unmerge", host.groups[0], expect=1)  # nobody is left to be undone
+        left = sum(marked(pid) > 0 for pid in pids())
+        if left > 0 and daemon.poll() is None:
+            raise Noticed(f"{left} children are marked")
+    until_noticed("bornctl", act, attempts=10)
+
+
 if __name__ == "__main__":
-    run_tests(process_moved_out, section_removed, unmerge_command, on_stop, orphans, own_marks_stay, born_meanwhile)
+    tests = [process_moved_out, section_removed, unmerge_command, on_stop, orphans, own_marks_stay, born_meanwhile]
+    run_tests(*tests, *([control_born] if sys.argv[1:] else []))

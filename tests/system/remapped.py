@@ -12,15 +12,14 @@ import subprocess
 import sys
 import threading
 import time
-import traceback
 
+from controls import Noticed, TEST_DAEMON, test_daemon, until_noticed
 from harness import BUILD, KSM, Frames, Host, PAGE, check, knobs, mappings, run_tests, skip, wait_for
 
 DAEMON = "MinimumAge=0s\nScanInterval=300ms\n"
 
 
 NO_KSM = ["unshare", "-m", "--propagation", "private", "sh", "-ec", 'mount -t tmpfs none /sys/kernel/mm && exec "$@"', "sh"]
-TEST_DAEMON = BUILD / "tests/system/ksmd-user-test"
 
 
 def ksm_counters():
@@ -639,40 +638,6 @@ def strange():
         unmerge(host, group)
         wait_for_plain([v.pid for v in victims])
         ended(host, daemon, *victims)
-
-
-class Noticed(Exception):
-    """What a control is there to see."""
-
-
-def on_alarm(signum, frame):
-    raise TimeoutError("nothing was noticed in time")
-
-
-signal.signal(signal.SIGALRM, on_alarm)
-
-
-def until_noticed(name, act, attempts=1, seconds=100):
-    """A daemon with a safeguard left out (daemon-test.c), until the victims notice: only that ends with 1. Whatever else goes
-    wrong proves nothing, and is told as if all were well, which is what must not be."""
-    for _ in range(attempts):
-        try:
-            with Host(name) as host:
-                signal.alarm(seconds)
-                act(host)
-        except Noticed as noticed:
-            print(f"    noticed: {noticed}", flush=True)
-            sys.exit(1)
-        except Exception:
-            traceback.print_exc()
-        finally:
-            signal.alarm(0)
-    print("    nothing was noticed", flush=True)
-    sys.exit(0)
-
-
-def test_daemon(host, config, variable, mask):
-    return host.daemon(config, program=TEST_DAEMON, environment={"KSMD_USER_TEST_LEAVE_OUT" + variable: str(mask)})
 
 
 def notice(victim, word):
