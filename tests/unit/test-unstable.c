@@ -444,6 +444,45 @@ static void test_expectation(void **state) {
                 assert_int_equal(unstable_see(tree, key_uniform(i), i, &other), UNSTABLE_E_SELF);
 }
 
+/* A bucket that so many entries are expected in: the cell it begins with is the largest that they fill. */
+static void check_first_cell(size_t each, uint32_t size) {
+        _cleanup_(unstable_freep) Unstable *tree = NULL;
+        uint32_t bucket = 0x34, n = 0;
+        PageRef other;
+
+        assert_int_equal(unstable_new(&tree), 0);
+        unstable_expect(tree, 1);
+        assert_int_equal(tree->buckets.n, UNSTABLE_BUCKETS_MIN);
+        tree->expected = each * UNSTABLE_BUCKETS_MIN + UNSTABLE_BUCKETS_MIN - 1;
+        for (uint64_t key = 0; n <= cell_capacity(size); key++) {
+                if (buckets_find(&tree->buckets, unstable_hash(key)) != bucket)
+                        continue;
+                assert_int_equal(unstable_see(tree, key, n, &other), 0);
+                n++;
+                if (n <= cell_capacity(size)) { /* not exchanged on the way */
+                        assert_int_equal(cell_size(*buckets_at(&tree->buckets, bucket)), size);
+                        assert_int_equal(tree->classes[size].n, 1);
+                }
+        }
+        assert_int_equal(cell_size(*buckets_at(&tree->buckets, bucket)), MIN_OF(size + 1, CELL_SIZES));
+        assert_int_equal(unstable_count(tree), n);
+        tree_check(tree, false);
+}
+
+static void test_first_cell(void **state) {
+        for (size_t each = 0; each < 13; each++)
+                check_first_cell(each, 1);
+        check_first_cell(13, 2);
+        check_first_cell(16, 2); /* what it is as a rule */
+        check_first_cell(19, 2);
+        check_first_cell(20, 3);
+        check_first_cell(55, 7);
+        check_first_cell(56, 8);
+        check_first_cell(104, 14);
+        check_first_cell(105, 15);
+        check_first_cell(100000, 15);
+}
+
 static void test_arguments(void **state) {
         Unstable *tree = NULL;
         PageRef other = 7;
@@ -468,7 +507,7 @@ static void test_arguments(void **state) {
 
 int main(void) {
         const struct CMUnitTest tests[] = {
-                cmocka_unit_test(test_expectation),      cmocka_unit_test(test_uniform),
+                cmocka_unit_test(test_expectation),    cmocka_unit_test(test_first_cell),
                 cmocka_unit_test(test_arguments),      cmocka_unit_test(test_uniform),
                 cmocka_unit_test(test_clustered),      cmocka_unit_test(test_same_bucket),
                 cmocka_unit_test(test_sweep_survives_growth), cmocka_unit_test(test_memory),
