@@ -34,6 +34,12 @@ static void answer_fault(Hold *hold, int fd, const struct uffd_msg *msg) {
                 (void)ioctl(fd, UFFDIO_WRITEPROTECT, &allow);
                 return;
         }
+        if (serve_left_out & SERVE_LEAVE_OUT_HASTE) {
+                static uint64_t last;
+                if (address == last)
+                        usleep(5000);
+                last = address;
+        }
         if (serve_left_out & SERVE_LEAVE_OUT_ZERO) {
                 struct uffdio_continue stale = { .range = { address, PAGE_BYTES } };
                 if (ioctl(fd, UFFDIO_CONTINUE, &stale) == 0)

@@ -17,6 +17,7 @@ enum {
         SERVE_LEAVE_OUT_FORK = 2,       /* lets the child's userfaultfd go */
         SERVE_LEAVE_OUT_MUTE = 4,       /* answers the faults of mute ones with zeros */
         SERVE_LEAVE_OUT_REQUEUE = 8,    /* a new server does not ask again what the last one took along */
+        SERVE_LEAVE_OUT_HASTE = 16,     /* of two that fault on one page the second is answered late */
 };
 #ifdef KEEPER_TEST
 extern unsigned serve_left_out;

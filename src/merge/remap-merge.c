@@ -65,6 +65,8 @@ static void take_away(Merge *m) {
         if (remap_guards(REMAP_GUARD_BLOCK))
                 remap_register(base, m->uffd, row_value(base, ROW_START), row_value(base, ROW_BYTES),
                                UFFDIO_REGISTER_MODE_MISSING, refused);
+        if (!remap_guards(REMAP_GUARD_HASTE))
+                remap_dawdle(p);
         if (remap_guards(REMAP_GUARD_MOVE)) {
                 REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, move + WORD_OF(UffdMove, dst),
                                remote_word(base->there), remote_value(0));
@@ -201,6 +203,8 @@ static void build(Merge *m, const int fds[static 3], uint64_t window_offset) {
                     remote_value(PROT_READ), remote_value(MAP_SHARED | MAP_NORESERVE), remote_word(m->pool),
                     remote_value(window_offset));
         take_away(m);
+        if (!remap_guards(REMAP_GUARD_HASTE) && !remap_guards(REMAP_GUARD_WORKERS))
+                remap_dawdle(p);
         if (remap_guards(REMAP_GUARD_BARRIER))
                 REMOTE_CALL(p, REMOTE_NOWHERE, REMOTE_NOTHING, SYS_madvise, remote_word(base->scratch),
                             remote_value(PAGE_BYTES), remote_value(MADV_DONTFORK));

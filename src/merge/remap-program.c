@@ -299,14 +299,14 @@ static int answer(void *userdata, RemoteProgram *p, const Target *target) {
         int r;
 
         /* io_uring's workers cannot be stopped, and may discard pages for the process while these are away. */
-        if (program->transaction->workers > 0)
+        if (program->transaction->workers > 0 && remap_guards(REMAP_GUARD_WORKERS))
                 return -EBUSY;
         r = remote_maps_open(target, &maps);
         if (r != 0)
                 return r;
         for (unsigned i = 0; i < batch->n; i++)
                 check_range(program, &maps, i);
-        return batch->settle ? batch->settle(batch->userdata) : 0;
+        return batch->settle && remap_guards(REMAP_GUARD_SETTLE) ? batch->settle(batch->userdata) : 0;
 }
 
 void remap_ask(RemapProgram *program, bool undo) {

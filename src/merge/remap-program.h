@@ -8,6 +8,7 @@
 #include <linux/userfaultfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 
 /*
  * What the programs of remap-merge.c and remap-undo.c share: a table of ranges that they walk, the ioctls of a
@@ -87,6 +88,13 @@ void remap_scratch(RemapProgram *program, unsigned uffd, unsigned on_error);
 void remap_unscratch(RemapProgram *program);
 /* Moves the row's pages from scratch to where they belong, as many as are there, however often it takes. */
 void remap_move_in(RemapProgram *program, unsigned uffd);
+/* Where a control of the tests left a safeguard out: long enough to be seen. */
+static inline void remap_dawdle(RemoteProgram *p) {
+        unsigned time = remote_program_words(p, 2);
+
+        remote_program_set(p, time + 1, 300 * NSEC_PER_USEC);
+        REMOTE_CALL(p, REMOTE_NOWHERE, REMOTE_NOTHING, SYS_nanosleep, remote_at(time), remote_value(0));
+}
 
 /* With the next question, all threads standing, before anything is mapped: waits for the guard (RemapSettle), and passes
  * over the ranges whose mapping is not what was planned for any more. What lies there now may be anything, or nothing; then

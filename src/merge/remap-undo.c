@@ -155,14 +155,6 @@ static void make_fresh(Undo *u, unsigned on_error) {
         remote_program_here(p, good);
 }
 
-/* Where a control of the tests left a safeguard out: long enough to be seen. */
-static void dawdle(RemoteProgram *p) {
-        unsigned time = remote_program_words(p, 2);
-
-        remote_program_set(p, time + 1, 300 * NSEC_PER_USEC);
-        REMOTE_CALL(p, REMOTE_NOWHERE, REMOTE_NOTHING, SYS_nanosleep, remote_at(time), remote_value(0));
-}
-
 static void undo_rows(Undo *u) {
         RemapProgram *base = &u->base;
         RemoteProgram *p = base->p;
@@ -191,12 +183,12 @@ static void undo_rows(Undo *u) {
         }
         copy_out(u, kept);
         if (!remap_guards(REMAP_GUARD_PROTECT))
-                dawdle(p);
+                remap_dawdle(p);
         make_fresh(u, kept);
         REMOTE_CALL(p, gone, base->error, SYS_mremap, remote_word(u->fresh), row_value(base, ROW_BYTES),
                     row_value(base, ROW_BYTES), remote_value(MREMAP_MAYMOVE | MREMAP_FIXED), row_value(base, ROW_START));
         if (!remap_guards(REMAP_GUARD_MUTE)) {
-                dawdle(p);
+                remap_dawdle(p);
                 remap_register(base, u->mute, row_value(base, ROW_START), row_value(base, ROW_BYTES),
                                UFFDIO_REGISTER_MODE_MISSING, REMOTE_NOWHERE);
         }

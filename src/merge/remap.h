@@ -101,6 +101,9 @@ enum {
         REMAP_GUARD_HOLD = 1 << 9,      /* the other threads wait for the end, even if we die */
         REMAP_GUARD_WRITTEN = 1 << 10,  /* undoing: pages that were written may be pinned, and are left */
         REMAP_GUARD_PIN = 1 << 11,      /* … unless nothing is seen that may pin them (remap_target_may_pin()) */
+        REMAP_GUARD_HASTE = 1 << 12,    /* none; without it there is time for others between the steps of merging */
+        REMAP_GUARD_SETTLE = 1 << 13,   /* no answer of the guard's is still to come */
+        REMAP_GUARD_WORKERS = 1 << 14,  /* nothing is begun where somebody cannot be stopped */
 };
 
 #ifdef REMAP_TEST

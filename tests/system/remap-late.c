@@ -1,0 +1,529 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Route remap's programs beside those that no stop of the target holds up, each made to come at the one moment that its
+ * safeguard is there for, which the hammer never hit:
+ *
+ *   writer   writes through /proc/PID/mem. It found its page before that was moved, and copies into it when it was compared
+ *            (REMAP_GUARD_BARRIER). A kernel that is not preempted between the two serves interrupts there: thousands of
+ *            timers that end at once on the writer's CPU hold it up for longer than the program takes.
+ *   answer   the keeper, which read two threads' faults on one page, answers the second when the page is being put back
+ *            (RemapSettle). It is a build of it that waits before that answer (SERVE_LEAVE_OUT_HASTE).
+ *   worker   one of io_uring's, which discards pages while they are away (RemapBatch.workers).
+ *
+ * Built with the sources of the route (REMAP_TEST): with --leave-out the victim must notice.
+ */
+#include "keeper/keeper.h"
+#include "merge/remap.h"
+#include "target/remote-internal.h"
+#include "tests/test.h"
+
+#include <getopt.h>
+#include <liburing.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/timerfd.h>
+#include <sys/wait.h>
+
+#define AREA_PAGES 16384U
+#define RUN_PAGES 16U
+#define TIMERS 2048U
+/* A write that took this long was held up. */
+#define LONG_NSEC (200 * NSEC_PER_USEC)
+#define ROUNDS 8U
+
+unsigned remote_test_leave_out, remap_test_leave_out = REMAP_GUARD_HASTE;
+uint64_t remote_test_program_wait_nsec = NSEC_PER_SEC;
+
+void remote_test_step(RemoteStep step) { (void)step; }
+
+typedef struct Order {
+        uint64_t asked, done;   /* counted; done by the victim, or one of its threads */
+        uint64_t page;
+} Order;
+
+/* Between the processes; each word has one writer. */
+typedef struct Shared {
+        uint8_t *area;          /* the victim's */
+        uint64_t current;       /* writer: the page that is merged now */
+        Order look;             /* at the page: its stamp must be this */
+        uint64_t stamp;
+        uint64_t storm_nsec;    /* the writer is held up from then on */
+        Order discard, check, touch[2];
+        uint64_t errors;        /* the victim's: what it found wrong, … */
+        char first[128];        /* … and where at first */
+        uint64_t held_up, written, discarded;
+        bool stop;
+} Shared;
+
+static Shared *shared;
+static uint64_t content[RUN_PAGES][PAGE_BYTES / sizeof(uint64_t)]; /* the pool's pages */
+static int pool;
+static struct stat pool_stat;
+
+static void order(Order *one, uint64_t page) {
+        one->page = page;
+        __atomic_store_n(&one->asked, one->asked + 1, __ATOMIC_RELEASE);
+}
+
+static bool is_asked(const Order *one) { return __atomic_load_n(&one->asked, __ATOMIC_ACQUIRE) != one->done; }
+static void is_done(Order *one) { __atomic_store_n(&one->done, one->done + 1, __ATOMIC_RELEASE); }
+
+static void await_order(const Order *one) {
+        for (uint64_t until = now_nsec() + 20 * NSEC_PER_SEC; __atomic_load_n(&one->done, __ATOMIC_ACQUIRE) != one->asked;) {
+                CHECK(now_nsec() < until, "the victim does not answer");
+                usleep(10);
+        }
+}
+
+static uint64_t *page_at(uint64_t page) { return (uint64_t *)(void *)(shared->area + page * PAGE_BYTES); }
+
+#define bad(...)                                                                        \
+        do {                                                                            \
+                if (shared->errors++ == 0)                                              \
+                        snprintf(shared->first, sizeof shared->first, __VA_ARGS__);     \
+        } while (0)
+
+static void stay_on(int cpu) {
+        cpu_set_t cpus;
+
+        CPU_ZERO(&cpus);
+        CPU_SET(cpu, &cpus);
+        if (sched_setaffinity(0, sizeof cpus, &cpus) < 0)
+                TEST_SKIP("needs two CPUs");
+}
+
+static void make_pool(void) {
+        char path[32];
+        int fd = memfd_create("pool", MFD_CLOEXEC);
+
+        for (uint64_t i = 0; i < RUN_PAGES; i++)
+                for (size_t k = 0; k < ELEMENTSOF(content[i]); k++)
+                        content[i][k] = (i + 1) * 0x9e3779b97f4a7c15 + k;
+        CHECK(fd >= 0 && write(fd, content, sizeof content) == sizeof content && fstat(fd, &pool_stat) == 0, "pool");
+        snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+        pool = open(path, O_RDONLY | O_CLOEXEC);
+        CHECK(pool >= 0, "pool");
+        close(fd);
+}
+
+static void fill(uint64_t first, uint64_t n) {
+        for (uint64_t i = first; i < first + n; i++)
+                memcpy(page_at(i), content[i % RUN_PAGES], PAGE_BYTES);
+}
+
+/* Page k of the run is as it was, but for these words. */
+static void check_page(uint64_t page, const uint64_t *first_words, size_t n) {
+        const uint64_t *is = page_at(page), *was = content[page % RUN_PAGES];
+
+        if (memcmp(is, first_words, n * sizeof *is) != 0 ||
+            memcmp(is + n, was + n, PAGE_BYTES - n * sizeof *is) != 0)
+                bad("page %lu begins with %lx", page, is[0]);
+}
+
+/* -- the target, its guard, one run -- */
+
+typedef struct Engine {
+        Remote *remote;
+        Target *target;
+        RemapGuard guard;
+        Keeper *keeper;
+        uint64_t results[_REMAP_RESULT_MAX];
+        uint64_t workers;       /* batches that were given up for them */
+} Engine;
+
+static int settle(void *userdata) { return keeper_sync(((Engine *)userdata)->keeper); }
+
+/* So that the program is between blocking the page and moving it, where it is given time, when the writer is held up. */
+static int await_storm(void *userdata) {
+        uint64_t begun = now_nsec(), at = __atomic_load_n(&shared->storm_nsec, __ATOMIC_ACQUIRE);
+
+        at -= 100 * NSEC_PER_USEC + (uint64_t)random() % (200 * NSEC_PER_USEC);
+        if (at > begun && at < begun + 8 * NSEC_PER_MSEC)
+                remote_nap(at - begun);
+        return 0;
+}
+
+static char directory[] = "/tmp/remap-late.XXXXXX"; /* the keeper's */
+
+/* However this process ends; the keeper ends when it holds nothing. */
+static void remove_directory(void) {
+        char path[64];
+
+        snprintf(path, sizeof path, "%s/keeper", directory);
+        (void)unlink(path);
+        (void)rmdir(directory);
+}
+
+static Engine engine_new(pid_t pid, const char *keeper) {
+        Engine engine = { .guard = REMAP_GUARD_NONE };
+        KeeperOwner owner = { .pid = pid };
+        int r = REMOTE_E_BUSY;
+
+        CHECK(remote_new(&engine.remote) == 0 && target_new(pid, &engine.target) == 0, "target");
+        for (unsigned i = 0; i < 1000 && r == REMOTE_E_BUSY; i++, usleep(1000))
+                r = remap_guard_make(engine.remote, engine.target, &engine.guard);
+        if (r == -ENOENT || r == -EOPNOTSUPP)
+                TEST_SKIP("no /dev/userfaultfd");
+        CHECK(r == 0, "guard: %d", r);
+        if (!keeper)
+                return engine;
+        CHECK(mkdtemp(directory) && atexit(remove_directory) == 0, "directory");
+        CHECK(keeper_new(directory, keeper, &engine.keeper) == 0, "keeper");
+        CHECK(keeper_add(engine.keeper, engine.guard.zero, &owner) == 0, "keeper");
+        CHECK(keeper_add(engine.keeper, engine.guard.mute, &owner) == 0, "keeper");
+        return engine;
+}
+
+static void engine_done(Engine *engine) {
+        remote_free(engine->remote);
+        target_free(engine->target);
+        remap_guard_done(&engine->guard);
+        keeper_free(engine->keeper);
+}
+
+/* Merges it, or puts it back. */
+static RemapResult run(Engine *engine, bool undo, uint64_t page, uint32_t n_pages) {
+        RemapRange range = { .start = (uintptr_t)page_at(page), .n_pages = n_pages, .page = page % RUN_PAGES };
+        RemapBatch batch = {
+                .ranges = &range,
+                .n = 1,
+                .guard = &engine->guard,
+                .pool_fd = pool,
+                .pool_dev = pool_stat.st_dev,
+                .pool_inode = pool_stat.st_ino,
+                .written_too = true,
+                .settle = engine->keeper ? settle : await_storm,
+                .userdata = engine,
+                .patience_nsec = 10 * NSEC_PER_MSEC,
+                .run_nsec = 50 * NSEC_PER_MSEC,
+        };
+        int r = undo ? remap_undo(engine->remote, engine->target, &batch) : remap_merge(engine->remote, engine->target, &batch);
+
+        CHECK(r == 0 || r == REMOTE_E_BUSY || r == REMOTE_E_LOST, "%d", r);
+        engine->workers += batch.workers > 0 && range.result == REMAP_NOT_BEGUN;
+        engine->results[range.result]++;
+        return range.result;
+}
+
+static void run_until_done(Engine *engine, bool undo, uint64_t page, uint32_t n_pages) {
+        for (unsigned i = 0; run(engine, undo, page, n_pages) != REMAP_DONE; i++, usleep(1000))
+                CHECK(i < 1000, "%s", undo ? "it cannot be put back" : "it cannot be merged");
+}
+
+static void report(const Engine *engine) {
+        for (unsigned i = 0; i < _REMAP_RESULT_MAX; i++)
+                if (engine->results[i])
+                        printf("%lu %s, ", engine->results[i], remap_result_name((RemapResult)i));
+        printf("%lu left alone for workers; %lu written, %lu held up, %lu discarded; %lu errors %s\n", engine->workers,
+               shared->written, shared->held_up, shared->discarded, shared->errors, shared->first);
+        fflush(stdout);
+}
+
+static pid_t start(void (*main)(void)) {
+        pid_t pid = fork();
+
+        CHECK(pid >= 0, "fork");
+        if (pid > 0)
+                return pid;
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        main();
+        _exit(0);
+}
+
+static pid_t start_victim(void (*main)(void)) {
+        pid_t pid = start(main);
+
+        while (!__atomic_load_n(&shared->area, __ATOMIC_ACQUIRE)) {
+                CHECK(waitpid(pid, NULL, WNOHANG) == 0, "the victim ended");
+                usleep(1000);
+        }
+        return pid;
+}
+
+/* The victim's memory; it is ready when the others see it. */
+static void map_area(void) {
+        uint8_t *area = mmap(NULL, AREA_PAGES * PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+        prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
+        CHECK(area != MAP_FAILED, "area");
+        for (uint64_t i = 0; i < AREA_PAGES; i++)
+                memcpy(area + i * PAGE_BYTES, content[i % RUN_PAGES], PAGE_BYTES);
+        __atomic_store_n(&shared->area, area, __ATOMIC_RELEASE);
+}
+
+/* -- the late writer -- */
+
+static void writer_victim(void) {
+        map_area();
+        for (;; usleep(20))
+                if (is_asked(&shared->look)) {
+                        check_page(shared->look.page, &shared->stamp, 1);
+                        is_done(&shared->look);
+                }
+}
+
+typedef struct Storm {
+        int timers[TIMERS];
+        uint64_t arming_nsec;   /* how long that takes */
+} Storm;
+
+/* All of them end at the same time, on this CPU. */
+static uint64_t storm_arm(Storm *storm) {
+        uint64_t begun = now_nsec(), end = begun + storm->arming_nsec * 5 / 4 + (uint64_t)random() % NSEC_PER_MSEC;
+        const struct itimerspec at = { .it_value = { (time_t)(end / NSEC_PER_SEC), (long)(end % NSEC_PER_SEC) } };
+
+        __atomic_store_n(&shared->storm_nsec, end, __ATOMIC_RELEASE);
+        for (size_t i = 0; i < TIMERS; i++)
+                CHECK(timerfd_settime(storm->timers[i], TFD_TIMER_ABSTIME, &at, NULL) == 0, "timer");
+        storm->arming_nsec = now_nsec() - begun;
+        return end;
+}
+
+/* One page, whose first word is another each time, and every other time the pool's. Was it held up, the victim looks. */
+static void write_once(int memory, uint64_t page, uint64_t k) {
+        uint64_t data[PAGE_BYTES / sizeof(uint64_t)], begun;
+
+        memcpy(data, content[page % RUN_PAGES], sizeof data);
+        if (k % 2)
+                data[0] = k;
+        do /* what is away for the moment fails */
+                begun = now_nsec();
+        while (pwrite(memory, data, sizeof data, (off_t)(uintptr_t)page_at(page)) != sizeof data);
+        shared->written++;
+        if (now_nsec() - begun < LONG_NSEC)
+                return;
+        shared->held_up++;
+        shared->stamp = data[0];
+        order(&shared->look, page);
+        await_order(&shared->look);
+}
+
+static void writer(void) {
+        const struct rlimit many = { 2 * TIMERS, 2 * TIMERS };
+        static Storm storm = { .arming_nsec = 4 * NSEC_PER_MSEC };
+        char path[64];
+        int memory;
+
+        stay_on(1);
+        snprintf(path, sizeof path, "/proc/%d/mem", (int)shared->current);
+        shared->current = 0;
+        CHECK((memory = open(path, O_RDWR | O_CLOEXEC)) >= 0, "memory");
+        CHECK(setrlimit(RLIMIT_NOFILE, &many) == 0, "descriptors");
+        for (size_t i = 0; i < TIMERS; i++)
+                CHECK((storm.timers[i] = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC)) >= 0, "timer");
+        for (uint64_t k = 0; !shared->stop;) {
+                uint64_t end = storm_arm(&storm), page = __atomic_load_n(&shared->current, __ATOMIC_ACQUIRE);
+
+                while (now_nsec() < end)
+                        write_once(memory, page, ++k);
+        }
+}
+
+static void late_writer(uint64_t until) {
+        pid_t victim = start_victim(writer_victim);
+        Engine engine = engine_new(victim, NULL);
+        pid_t pid;
+
+        shared->current = (uint64_t)victim;
+        pid = start(writer);
+        while (shared->written == 0)
+                usleep(1000);
+        while (now_nsec() < until && shared->errors == 0) {
+                uint64_t page = shared->current;
+
+                if (page == AREA_PAGES - 1)
+                        break;
+                if (__atomic_load_n(&shared->storm_nsec, __ATOMIC_ACQUIRE) < now_nsec() + NSEC_PER_MSEC) {
+                        usleep(50); /* too late for this one: the stop takes so long */
+                        continue;
+                }
+                if (run(&engine, false, page, 1) == REMAP_DONE)
+                        __atomic_store_n(&shared->current, page + 1, __ATOMIC_RELEASE);
+        }
+        shared->stop = true;
+        CHECK(waitpid(pid, NULL, 0) == pid, "writer");
+        report(&engine);
+        CHECK(shared->errors == 0, "a write was lost");
+        CHECK(shared->held_up > 10 && engine.results[REMAP_DIFFERENT] > 0, "nobody was held up");
+        engine_done(&engine);
+        kill(victim, SIGKILL);
+        CHECK(waitpid(victim, NULL, 0) == victim, "victim");
+}
+
+/* -- the late answer -- */
+
+#define DISCARDED 3U            /* page of the run */
+
+static void *toucher(void *userdata) {
+        Order *touch = userdata;
+
+        for (;; usleep(100))
+                if (is_asked(touch)) {
+                        page_at(touch->page)[touch - shared->touch] = touch->asked;
+                        is_done(touch);
+                }
+        return NULL;
+}
+
+static void answer_victim(void) {
+        pthread_t thread;
+
+        map_area();
+        for (size_t i = 0; i < 2; i++)
+                CHECK(pthread_create(&thread, NULL, toucher, &shared->touch[i]) == 0, "thread");
+        for (;; usleep(100)) {
+                if (is_asked(&shared->discard)) {
+                        CHECK(madvise(page_at(shared->discard.page), PAGE_BYTES, MADV_DONTNEED) == 0, "discard");
+                        is_done(&shared->discard);
+                }
+                if (is_asked(&shared->check)) {
+                        const uint64_t words[3] = { shared->touch[0].done, shared->touch[1].done, 0 };
+                        uint64_t first = shared->check.page;
+
+                        for (uint64_t i = first; i < first + RUN_PAGES; i++)
+                                if (i != first + DISCARDED)
+                                        check_page(i, content[i % RUN_PAGES], 3);
+                        if (memcmp(page_at(first + DISCARDED), words, sizeof words) != 0)
+                                bad("page %lu: %lu and %lu instead of %lu and %lu", first + DISCARDED,
+                                    page_at(first + DISCARDED)[0], page_at(first + DISCARDED)[1], words[0], words[1]);
+                        is_done(&shared->check);
+                }
+        }
+}
+
+/* Both threads wait for one page's fault to be answered, and the keeper reads of both at once. */
+static void touch_together(pid_t server, uint64_t page) {
+        CHECK(kill(server, SIGSTOP) == 0, "keeper");
+        for (size_t i = 0; i < 2; i++)
+                order(&shared->touch[i], page);
+        usleep(20000);
+        CHECK(shared->touch[0].done != shared->touch[0].asked, "nobody waits");
+        CHECK(kill(server, SIGCONT) == 0, "keeper");
+        for (size_t i = 0; i < 2; i++)
+                await_order(&shared->touch[i]);
+}
+
+static void late_answer(const char *program) {
+        pid_t victim = start_victim(answer_victim);
+        Engine engine = engine_new(victim, program);
+        KeeperStats stats;
+
+        CHECK(keeper_stats(engine.keeper, &stats) == 0, "keeper");
+        for (uint64_t i = 0; i < ROUNDS && shared->errors == 0; i++) {
+                uint64_t first = i * RUN_PAGES;
+
+                run_until_done(&engine, false, first, RUN_PAGES);
+                order(&shared->discard, first + DISCARDED);
+                await_order(&shared->discard);
+                touch_together(stats.pid, first + DISCARDED);
+                run_until_done(&engine, true, first, RUN_PAGES);
+                order(&shared->check, first);
+                await_order(&shared->check);
+        }
+        report(&engine);
+        CHECK(shared->errors == 0, "the victim's memory is another");
+        kill(victim, SIGKILL);
+        CHECK(waitpid(victim, NULL, 0) == victim, "victim");
+        engine_done(&engine);
+}
+
+/* -- the worker -- */
+
+#define DISCARDS 1024U
+
+/* Fills pages, has a worker discard them, which takes it a while, and looks at what is there. */
+static void worker_victim(void) {
+        static const uint64_t zeros[PAGE_BYTES / sizeof(uint64_t)];
+        struct io_uring ring;
+
+        map_area();
+        CHECK(io_uring_queue_init(DISCARDS, &ring, 0) == 0, "ring");
+        while (!shared->stop) {
+                struct io_uring_cqe *cqe;
+
+                CHECK(mmap(page_at(0), DISCARDS * PAGE_BYTES, PROT_READ | PROT_WRITE,
+                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == page_at(0), "area"); /* what is merged goes */
+                fill(0, DISCARDS);
+                for (uint64_t i = 0; i < DISCARDS; i++) {
+                        struct io_uring_sqe *sqe = io_uring_get_sqe(&ring);
+
+                        io_uring_prep_madvise(sqe, page_at(i), PAGE_BYTES, MADV_DONTNEED);
+                        sqe->flags |= IOSQE_ASYNC;
+                }
+                CHECK(io_uring_submit(&ring) == (int)DISCARDS, "ring");
+                for (uint64_t i = 0; i < DISCARDS; i++) {
+                        while (io_uring_peek_cqe(&ring, &cqe) != 0)
+                                usleep(20);
+                        if (cqe->res != 0)
+                                bad("discarding: %d", cqe->res);
+                        io_uring_cqe_seen(&ring, cqe);
+                }
+                for (uint64_t i = 0; i < DISCARDS; i++)
+                        if (memcmp(page_at(i), zeros, PAGE_BYTES) != 0)
+                                bad("page %lu is there again", i);
+                shared->discarded += DISCARDS;
+        }
+        io_uring_queue_exit(&ring);
+        fill(0, DISCARDS);
+        is_done(&shared->check);
+        for (;;)
+                pause();
+}
+
+static void late_worker(uint64_t until, const char *program) {
+        pid_t victim = start_victim(worker_victim);
+        Engine engine = engine_new(victim, program);
+
+        while (shared->discarded == 0) /* from then on it has one all the time: an idle one stays for seconds */
+                usleep(1000);
+        while (now_nsec() < until && shared->errors == 0)
+                (void)run(&engine, false, (uint64_t)random() % (DISCARDS / RUN_PAGES) * RUN_PAGES, RUN_PAGES);
+        report(&engine);
+        CHECK(shared->errors == 0, "what a worker discarded is there");
+        CHECK(engine.workers > 0 && engine.results[REMAP_DONE] == 0, "it had no workers");
+        order(&shared->check, 0);
+        shared->stop = true;
+        await_order(&shared->check);
+        run_until_done(&engine, false, 0, RUN_PAGES); /* it is one like others without them */
+        kill(victim, SIGKILL);
+        CHECK(waitpid(victim, NULL, 0) == victim, "victim");
+        engine_done(&engine);
+}
+
+int main(int argc, char **argv) {
+        static const struct option options[] = {
+                { "seconds", required_argument, NULL, 's' }, { "leave-out", required_argument, NULL, 'l' }, {},
+        };
+        double seconds = 5;
+
+        for (int o; (o = getopt_long(argc, argv, "", options, NULL)) >= 0;)
+                switch (o) {
+                case 's': seconds = atof(optarg); break;
+                case 'l': remap_test_leave_out |= (unsigned)strtoul(optarg, NULL, 0); break;
+                default: return 2;
+                }
+        const char *what = optind < argc ? argv[optind] : "", *program = optind + 1 < argc ? argv[optind + 1] : NULL;
+        uint64_t until = now_nsec() + (uint64_t)(seconds * 1e9);
+
+        test_need_root();
+        shared = mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+        CHECK(shared != MAP_FAILED, "shared");
+        make_pool();
+        CHECK(setpriority(PRIO_PROCESS, 0, -20) == 0, "nice"); /* all of them are to be there at the one moment */
+        if (strcmp(what, "writer") == 0) {
+                stay_on(1);
+                stay_on(0); /* the victim is never on the writer's CPU: that would have to answer when pages are moved */
+                late_writer(until);
+        } else if (strcmp(what, "answer") == 0 && program)
+                late_answer(program);
+        else if (strcmp(what, "worker") == 0 && program)
+                late_worker(until, program);
+        else
+                return fprintf(stderr, "usage: remap-late [--seconds S] [--leave-out MASK] writer|answer KEEPER|worker KEEPER\n"), 2;
+        return 0;
+}
