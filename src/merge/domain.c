@@ -183,7 +183,7 @@ static void see_page(Domain *domain, const ScanPage *p) {
         bool fresh = block->first_pass == domain->pass;
 
         domain->changed += p->changed || (!content && !fresh);
-        if (content && (p->changed || (p->first && !fresh))) {
+        if (content && (p->changed || p->written || (p->first && !fresh))) {
                 page_set_add(block->changed, page);
                 block->unsettled = true;
         } else

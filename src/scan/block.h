@@ -57,7 +57,7 @@ typedef struct Block {
         PageSet forked;         /* maps a frame, not KSM's, that is mapped more than once */
         PageSet twin;           /* another page like it was found when it, or that one, was last read */
         PageSet saves;          /* of twin: it will leave its frame for another's (of each content one stays) */
-        PageSet changed;        /* new or different when last read: no candidate before it stays the same for a pass */
+        PageSet changed;        /* new, different or written when last read: no candidate before it stood still for a pass */
         PageSet given;          /* was all zero on a frame of its own, maps the shared zero page since we marked it */
         PageSet hole;           /* was given back to the kernel by us (merge/zero), and has not been filled since */
         PageSet alone;          /* left alone for a while: neither read nor wanted (merge/judge.h) */

@@ -347,7 +347,8 @@ int scan_batch(Scanner *scanner, unsigned thread, ScanBatch *batch) {
         desk.thread = &scanner->threads[thread];
         desk.thread->serial += scanner->n_threads;
         for (unsigned i = 0; i < batch->n; i++)
-                batch->pages[i] = (ScanPage) { .block = batch->pages[i].block, .page = batch->pages[i].page };
+                batch->pages[i] = (ScanPage) { .block = batch->pages[i].block, .page = batch->pages[i].page,
+                                               .written = batch->pages[i].written };
         batch->result = scan_pages(scanner, &desk, batch);
         if (batch->result == 0)
                 for (unsigned i = 0; i < batch->n;)
@@ -360,5 +361,6 @@ void scan_batch_whole(ScanBatch *batch, Block *block) {
         for (unsigned i = 0; i < BLOCK_PAGES; i++) {
                 batch->pages[i].block = block;
                 batch->pages[i].page = (uint16_t)i;
+                batch->pages[i].written = false;
         }
 }

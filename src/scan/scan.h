@@ -29,6 +29,7 @@ typedef struct ScanPage {
         uint64_t pfn;
         uint16_t page;          /* in the block */
         uint8_t kind;           /* ScanKind */
+        bool written;           /* since it was last read: the caller says so */
         bool first;             /* not read before, or not since it was last absent */
         bool changed;           /* read before, and its check byte differs now */
         bool key_known;         /* always for SCAN_HASHED, SCAN_ZERO and SCAN_SHARED */
@@ -37,7 +38,7 @@ typedef struct ScanPage {
 
 #define SCAN_BATCH_PAGES BLOCK_PAGES
 
-/* The caller says which pages: target, vmas, n, and each page's block and number, by ascending address. All pages of a
+/* The caller says which pages: target, vmas, n, and each page's block, number and written, by ascending address. All pages of a
  * block that a pass asks for come in one batch, so that no two threads ever change one block. */
 typedef struct ScanBatch {
         Target *target;         /* borrowed */

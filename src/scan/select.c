@@ -10,8 +10,9 @@
  * one of which most pages are left alone (block->alone); of any other these pages are protected with the rest, and not read.
  *
  * What must hold: pages reported as written were protected again in that moment, so each of them stays in a selection
- * until it was read. A page that changed is no candidate before it stood still for a pass; where writes are tracked,
- * not being reported is proof of that and it needs no second reading.
+ * until it was read. A page that changed is no candidate before it stood still for a pass. Where writes are tracked, not
+ * being reported is proof of that and it needs no second reading; one that was written is none either, even if it holds
+ * what it held: merged, it would break at the next write.
  */
 #include "scan/select.h"
 
@@ -245,13 +246,15 @@ static void settle(Selection *selection, Block *block, const PageSet written) {
 
 static int select_block(Selection *selection, Block *block, const Track *track, const VmaList *vmas,
                         const SelectRules *rules, const PageSet written) {
+        bool sampled = is_sampled(block);
+        SelectedBlock *selected;
         PageSet pages;
 
         memcpy(pages, written, sizeof pages);
         for (unsigned i = 0; i < ELEMENTSOF(pages) && block->recheck; i++)
                 pages[i] |= block->changed[i];
         block->recheck = false;
-        if (is_sampled(block))
+        if (sampled)
                 select_sampled(block, track, vmas, rules, pages);
         else
                 settle(selection, block, written);
@@ -264,8 +267,11 @@ static int select_block(Selection *selection, Block *block, const Track *track, 
                 return 0;
         if (GROW(selection->blocks, selection->n, selection->allocated) < 0)
                 return -ENOMEM;
-        selection->blocks[selection->n].block = block;
-        memcpy(selection->blocks[selection->n++].pages, pages, sizeof pages);
+        selected = &selection->blocks[selection->n++];
+        *selected = (SelectedBlock){ .block = block };
+        memcpy(selected->pages, pages, sizeof pages);
+        if (block->pass > 0 && !sampled)
+                memcpy(selected->written, written, sizeof selected->written);
         memset(block->again, 0, sizeof block->again);
         return 0;
 }
@@ -335,6 +341,7 @@ void selection_take(Selection *selection, const VmaList *vmas, Target *target, S
 
                                 p->block = selected->block;
                                 p->page = (uint16_t)(word * 64 + (unsigned)__builtin_ctzll(bits));
+                                p->written = page_set_has(selected->written, p->page);
                         }
         }
 }

@@ -13,6 +13,7 @@
 typedef struct SelectedBlock {
         Block *block;
         PageSet pages;
+        PageSet written;        /* of a block that was read before, as tracking reports them */
 } SelectedBlock;
 
 typedef struct Selection {
