@@ -8,6 +8,7 @@
  */
 #include "daemon/pass.h"
 
+#include "base/clock.h"
 #include "base/log.h"
 
 #include <string.h>
@@ -24,6 +25,8 @@
 #define PROGRESS_SHARE 8U
 /* One page missed in so many has everything unmerged read again. */
 #define RECHECK_SHARE 64U
+/* Where there is little CPU a burst takes minutes: what is saved is counted meanwhile, and what breaks again is noticed. */
+#define CENSUS_IN_BURST_NSEC (10 * NSEC_PER_SEC)
 
 /* What the bitmaps say, all in all. */
 static void count_member(Member *member) {
@@ -338,6 +341,7 @@ int pass_burst(Pass *pass) {
         Manager *m = pass->manager;
         BurstStats before, after;
         BurstState state;
+        uint64_t looked;
         int r;
 
         add_expected(pass);
@@ -361,11 +365,18 @@ int pass_burst(Pass *pass) {
         for (size_t i = 0; i < pass->n_members; i++)
                 if (!passed_over(pass->members[i]) && pass->members[i]->marks.ours.n > 0)
                         look_at_merged(pass->members[i]);
-        while ((state = burst_step(m->burst)) == BURST_RUNNING)
+        looked = now_nsec();
+        while ((state = burst_step(m->burst)) == BURST_RUNNING) {
                 if (manager_breathe_in_burst(m)) {
                         burst_stop(m->burst);
                         return -ECANCELED;
                 }
+                if (now_nsec() - looked > CENSUS_IN_BURST_NSEC) {
+                        burst_pause(m->burst); /* the census waits for the budget */
+                        manager_census(m);
+                        looked = now_nsec();
+                }
+        }
         burst_stats(m->burst, &after);
         if (state == BURST_DONE)
                 note_burst(m, pass->expected, after.pages_merged - before.pages_merged);
