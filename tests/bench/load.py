@@ -1,23 +1,25 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """redis under load: pipelined gets and sets of random keys on one of four servers with the same data, while nothing
-else runs; while a new daemon converges; beside a daemon that converged; beside ksmd flat out, the servers marked
+else runs; while a new daemon converges; beside the same daemon when it has; beside ksmd flat out, the servers marked
 whole.
 
     load.py [--rounds N] [--requests N]
 
-Interleaved, round by round, always after a stretch without; each is compared with the mean of the stretches without
-before and after it, and the median over the rounds counts. Server, load and whoever works beside them share the CPUs
-there are: with two of them, both are busy before the daemon asks for any. Writes take merged pages apart, so before
-each stretch what it needs is made anew: new servers for ksmd, a new daemon for converging."""
+Interleaved: a round is a stretch alone, one converging, load until the daemon has made two passes and the next is near,
+one steady, and one alone again, the daemon stopped. Each is compared with the stretch alone that is next to it, as the
+machine is not the same for long, and the median over the rounds counts. Writes take merged pages apart, so each round
+has new servers. Server, load and whoever works beside them share the CPUs there are: with two of them, both are busy
+before the daemon asks for any."""
 import argparse
 import statistics
 import time
 
-from bench import KSM, Bench, Ksmd, check, cpu_nsec, main, median, wait_for
+from bench import KSM, Bench, Ksmd, check, cpu_nsec, main, median
 from servers import Redis
 
 KINDS = ["get", "set"]
+LOADED_WAIT_MAX = 300  # seconds
 
 
 def load(servers, requests):
@@ -43,16 +45,9 @@ class Load:
             self.bench.record(detail=who, kind=kind, requests_per_second=rps, p99_nsec=p99, cpu_share=self.share)
         return result
 
-    def beside(self, servers, who, pid=None, stop=lambda: None):
-        """A stretch beside somebody, one without before (self.before) and after."""
-        result = self.stretch(servers, who, pid)
-        share = self.share
-        stop()
-        after = self.stretch(servers, "alone")
+    def compare(self, who, result, share, alone):
         for kind in KINDS:
-            rps, p99 = ((self.before[kind][i] + after[kind][i]) / 2 for i in (0, 1))
-            self.rounds.setdefault((who, kind), []).append((*result[kind], share, rps, p99))
-        self.before = after
+            self.rounds.setdefault((who, kind), []).append((*result[kind], share, *alone[kind]))
 
     def pass_is_near(self):
         if not self.bench.serving():
@@ -64,13 +59,18 @@ class Load:
         servers = Redis(self.bench, self.group)
         load(servers, self.requests)  # the server's memory comes to its size
         servers.wait_until_old(6)
-        self.before = self.stretch(servers, "alone")
+        before = self.stretch(servers, "alone")
         daemon = self.bench.daemon(self.config)
-        self.beside(servers, "converging", daemon.pid, lambda: self.bench.stop(daemon))
-        daemon = self.bench.daemon(self.config)
-        # At rest, and with a pass to come within the stretch.
-        wait_for("a pass after the first", self.pass_is_near, 60, 0.2)
-        self.beside(servers, "steady", daemon.pid, lambda: check(self.bench.stop(daemon) == 0, "the daemon's end"))
+        converging = self.stretch(servers, "converging", daemon.pid)
+        self.compare("converging", converging, self.share, before)
+        until = time.monotonic() + LOADED_WAIT_MAX
+        while not self.pass_is_near():
+            check(time.monotonic() < until, "no second pass under load")
+            load(servers, self.requests // 20)
+        steady = self.stretch(servers, "steady", daemon.pid)
+        share = self.share
+        check(self.bench.stop(daemon) == 0, "the daemon's end")
+        self.compare("steady", steady, share, self.stretch(servers, "alone"))
         servers.end()
         self.bench.unmerge()
 
@@ -78,9 +78,11 @@ class Load:
         with Ksmd(self.bench, smart_scan=1) as ksmd:
             servers = Redis(self.bench, self.group, ksm=True)
             load(servers, self.requests)
-            self.before = self.stretch(servers, "alone")
+            before = self.stretch(servers, "alone")
             (KSM / "run").write_text("1")
-            self.beside(servers, "ksmd flat out", ksmd.pid, lambda: (KSM / "run").write_text("0"))
+            beside = self.stretch(servers, "ksmd flat out", ksmd.pid)
+            self.compare("ksmd flat out", beside, self.share, before)
+            (KSM / "run").write_text("0")
             servers.end()
         self.bench.unmerge()
 
@@ -89,7 +91,7 @@ def run(bench, rounds, requests):
     bench_load = Load(bench, requests)
     for i in range(rounds):
         bench_load.daemon_round()
-        if i % 2 == 0:
+        if i % 3 == 0:
             bench_load.ksmd_round()
     summary = {}
     for (who, kind), stretches in bench_load.rounds.items():
@@ -106,7 +108,7 @@ def run(bench, rounds, requests):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--requests", type=int, default=3000000)
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--requests", type=int, default=2000000)
     args = parser.parse_args()
     main(Bench("load"), lambda b: run(b, args.rounds, args.requests))
