@@ -6,11 +6,12 @@ whole.
 
     load.py [--rounds N] [--requests N]
 
-Interleaved: a round is a stretch alone, one converging, load until the daemon has made two passes and the next is near,
-one steady, and one alone again, the daemon stopped. Each is compared with the stretch alone that is next to it, as the
-machine is not the same for long, and the median over the rounds counts. Writes take merged pages apart, so each round
-has new servers. Server, load and whoever works beside them share the CPUs there are: with two of them, both are busy
-before the daemon asks for any."""
+Interleaved: a round is a stretch alone and one converging; in every other one the load goes on until the daemon has
+made two passes, and some pairs of stretches follow, beside the daemon and while it is paused (its probes stay, whose
+price probe-cost tells, and what is merged stays merged). Only neighbours are compared, as the machine is
+not the same for long, and the median of all pairs counts. Writes take merged pages apart, so each round has new
+servers. Server, load and whoever works beside them share the CPUs there are: with two of them, both are busy before the
+daemon asks for any."""
 import argparse
 import statistics
 import time
@@ -20,6 +21,7 @@ from servers import Redis
 
 KINDS = ["get", "set"]
 LOADED_WAIT_MAX = 300  # seconds
+STEADY_PAIRS = 4
 
 
 def load(servers, requests):
@@ -49,30 +51,35 @@ class Load:
         for kind in KINDS:
             self.rounds.setdefault((who, kind), []).append((*result[kind], share, *alone[kind]))
 
-    def pass_is_near(self):
-        if not self.bench.serving():
-            return False
-        status = self.bench.call("GetStatus")
-        return status["full_scans"] >= 2 and 1e9 < (status["next_pass_nsec"] or 0) < 4e9
+    def wait_until_steady(self, servers):
+        until = time.monotonic() + LOADED_WAIT_MAX
+        while not self.bench.serving() or self.bench.call("GetStatus")["full_scans"] < 2:
+            check(time.monotonic() < until, "no second pass under load")
+            load(servers, self.requests // 20)
 
-    def daemon_round(self):
+    def daemon_round(self, steady_too):
         servers = Redis(self.bench, self.group)
         load(servers, self.requests)  # the server's memory comes to its size
         servers.wait_until_old(6)
-        before = self.stretch(servers, "alone")
+        alone = self.stretch(servers, "alone")
         daemon = self.bench.daemon(self.config)
-        converging = self.stretch(servers, "converging", daemon.pid)
-        self.compare("converging", converging, self.share, before)
-        until = time.monotonic() + LOADED_WAIT_MAX
-        while not self.pass_is_near():
-            check(time.monotonic() < until, "no second pass under load")
-            load(servers, self.requests // 20)
-        steady = self.stretch(servers, "steady", daemon.pid)
-        share = self.share
+        self.compare("converging", self.stretch(servers, "converging", daemon.pid), self.share, alone)
+        if steady_too:
+            self.wait_until_steady(servers)
+        for i in range(STEADY_PAIRS if steady_too else 0):
+            paused = self.paused(servers) if i % 2 else None
+            steady, share = self.stretch(servers, "steady", daemon.pid), self.share
+            self.compare("steady", steady, share, paused or self.paused(servers))
         check(self.bench.stop(daemon) == 0, "the daemon's end")
-        self.compare("steady", steady, share, self.stretch(servers, "alone"))
         servers.end()
         self.bench.unmerge()
+
+    def paused(self, servers):
+        self.bench.call("Pause")
+        try:
+            return self.stretch(servers, "paused")
+        finally:
+            self.bench.call("Resume")
 
     def ksmd_round(self):
         with Ksmd(self.bench, smart_scan=1) as ksmd:
@@ -90,8 +97,8 @@ class Load:
 def run(bench, rounds, requests):
     bench_load = Load(bench, requests)
     for i in range(rounds):
-        bench_load.daemon_round()
-        if i % 3 == 0:
+        bench_load.daemon_round(i % 2 == 0)
+        if i == 0:
             bench_load.ksmd_round()
     summary = {}
     for (who, kind), stretches in bench_load.rounds.items():
