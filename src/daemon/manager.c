@@ -181,6 +181,7 @@ int manager_new(const char *config_path, bool once, Manager **ret) {
                 return r;
         }
         budget_init(&m->budget, m->conf->daemon.cpu_quota, now_nsec());
+        manager_look_at_others(m); /* what they leave is known by the time that there is work, or soon after */
         host_kernel_probe(&m->kernel);
         for (size_t i = 0; i < m->kernel.n_features; i++)
                 if (m->kernel.features[i].required && m->kernel.features[i].state != 1) {

@@ -136,6 +136,8 @@ bool manager_scan_requested(const Manager *manager);
 bool manager_breathe(Manager *manager, uint64_t nsec);
 /* The same between two steps of the burst, which is paused meanwhile if it must wait. */
 bool manager_breathe_in_burst(Manager *manager);
+/* Whether the host is busy, and what follows: looks at most every half second. */
+void manager_look_at_others(Manager *manager);
 /* The configuration says another, or others want more or less of the CPUs. */
 void manager_set_quota(Manager *manager);
 /* What is in force now: a share of one CPU, in 1/10,000. */

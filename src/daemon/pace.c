@@ -63,13 +63,14 @@ void manager_set_quota(Manager *m) {
         budget_set_quota(&m->budget, quota, now < quota ? now : 0);
 }
 
-static void look_at_others(Manager *m, uint64_t now, uint64_t own_nsec) {
+void manager_look_at_others(Manager *m) {
+        uint64_t now = now_nsec();
         uint32_t left;
         bool busy;
 
         if (now - m->cpu_left.now_nsec < OTHERS_LOOK_NSEC)
                 return;
-        busy = cpu_left_look(&m->cpu_left, NULL, now, own_nsec, &left) == 0 && left < OTHERS_LEAVE_MIN;
+        busy = cpu_left_look(&m->cpu_left, NULL, now, cpu_nsec(m), &left) == 0 && left < OTHERS_LEAVE_MIN;
         if (busy == m->host_busy)
                 return;
         m->host_busy = busy;
@@ -79,10 +80,8 @@ static void look_at_others(Manager *m, uint64_t now, uint64_t own_nsec) {
 }
 
 static uint64_t budget_wait(Manager *m) {
-        uint64_t now = now_nsec(), own_nsec = cpu_nsec(m);
-
-        look_at_others(m, now, own_nsec);
-        return budget_wait_nsec(&m->budget, now, own_nsec);
+        manager_look_at_others(m);
+        return budget_wait_nsec(&m->budget, now_nsec(), cpu_nsec(m));
 }
 
 bool manager_breathe(Manager *m, uint64_t nsec) {
