@@ -1,16 +1,12 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "merge/pool-space.h"
 
-#include <string.h>
-
 /*
  * One word a page that was ever used. Free runs are looked for by walking the words from where the last search ended:
  * runs are short, pages are given out far more often than the pool's size would make that slow, and the walk is
  * bounded; what is not found in time is put behind everything else, which costs nothing but a higher page number.
  */
 #define SEARCH_PAGES_MAX 65536U
-/* A block with more pages in use than this stays as it is. */
-#define SPARSE_PAGES_MAX (BLOCK_PAGES / 4)
 
 void pool_space_init(PoolSpace *space, uint32_t max_sharing) {
         *space = (PoolSpace){ .max_sharing = MIN_OF(max_sharing, POOL_RESERVED - 1) };
@@ -140,114 +136,4 @@ void pool_space_drop(PoolSpace *space, uint64_t page, uint32_t n_pages) {
         for (uint64_t i = page; i < MIN_OF(page + n_pages, space->n); i++)
                 if (sharers_of(space->sharers[i]) > 0)
                         pool_space_set(space, i, space->sharers[i] - 1);
-}
-
-/* What the plan knows of a block of the pool. */
-typedef struct Sparse {
-        uint64_t block;
-        uint32_t used;
-} Sparse;
-
-static int by_use(const void *a, const void *b) {
-        const Sparse *x = a, *y = b;
-
-        if (x->used != y->used)
-                return x->used < y->used ? -1 : 1;
-        return x->block > y->block ? -1 : x->block < y->block; /* the higher one first */
-}
-
-/* The length of the run in use at page: where sharers differ it is one run still, pages are mapped in runs. */
-static uint32_t run_length(const PoolSpace *space, uint64_t page, uint64_t end) {
-        uint32_t n = 0;
-
-        while (page + n < end && n < POOL_RUN_MAX && !is_free(space, page + n))
-                n++;
-        return n;
-}
-
-/* Plans to empty one block into copy, where what is planned so far has happened and hint is the first free page. False:
- * it cannot be, nothing changed. */
-static bool plan_block(const PoolSpace *space, PoolSpace *copy, uint64_t block, uint64_t *budget, PoolMove *moves,
-                       size_t *n_moves) {
-        uint64_t start = block * BLOCK_PAGES, end = MIN_OF(start + BLOCK_PAGES, space->n), left = *budget;
-        size_t n = *n_moves;
-        bool failed = false;
-        uint32_t length;
-
-        for (uint64_t page = start; page < end && !failed; page += MAX_OF(length, 1U)) {
-                PoolMove *move = &moves[n];
-
-                length = run_length(space, page, end);
-                if (length == 0)
-                        continue;
-                *move = (PoolMove){ .from = page, .n_pages = length };
-                for (uint32_t i = 0; i < length; i++) {
-                        failed |= space->sharers[page + i] == POOL_RESERVED;
-                        move->mappings += sharers_of(space->sharers[page + i]);
-                }
-                failed |= move->mappings > left ||
-                          !find_run(copy, copy->hint, MIN_OF(copy->hint + SEARCH_PAGES_MAX, start), length, NULL, 0,
-                                    &move->to) ||
-                          move->to + length > start;
-                if (failed)
-                        break;
-                left -= move->mappings;
-                for (uint32_t i = 0; i < length; i++)
-                        copy->sharers[move->to + i] = POOL_RESERVED;
-                n++;
-        }
-        if (failed) {
-                while (n-- > *n_moves)
-                        for (uint32_t i = 0; i < moves[n].n_pages; i++)
-                                copy->sharers[moves[n].to + i] = POOL_FREE;
-                return false;
-        }
-        /* Nothing is to be moved into a block that becomes empty. */
-        for (uint64_t page = start; page < end; page++)
-                copy->sharers[page] = POOL_RESERVED;
-        *n_moves = n;
-        *budget = left;
-        return true;
-}
-
-int pool_space_plan_moves(const PoolSpace *space, uint64_t mappings_max, PoolMove **ret, size_t *ret_n) {
-        uint64_t n_blocks = DIV_ROUND_UP(space->n, (uint64_t)BLOCK_PAGES);
-        _cleanup_free_ Sparse *sparse = calloc(n_blocks + 1, sizeof *sparse);
-        _cleanup_free_ uint32_t *words = calloc(space->n + 1, sizeof *words);
-        _cleanup_free_ PoolMove *moves = NULL;
-        PoolSpace copy = *space;
-        size_t n_sparse = 0, n_moves = 0;
-
-        if (!sparse || !words)
-                return -ENOMEM;
-        if (space->n)
-                memcpy(words, space->sharers, space->n * sizeof *words);
-        copy.sharers = words;
-        copy.hint = 0;
-        for (uint64_t block = 1; block < n_blocks; block++) {
-                uint32_t used = 0;
-
-                for (uint64_t page = block * BLOCK_PAGES; page < MIN_OF((block + 1) * BLOCK_PAGES, space->n); page++)
-                        used += !is_free(space, page);
-                if (used > 0 && used <= SPARSE_PAGES_MAX)
-                        sparse[n_sparse++] = (Sparse){ block, used };
-        }
-        qsort(sparse, n_sparse, sizeof *sparse, by_use);
-        moves = calloc(n_sparse * SPARSE_PAGES_MAX + 1, sizeof *moves);
-        if (!moves)
-                return -ENOMEM;
-        for (size_t i = 0; i < n_sparse; i++) {
-                bool target = false; /* something is to be moved into it: it stays */
-
-                for (uint64_t page = sparse[i].block * BLOCK_PAGES;
-                     page < MIN_OF((sparse[i].block + 1) * BLOCK_PAGES, space->n) && !target; page++)
-                        target = words[page] != space->sharers[page];
-                while (copy.hint < copy.n && !is_free(&copy, copy.hint))
-                        copy.hint++;
-                if (!target)
-                        (void)plan_block(space, &copy, sparse[i].block, &mappings_max, moves, &n_moves);
-        }
-        *ret = TAKE_PTR(moves);
-        *ret_n = n_moves;
-        return 0;
 }

@@ -54,17 +54,3 @@ void pool_space_drop(PoolSpace *space, uint64_t page, uint32_t n_pages);
  * the page must be there: pool_space_grow(). */
 void pool_space_set(PoolSpace *space, uint64_t page, uint32_t sharers);
 int pool_space_grow(PoolSpace *space, uint64_t n); /* -ENOMEM */
-
-/* One move of the compaction plan. */
-typedef struct PoolMove {
-        uint64_t from, to;
-        uint32_t n_pages;
-        uint64_t mappings;      /* that have to be made anew */
-} PoolMove;
-
-/* Which pages should move so that blocks of 512 pages become empty (a hole costs no memory; what does are the kernel's
- * tree nodes for the file, and mappings that cannot join because their pool pages do not follow each other): the
- * sparsest blocks first, each whole or not at all, runs whole, into holes further down; no more than mappings_max
- * mappings are to be made anew. Nothing is changed: who executes a move calls pool_space_alloc_at(), copies, maps anew,
- * and drops. *ret is the caller's to free. -ENOMEM. */
-int pool_space_plan_moves(const PoolSpace *space, uint64_t mappings_max, PoolMove **ret, size_t *ret_n);

@@ -129,75 +129,10 @@ static void test_edges(void **unused) {
         pool_space_done(&space);
 }
 
-/* A plan's moves, carried out one by one as its user does. */
-static uint64_t carry_out(PoolSpace *space, const PoolMove *moves, size_t n) {
-        uint64_t mappings = 0;
-
-        for (size_t i = 0; i < n; i++) {
-                assert_true(moves[i].to + moves[i].n_pages <= moves[i].from);
-                assert_int_equal(pool_space_alloc_at(space, moves[i].to, moves[i].n_pages, NULL, 0), 0);
-                for (uint32_t k = 0; k < moves[i].n_pages; k++) {
-                        uint32_t sharers = space->sharers[moves[i].from + k];
-                        assert_true(sharers < POOL_RESERVED); /* neither free nor somebody's */
-                        mappings += sharers;
-                        pool_space_set(space, moves[i].to + k, sharers);
-                        pool_space_set(space, moves[i].from + k, POOL_FREE);
-                }
-        }
-        return mappings;
-}
-
-static uint64_t blocks_in_use(const PoolSpace *space) {
-        uint64_t blocks = 0;
-
-        for (uint64_t start = 0; start < space->n; start += BLOCK_PAGES) {
-                bool any = false;
-                for (uint64_t i = start; i < MIN_OF(start + BLOCK_PAGES, space->n); i++)
-                        any |= space->sharers[i] != POOL_FREE;
-                blocks += any;
-        }
-        return blocks;
-}
-
-static void test_moves(void **unused) {
-        for (unsigned round = 0; round < 60; round++) {
-                PoolSpace space;
-                PoolMove *moves = NULL;
-                size_t n = 0;
-                uint64_t before, budget = round % 3 == 0 ? UINT64_MAX : rnd(2000), used, mappings;
-                uint32_t left = 1 + rnd(40);
-
-                pool_space_init(&space, 256);
-                for (unsigned i = 0; i < 1500; i++) {
-                        uint32_t length = 1 + rnd(20);
-                        uint64_t page;
-                        assert_int_equal(pool_space_alloc(&space, length, NULL, 0, &page), 0);
-                }
-                for (uint64_t page = 0; page < space.n; page++) {
-                        uint32_t sharers = rnd(300) ? 1 + rnd(9) : POOL_RESERVED;
-                        pool_space_set(&space, page, rnd(100) >= left ? POOL_FREE : sharers);
-                }
-                before = blocks_in_use(&space);
-                used = space.used;
-                mappings = space.mappings;
-                assert_int_equal(pool_space_plan_moves(&space, budget, &moves, &n), 0);
-                assert_true(carry_out(&space, moves, n) <= budget);
-                assert_int_equal(space.used, used);
-                assert_int_equal(space.mappings, mappings);
-                if (n)
-                        assert_true(blocks_in_use(&space) < before);
-                if (budget == UINT64_MAX && left < 10)
-                        assert_true(blocks_in_use(&space) <= before / 2);
-                free(moves);
-                pool_space_done(&space);
-        }
-}
-
 int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(test_random),
                 cmocka_unit_test(test_edges),
-                cmocka_unit_test(test_moves),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);
 }
