@@ -1,0 +1,296 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+
+/* What is to be put in order in a pool, against a model that knows nothing but which page of which process maps which page
+ * of the pool. */
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include "merge/pool-tidy.h"
+#include "merge/remap-plan.h"
+
+#include <string.h>
+
+#define N_MEMBERS 4U
+#define N_PAGES 120U                    /* of each process */
+#define N_POOL 400U
+#define MAX_SHARING 3U
+#define NOWHERE UINT64_MAX
+
+static uint64_t state = 88172645463325252;
+
+static uint32_t rnd(uint32_t below) {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        return (uint32_t)((state >> 20) % below);
+}
+
+typedef struct World {
+        uint64_t page[N_MEMBERS][N_PAGES];      /* of the pool; NOWHERE: it maps none */
+        bool written[N_MEMBERS][N_PAGES];
+        unsigned flags[N_MEMBERS][N_PAGES];     /* of the mapping */
+        uint32_t unknown[N_POOL];               /* mappings of somebody who is not managed */
+        PoolSpace space;
+        Stable *stable;
+        TidyPieces pieces;
+} World;
+
+static uint64_t address_of(unsigned page) { return (1000 + (uint64_t)page) * PAGE_BYTES; }
+
+static void world_init(World *w) {
+        memset(w, 0, sizeof *w);
+        memset(w->page, 0xff, sizeof w->page);
+        pool_space_init(&w->space, MAX_SHARING);
+        assert_int_equal(pool_space_grow(&w->space, N_POOL), 0);
+        assert_int_equal(stable_new(MAX_SHARING, &w->stable), 0);
+}
+
+static void world_done(World *w) {
+        tidy_pieces_done(&w->pieces);
+        pool_space_done(&w->space);
+        stable_free(w->stable);
+}
+
+static void map(World *w, unsigned member, unsigned at, uint64_t page, unsigned n) {
+        for (unsigned i = 0; i < n; i++)
+                w->page[member][at + i] = page + i;
+}
+
+/* The page and the one before are of one mapping, as the kernel would have it. */
+static bool is_one(const World *w, unsigned member, unsigned at) {
+        return at > 0 && w->page[member][at] != NOWHERE && w->page[member][at - 1] != NOWHERE &&
+               w->page[member][at] == w->page[member][at - 1] + 1 && w->flags[member][at] == w->flags[member][at - 1];
+}
+
+static bool is_shared(const World *w, unsigned member, unsigned at) {
+        return w->page[member][at] != NOWHERE && !w->written[member][at];
+}
+
+static uint32_t count(const World *w, uint64_t page) {
+        uint32_t n = w->unknown[page];
+
+        for (unsigned m = 0; m < N_MEMBERS; m++)
+                for (unsigned i = 0; i < N_PAGES; i++)
+                        n += is_shared(w, m, i) && w->page[m][i] == page;
+        return n;
+}
+
+/* As the daemon tells it. */
+static void world_tell(World *w) {
+        tidy_pieces_done(&w->pieces);
+        for (uint64_t page = 0; page < N_POOL; page++)
+                pool_space_set(&w->space, page, count(w, page) ?: POOL_FREE);
+        for (unsigned m = 0; m < N_MEMBERS; m++)
+                for (unsigned i = 0, n; i < N_PAGES; i += MAX_OF(n, 1U)) {
+                        for (n = 0; i + n < N_PAGES && is_shared(w, m, i + n) && (n == 0 || is_one(w, m, i + n)); n++)
+                                ;
+                        if (n == 0)
+                                continue;
+                        assert_int_equal(GROW(w->pieces.pieces, w->pieces.n, w->pieces.allocated), 0);
+                        w->pieces.pieces[w->pieces.n++] = (TidyPiece){
+                                .address = address_of(i),
+                                .page = w->page[m][i],
+                                .n_pages = n,
+                                .member = m,
+                                .first = !is_one(w, m, i),
+                                .last = i + n == N_PAGES || !is_one(w, m, i + n),
+                        };
+                }
+}
+
+/* Runs that several processes have, in pieces here and there; some of it written, some with other flags. */
+static void world_random(World *w) {
+        uint64_t pages[N_PAGES], from = 0;
+
+        for (unsigned i = 0; i < N_PAGES; i++) {
+                if (rnd(9) == 0 || from >= N_POOL)
+                        from = rnd(N_POOL);
+                pages[i] = from++;
+        }
+        for (unsigned m = 0; m < N_MEMBERS; m++)
+                for (unsigned k = 0; k < 3; k++) {
+                        unsigned n = 1 + rnd(40), source = rnd(N_PAGES - n), to = rnd(3) ? source : rnd(N_PAGES - n);
+
+                        for (unsigned i = 0; i < n; i++)
+                                w->page[m][to + i] = pages[source + i];
+                }
+        for (unsigned k = rnd(3); k > 0; k--)
+                w->written[rnd(N_MEMBERS)][rnd(N_PAGES)] = true;
+        for (unsigned k = rnd(3); k > 0; k--)
+                for (unsigned m = rnd(N_MEMBERS), i = rnd(N_PAGES); i < N_PAGES; i++)
+                        w->flags[m][i]++;
+        for (unsigned k = rnd(4); k > 0; k--)
+                w->unknown[rnd(N_POOL)]++;
+}
+
+/* Of the model: the page of the process has nobody else's company, and is of no use where it is. */
+static bool is_alone(const World *w, unsigned member, unsigned at) {
+        uint64_t page = w->page[member][at], key, other_key;
+        unsigned others = 0, with_room = 0;
+
+        if (!is_shared(w, member, at) || count(w, page) != 1)
+                return false;
+        if (!stable_has_frame(w->stable, page, &key))
+                return true;
+        for (uint64_t other = 0; other < N_POOL; other++)
+                if (other != page && stable_has_frame(w->stable, other, &other_key) && other_key == key) {
+                        uint32_t sharers;
+
+                        assert_int_equal(stable_get_sharers(w->stable, other, &sharers), 0);
+                        others++;
+                        with_room += sharers < MAX_SHARING;
+                }
+        return others == 0 || with_room > 0;
+}
+
+static void expect_stretches(const World *w, const TidyStretches *got, unsigned alone[N_MEMBERS][N_PAGES],
+                             const uint32_t *looks) {
+        size_t at = 0;
+
+        for (unsigned m = 0; m < N_MEMBERS; m++)
+                for (unsigned i = 0, n; i < N_PAGES; i += MAX_OF(n, 1U)) {
+                        bool start, end;
+
+                        for (n = 0; i + n < N_PAGES && alone[m][i + n] >= looks[m] && (n == 0 || is_one(w, m, i + n)); n++)
+                                ;
+                        if (n == 0)
+                                continue;
+                        start = !is_one(w, m, i);
+                        end = i + n == N_PAGES || !is_one(w, m, i + n);
+                        if (!(start && end) && n < (start || end ? REMAP_MINIMUM_RUN : TIDY_MIDDLE_PAGES))
+                                continue;
+                        assert_true(at < got->n);
+                        assert_int_equal(got->stretches[at].member, m);
+                        assert_int_equal(got->stretches[at].address, address_of(i));
+                        assert_int_equal(got->stretches[at].page, w->page[m][i]);
+                        assert_int_equal(got->stretches[at].n_pages, n);
+                        at++;
+                }
+        assert_int_equal(at, got->n);
+}
+
+/* Processes end, write, and share anew between the looks. */
+static void test_alone_random(void **unused) {
+        unsigned found = 0;
+
+        for (unsigned round = 0; round < 60; round++) {
+                unsigned alone[N_MEMBERS][N_PAGES] = {};
+                PoolTidy tidy = {};
+                uint32_t looks[N_MEMBERS];
+                World w;
+
+                world_init(&w);
+                world_random(&w);
+                for (unsigned m = 0; m < N_MEMBERS; m++)
+                        looks[m] = 1 + rnd(4);
+                for (uint64_t page = 0; page < N_POOL; page++)
+                        if (rnd(2))
+                                (void)stable_insert(w.stable, 1 + rnd(N_POOL / 2), page, 1 + rnd(MAX_SHARING));
+                for (unsigned look = 0; look < 30; look++) {
+                        _cleanup_(tidy_stretches_done) TidyStretches got = {};
+
+                        if (rnd(3) == 0) {
+                                unsigned m = rnd(N_MEMBERS), from = rnd(N_PAGES), n = MIN_OF(1 + rnd(60), N_PAGES - from);
+
+                                for (unsigned i = 0; i < n; i++)
+                                        switch (look % 3) {
+                                        case 0: w.page[m][from + i] = NOWHERE; break;
+                                        case 1: w.written[m][from + i] = i % 20 == 0; break;
+                                        default: w.page[m][from + i] = w.page[(m + 1) % N_MEMBERS][from + i]; break;
+                                        }
+                        }
+                        world_tell(&w);
+                        for (uint64_t page = 0; page < N_POOL; page++)
+                                if (stable_has_frame(w.stable, page, NULL))
+                                        (void)stable_set_sharers(w.stable, page, MIN_OF(count(&w, page) ?: 1U, MAX_SHARING));
+                        for (unsigned m = 0; m < N_MEMBERS; m++)
+                                for (unsigned i = 0; i < N_PAGES; i++) {
+                                        /* Of a page that moved on to another process the count goes on. */
+                                        unsigned before = 0;
+
+                                        if (is_alone(&w, m, i))
+                                                before = tidy.n > w.page[m][i] ? tidy.notes[w.page[m][i]] & TIDY_LOOKS_MAX : 0;
+                                        alone[m][i] = is_alone(&w, m, i) ? before + 1 : 0;
+                                }
+                        assert_int_equal(pool_tidy_look(&tidy, &w.space, w.stable, &w.pieces, looks, &got), 0);
+                        expect_stretches(&w, &got, alone, looks);
+                        found += got.n > 0;
+                }
+                pool_tidy_done(&tidy);
+                world_done(&w);
+        }
+        assert_true(found > 100);
+}
+
+static void expect_alone(PoolTidy *tidy, World *w, size_t n, uint32_t n_pages) {
+        const uint32_t looks[N_MEMBERS] = { 3, 3, 3, 3 };
+        TidyStretches got = {};
+
+        for (unsigned look = 0; look < 3; look++) {
+                tidy_stretches_done(&got);
+                world_tell(w);
+                assert_int_equal(pool_tidy_look(tidy, &w->space, w->stable, &w->pieces, looks, &got), 0);
+                if (look < 2)
+                        assert_int_equal(got.n, 0);
+        }
+        assert_int_equal(got.n, n);
+        if (n > 0)
+                assert_int_equal(got.stretches[0].n_pages, n_pages);
+        tidy_stretches_done(&got);
+}
+
+static void test_alone(void **unused) {
+        PoolTidy tidy = {};
+        World w;
+
+        world_init(&w);
+        map(&w, 0, 0, 20, 100);
+        expect_alone(&tidy, &w, 1, 100);
+        /* Somebody comes: from then on it is counted anew. */
+        map(&w, 1, 0, 20, 100);
+        expect_alone(&tidy, &w, 0, 0);
+        memset(w.page[1], 0xff, sizeof w.page[1]);
+        expect_alone(&tidy, &w, 1, 100);
+        /* A part: at an end of the mapping, too short there, in its middle. */
+        pool_tidy_done(&tidy);
+        map(&w, 1, 0, 20, 92);
+        expect_alone(&tidy, &w, 1, 8);
+        pool_tidy_done(&tidy);
+        map(&w, 1, 0, 20, 93);
+        expect_alone(&tidy, &w, 0, 0);
+        pool_tidy_done(&tidy);
+        memset(w.page[1], 0xff, sizeof w.page[1]);
+        map(&w, 1, 0, 20, 10);
+        map(&w, 1, 74, 94, 26);
+        expect_alone(&tidy, &w, 1, 64);
+        pool_tidy_done(&tidy);
+        map(&w, 1, 73, 93, 27);
+        expect_alone(&tidy, &w, 0, 0);
+        /* A copy of which there are others: it stays while they are full. */
+        pool_tidy_done(&tidy);
+        memset(w.page[1], 0xff, sizeof w.page[1]);
+        for (unsigned i = 0; i < 100; i++) {
+                assert_int_equal(stable_insert(w.stable, 1 + i, 20 + i, 1), 0);
+                assert_int_equal(stable_insert(w.stable, 1 + i, 200 + i, MAX_SHARING), 0);
+        }
+        expect_alone(&tidy, &w, 0, 0);
+        pool_tidy_done(&tidy);
+        for (unsigned i = 0; i < 100; i++)
+                assert_int_equal(stable_set_sharers(w.stable, 200 + i, MAX_SHARING - 1), 0);
+        expect_alone(&tidy, &w, 1, 100);
+        pool_tidy_done(&tidy);
+        world_done(&w);
+}
+
+int main(void) {
+        const struct CMUnitTest tests[] = {
+                cmocka_unit_test(test_alone),
+                cmocka_unit_test(test_alone_random),
+        };
+        return cmocka_run_group_tests(tests, NULL, NULL);
+}
