@@ -148,6 +148,7 @@ static void count_slot(Manager *m, Slot *slot) {
                                 count_member(group->members[k], &stats);
                 stats.huge_pages_split = group->huge_pages_split;
                 stats.huge_pages_collapsed = group->huge_pages_collapsed;
+                stats.pool_pages_returned = group->pool_pages_returned;
                 page_stats_add(&sum, &stats);
                 group->stats = stats;
                 finish_stats(&group->stats, slot->domain->pass);
@@ -159,7 +160,7 @@ static void count_slot(Manager *m, Slot *slot) {
         sum.pages_scanned = scanned.pages_scanned;
         sum.pages_hashed = scanned.pages_hashed;
         sum.pages_skipped = scanned.pages_skipped;
-        sum.metadata_bytes = domain_bytes(slot->domain);
+        sum.metadata_bytes = domain_bytes(slot->domain) + (slot->pool ? remapping_pool_bytes(slot->pool) : 0);
         sum.merge_failures[MERGE_FAILURE_METADATA] = slot->domain->pages_left_out;
         slot->stats = sum;
         finish_stats(&slot->stats, slot->domain->pass);

@@ -30,6 +30,7 @@ static RemapPool *pool_done(RemapPool *pool) {
         if (!pool)
                 return NULL;
         pool_free(pool->pool);
+        pool_tidy_done(&pool->tidy);
         free(pool->name);
         free(pool);
         return NULL;
@@ -86,6 +87,10 @@ void remapping_learn(Remapping *remapping, const RemapBatch *batch, bool undo) {
                 if (batch->ranges[i].result != REMAP_NOT_BEGUN)
                         units += remap_pace_units(pace, batch->ranges[i].n_pages);
         remap_pace_learn(pace, units, batch->stop_nsec, batch->ran_nsec);
+}
+
+uint64_t remapping_pool_bytes(const RemapPool *pool) {
+        return pool_space(pool->pool)->allocated * sizeof(uint32_t) + pool->tidy.allocated * sizeof(uint16_t);
 }
 
 RemapPool *remapping_find_pool(const Remapping *remapping, const Vma *vma) {

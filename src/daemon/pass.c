@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * One pass: read what is due, match, plan, mark, let ksmd merge, count. Read manager_pass() at the end first.
+ * One pass: read what is due, match, plan, mark, let ksmd merge, put pools in order, count. Read manager_pass() at the end first.
  *
  * What it costs follows what changed. Of a process that did nothing it reads one line of /proc; of one that wrote, the
  * pages written; planned, marked and counted is only where something was learnt.
@@ -166,12 +166,15 @@ static uint64_t metadata_max(const Manager *m) {
         return conf->metadata_max_bytes ?: total / 10000 * conf->metadata_max;
 }
 
-/* Each domain in proportion to what it holds. */
+/* Each domain in proportion to what it holds, of what the books of the pools leave. */
 void pass_limit_memory(const Pass *pass) {
         uint64_t max = metadata_max(pass->manager), total = 0;
 
-        for (size_t i = 0; i < pass->n_slots; i++)
+        for (size_t i = 0; i < pass->n_slots; i++) {
                 total += domain_bytes(pass->slots[i]->domain);
+                if (pass->slots[i]->pool)
+                        max -= MIN_OF(max, remapping_pool_bytes(pass->slots[i]->pool));
+        }
         for (size_t i = 0; i < pass->n_slots; i++) {
                 uint64_t bytes = domain_bytes(pass->slots[i]->domain);
 
@@ -254,6 +257,8 @@ int manager_pass(Manager *m) {
         if (r == 0)
                 r = pass_burst(&pass);
         log_step("merged", &since);
+        if (r == 0)
+                r = pass_tidy(&pass);
         census(&pass);
         if (pass.marks_changed)
                 manager_keep(m);

@@ -58,5 +58,7 @@ int pass_remap(Pass *pass, Member *member);
 void pass_judge_trust(Pass *pass);
 /* What a member maps of a pool that is not for it becomes its own again. -errno. */
 int pass_leave_others(Pass *pass, Member *member);
+/* tidying.c: puts pools in order, a little, when there is nothing else to do. */
+int pass_tidy(Pass *pass);
 /* Lets ksmd run when it is worth while. */
 int pass_burst(Pass *pass);

@@ -3,6 +3,7 @@
 
 #include "daemon/pass.h"
 #include "keeper/keeper.h"
+#include "merge/pool-tidy.h"
 #include "merge/pool.h"
 #include "merge/remap-pace.h"
 #include "merge/remap-target.h"
@@ -10,7 +11,7 @@
 
 /*
  * Route remap in the daemon: keeping.c (the keeper and the pools), remapping.c (a pass), unmapping.c (guards, and the way
- * back), pooled.c (what is in the pools: statistics).
+ * back), tidying.c (what a pool is not good for any more), pooled.c (what is in the pools: statistics).
  *
  * What is remapped is read from the processes' mappings, always: nothing here remembers it. So it is right whatever they
  * did with it (fork, exec, munmap, mremap), and for a daemon that was started a moment ago.
@@ -19,6 +20,7 @@ typedef struct RemapPool {
         Pool *pool;
         char *name;                     /* of its domain, as the pool has it */
         RemapIdentity identity;
+        PoolTidy tidy;
 } RemapPool;
 
 typedef struct Remapping {
@@ -28,6 +30,9 @@ typedef struct Remapping {
         size_t n_pools, pools_allocated;
         uint64_t uncertain_until_nsec;  /* a program may still be at work in a process that was lost sight of */
         RemapPace pace[2];              /* merging, undoing */
+        uint64_t tidy_nsec;             /* pools are put in order again from then on */
+        size_t tidy_turn;               /* whose turn it is */
+        unsigned tidy_waited;           /* passes that had something else to do, since they were */
 } Remapping;
 
 /* keeping.c. Connects to the keeper, or starts one, and takes over the pools that it holds. Nothing if that is done.
@@ -45,6 +50,8 @@ const char *manager_open_pool(void *userdata, Slot *slot);
 void manager_learn_pool(Slot *slot);
 /* Gives back pages that nobody maps any more, after a look at so many; ends pools that are not needed. */
 void manager_tend_pools(Manager *manager, uint64_t n_pages);
+/* All the memory that is kept about a pool. */
+uint64_t remapping_pool_bytes(const RemapPool *pool);
 RemapPool *remapping_find_pool(const Remapping *remapping, const Vma *vma);
 
 /* unmapping.c. Makes sure of the member's guards: its own if something of it is remapped. 0; REMOTE_E_*; -errno. */
@@ -52,6 +59,10 @@ int manager_find_guard(Manager *manager, Member *member, const VmaList *vmas);
 /* Everything of the member that maps a pool becomes plain memory again; only what maps another pool than keep if that is
  * not NULL. *ret_pages grows. 0: nothing is left; REMOTE_E_BUSY: something is, to be tried again; other REMOTE_E_*; -errno. */
 int manager_unmap(Manager *manager, Member *member, const RemapPool *keep, uint64_t *ret_pages);
+/* Of the member's mappings of the pool what lies in the stretches becomes plain memory again, where nothing was written since
+ * it was merged; it is the caller's to have it looked at (manager_refresh()). *ret_pages grows, also when it fails. 0: what
+ * could be was; REMOTE_E_*; -errno. */
+int manager_put_back(Manager *manager, Member *member, const RemapPool *pool, const Ranges *stretches, uint64_t *ret_pages);
 /* Counts what maps pools, from the mappings just read. */
 void manager_note_pooled(Manager *manager, Member *member);
 
@@ -66,3 +77,16 @@ RemapBatch remapping_batch(Manager *manager, const RemapGuard *guard, RemapRange
                            bool undo);
 /* It was carried out: what that taught. */
 void remapping_learn(Remapping *remapping, const RemapBatch *batch, bool undo);
+
+/* Safeguards that tests leave out, to see that they are missed. */
+enum {
+        TIDY_GUARD_WRITTEN = 1 << 0,    /* what was written is in no piece */
+        TIDY_GUARD_FITS = 1 << 1,       /* a process that has pages pinned is left alone */
+};
+
+#ifdef DAEMON_TEST
+extern unsigned tidy_test_leave_out;
+#define tidy_guards(guard) (!(tidy_test_leave_out & (guard)))
+#else
+#define tidy_guards(guard) true
+#endif

@@ -52,6 +52,7 @@ typedef struct Group {
         struct Member **members;        /* by pid */
         size_t n_members, members_allocated;
         uint64_t huge_pages_split, huge_pages_collapsed;
+        uint64_t pool_pages_returned;
         PageStats stats;
 } Group;
 
@@ -94,6 +95,7 @@ typedef struct Member {
         bool plan_again;                /* there is something to mark, later or once more */
         RemapGuard guard;               /* route remap; of descriptors of ours. None: nothing was remapped, as far as is known */
         Ranges own;                     /* what this daemon remapped in it: each page was on a frame of its own */
+        uint32_t alone_look, alone_looks; /* when what nobody shared was last put back; how long it must have been so (tidying.c) */
         uint64_t pooled, astray;        /* pages of its mappings of pools; of other pools than its domain's */
         const char *remap_refused;      /* why none of its pages can be remapped; NULL: they can */
         const char *zero_refused;       /* why none of its zero pages can be given back; NULL: they can */

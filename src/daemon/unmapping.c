@@ -6,8 +6,9 @@
  * by trying the keeper's on one page of the process (remap_guard_watches()). The mute userfaultfd watches nothing between
  * two batches, so where it is not known a new one will do.
  *
- * Pages that were written since they were merged are put back too, unless something may have pinned them: what writes
- * past the page tables would be lost (merge/remap.h). Such runs stay as they are, and are tried again.
+ * Pages that were written since they were merged are put back too when all of a process is, unless something may have pinned
+ * them: what writes past the page tables would be lost (merge/remap.h). Such runs stay as they are, and are tried again.
+ * What a pass puts back by itself (tidying.c) never was written.
  */
 #include "daemon/remapping.h"
 
@@ -138,15 +139,29 @@ typedef struct Unmap {
         RemapRange ranges[REMAP_BATCH_MAX];
         size_t n;
         uint64_t units, done, left, busy;
+        uint64_t added_end;             /* of what was added last */
+        Ranges lent;                    /* pages that are not tracked for the time being */
         bool written_too;
+        bool in_order;                  /* what stays as it is ends it: what comes behind would not become one with it */
         int result;                     /* REMOTE_E_*, -errno: no more is begun */
 } Unmap;
 
-/* Another mapping that the run can become one with, right beside it. */
+static bool goes_on(const Unmap *u) { return u->result == 0 && !(u->in_order && u->left > 0); }
+
+
+static void unmap_done(Unmap *u) { ranges_done(&u->lent); }
+
+static int remote_error(int target_error) {
+        return target_error == TARGET_E_GONE ? REMOTE_E_GONE : target_error == TARGET_E_DENIED ? REMOTE_E_DENIED : target_error;
+}
+
+static bool same_flags(const Vma *a, const Vma *b) { return a->advice == b->advice && a->mergeable == b->mergeable; }
+
+/* Another mapping that the run can become one with, right beside it. One that is tracked is in nobody's way if it was
+ * claimed (track_claim()). */
 static bool is_alike(const Vma *vma, const Vma *run) {
         return !vma->file && vma->skip == VMA_OK && vma->write && !vma->exec && !vma->growsdown && !vma->named &&
-               !vma->keyed && !vma->tracked && !vma->huge_advised && vma->advice == run->advice &&
-               vma->mergeable == run->mergeable;
+               !vma->keyed && !vma->huge_advised && same_flags(vma, run);
 }
 
 static void carry_out(Unmap *u) {
@@ -192,7 +207,7 @@ static void add_piece(Unmap *u, const Vma *vma, const RemapPool *pool, uint64_t 
 
         if (u->n == REMAP_BATCH_MAX || u->pool != pool || (u->n > 0 && u->units + units > remap_pace_batch(pace)))
                 carry_out(u);
-        if (u->result != 0)
+        if (!goes_on(u))
                 return;
         u->pool = pool;
         u->units += units;
@@ -205,22 +220,43 @@ static void add_piece(Unmap *u, const Vma *vma, const RemapPool *pool, uint64_t 
         };
 }
 
-/* In the order of the addresses, so that each piece becomes one with the one before it. */
-static void add_mapping(Unmap *u, size_t i, const RemapPool *pool) {
+/* A page of a mapping beside a run, for the run to become one with: not tracked until the run is in place, as a mapping has
+ * one userfaultfd. 0: there is none. */
+static uint64_t borrow(Unmap *u, const Vma *vma, uint64_t page) {
+        Track *track = u->member->track;
+
+        if (!vma->tracked || !track_covers(track, page))
+                return page;
+        if (ranges_append(&u->lent, page, page + PAGE_BYTES) < 0)
+                return 0;
+        return track_suspend(track, page, page + PAGE_BYTES) == 0 ? page : 0;
+}
+
+static void give_back_lent(Unmap *u) {
+        for (size_t i = 0; i < u->lent.n; i++)
+                track_resume(u->member->track, u->lent.ranges[i].start, u->lent.ranges[i].end);
+        ranges_done(&u->lent);
+}
+
+/* [from, to) of a mapping. In the order of the addresses, so that each piece becomes one with the one before it. */
+static void add_stretch(Unmap *u, size_t i, const RemapPool *pool, uint64_t from, uint64_t to) {
         const Vma *vma = &u->vmas->vmas[i], *below = i > 0 ? vma - 1 : NULL, *above = i + 1 < u->vmas->n ? vma + 1 : NULL;
-        bool joins = below && below->end == vma->start &&
-                     (is_alike(below, vma) || (remapping_find_pool(u->m->remapping, below) && below->advice == vma->advice &&
-                                               below->mergeable == vma->mergeable));
+        uint64_t lower = 0, upper = 0;
 
-        for (uint64_t start = vma->start; start < vma->end && u->result == 0;) {
-                uint32_t n = (uint32_t)MIN_OF((vma->end - start) / PAGE_BYTES, (uint64_t)REMAP_PIECE_PAGES);
-                bool last = start + n * PAGE_BYTES == vma->end, lower = start > vma->start || joins;
+        if (from == vma->start && below && below->end == from) {
+                if (is_alike(below, vma))
+                        lower = borrow(u, below, from - PAGE_BYTES);
+                else if (u->added_end == from && same_flags(below, vma))
+                        lower = from - PAGE_BYTES;
+        }
+        if (!lower && to == vma->end && above && above->start == to && is_alike(above, vma))
+                upper = borrow(u, above, to);
+        for (uint64_t start = from; start < to && goes_on(u);) {
+                uint32_t n = (uint32_t)MIN_OF((to - start) / PAGE_BYTES, (uint64_t)REMAP_PIECE_PAGES);
+                uint64_t end = start + n * PAGE_BYTES;
 
-                add_piece(u, vma, pool, start, n,
-                          lower                                                            ? start - PAGE_BYTES
-                          : last && above && above->start == vma->end && is_alike(above, vma) ? vma->end
-                                                                                           : 0);
-                start += n * PAGE_BYTES;
+                add_piece(u, vma, pool, start, n, start > from ? start - PAGE_BYTES : lower ?: end == to ? upper : 0);
+                u->added_end = start = end;
         }
 }
 
@@ -231,9 +267,9 @@ static int unmap_round(Unmap *u, uint64_t until_nsec) {
         int r = target_read_vma_flags(u->member->target, true, &vmas);
 
         if (r != 0)
-                return r == TARGET_E_GONE ? REMOTE_E_GONE : r == TARGET_E_DENIED ? REMOTE_E_DENIED : r;
+                return remote_error(r);
         u->vmas = &vmas;
-        u->done = u->left = u->busy = 0;
+        u->done = u->left = u->busy = u->added_end = 0;
         u->result = 0;
         for (size_t i = 0; i < vmas.n && u->result == 0; i++) {
                 const RemapPool *pool = remapping_find_pool(u->m->remapping, &vmas.vmas[i]);
@@ -246,7 +282,7 @@ static int unmap_round(Unmap *u, uint64_t until_nsec) {
                                 return r;
                 }
                 any = true;
-                add_mapping(u, i, pool);
+                add_stretch(u, i, pool, vmas.vmas[i].start, vmas.vmas[i].end);
                 if (now_nsec() > until_nsec && u->result == 0) {
                         carry_out(u);
                         return u->result != 0 ? u->result : REMOTE_E_BUSY;
@@ -258,7 +294,7 @@ static int unmap_round(Unmap *u, uint64_t until_nsec) {
 }
 
 int manager_unmap(Manager *m, Member *member, const RemapPool *keep, uint64_t *ret_pages) {
-        Unmap u = { .m = m, .member = member, .keep = keep };
+        _cleanup_(unmap_done) Unmap u = { .m = m, .member = member, .keep = keep };
         uint64_t until = now_nsec() + UNMAP_NSEC;
         int r = 0;
 
@@ -267,7 +303,7 @@ int manager_unmap(Manager *m, Member *member, const RemapPool *keep, uint64_t *r
         if (member->target->memfd < 0) {
                 r = target_open_memory(member->target);
                 if (r != 0)
-                        return r == TARGET_E_GONE ? REMOTE_E_GONE : r == TARGET_E_DENIED ? REMOTE_E_DENIED : r;
+                        return remote_error(r);
         }
         for (unsigned round = 0; round < ROUNDS_MAX; round++) {
                 r = unmap_round(&u, until);
@@ -284,4 +320,35 @@ int manager_unmap(Manager *m, Member *member, const RemapPool *keep, uint64_t *r
                         return REMOTE_E_BUSY;
         }
         return REMOTE_E_BUSY;
+}
+
+int manager_put_back(Manager *m, Member *member, const RemapPool *pool, const Ranges *stretches, uint64_t *ret_pages) {
+        _cleanup_(unmap_done) Unmap u = { .m = m, .member = member, .in_order = true };
+        _cleanup_(vma_list_done) VmaList vmas = {};
+        size_t at = 0;
+        int r = target_read_vma_flags(member->target, true, &vmas);
+
+        if (r != 0)
+                return remote_error(r);
+        track_claim(member->track, &vmas);
+        r = manager_find_guard(m, member, &vmas);
+        if (r != 0)
+                return r == -ENOTCONN || r == -ETIMEDOUT ? REMOTE_E_BUSY : r;
+        u.vmas = &vmas;
+        for (size_t i = 0; i < vmas.n && goes_on(&u); i++) {
+                const Vma *vma = &vmas.vmas[i];
+
+                if (remapping_find_pool(m->remapping, vma) != pool)
+                        continue;
+                while (at < stretches->n && stretches->ranges[at].end <= vma->start)
+                        at++;
+                for (size_t k = at; k < stretches->n && stretches->ranges[k].start < vma->end && goes_on(&u); k++)
+                        add_stretch(&u, i, pool, MAX_OF(stretches->ranges[k].start, vma->start),
+                                    MIN_OF(stretches->ranges[k].end, vma->end));
+        }
+        if (goes_on(&u))
+                carry_out(&u);
+        give_back_lent(&u);
+        *ret_pages += u.done;
+        return u.result;
 }

@@ -224,25 +224,35 @@ static uint32_t block_length(const Pool *pool, uint64_t start) {
         return (uint32_t)MIN_OF(pool->space.n - start, (uint64_t)BLOCK_PAGES);
 }
 
-/* Takes over what the kernel says of a block's pages; those that nobody maps are noted in nobody and left at 0. */
+/* Takes over what the kernel says of pages. */
+static void take_over(Pool *pool, uint64_t page, uint32_t n_pages, const uint32_t *counts, bool reserved_too) {
+        for (uint32_t i = 0; i < n_pages; i++) {
+                uint32_t word = pool->space.sharers[page + i];
+
+                if (word == POOL_FREE || (word == POOL_RESERVED && !reserved_too) || counts[i] == POOL_COUNT_BUSY)
+                        continue;
+                pool_space_set(&pool->space, page + i, counts[i] == POOL_COUNT_NONE ? POOL_FREE : counts[i]);
+        }
+}
+
+int pool_refresh(Pool *pool, uint64_t page, uint32_t n_pages, uint32_t *ret_sharers) {
+        int r = page + n_pages <= pool->space.n ? pool_sharers(pool, page, n_pages, ret_sharers) : -EINVAL;
+
+        if (r == 0)
+                take_over(pool, page, n_pages, ret_sharers, false);
+        return r;
+}
+
+/* A block's; those that nobody maps are noted in nobody and left at 0. */
 static int count_block(Pool *pool, uint64_t start, bool reserved_too, bool nobody[static BLOCK_PAGES]) {
         uint32_t counts[BLOCK_PAGES], n_pages = block_length(pool, start);
         int r = pool_counter_count(&pool->counter, start, n_pages, counts);
 
         if (r < 0)
                 return r;
-        for (uint32_t i = 0; i < n_pages; i++) {
-                uint32_t word = pool->space.sharers[start + i];
-
-                nobody[i] = false;
-                if (word == POOL_FREE || (word == POOL_RESERVED && !reserved_too) || counts[i] == POOL_COUNT_BUSY)
-                        continue;
-                if (counts[i] == POOL_COUNT_NONE)
-                        pool_space_set(&pool->space, start + i, POOL_FREE);
-                else
-                        pool_space_set(&pool->space, start + i, counts[i]);
-                nobody[i] = counts[i] == 0;
-        }
+        take_over(pool, start, n_pages, counts, reserved_too);
+        for (uint32_t i = 0; i < n_pages; i++)
+                nobody[i] = counts[i] == 0 && pool->space.sharers[start + i] == 0;
         return 0;
 }
 

@@ -53,6 +53,9 @@ int pool_give_back(Pool *pool, uint64_t page, uint32_t n_pages);
 /* How often each page is mapped into processes now, as the kernel counts (UINT32_MAX: it holds no memory). */
 int pool_sharers(Pool *pool, uint64_t page, uint32_t n_pages, uint32_t *ret_sharers);
 
+/* The same, and what the kernel says becomes the truth for these pages, as in pool_collect(); none is freed. */
+int pool_refresh(Pool *pool, uint64_t page, uint32_t n_pages, uint32_t *ret_sharers);
+
 /* Asks the kernel about up to n_pages pages, going round, and frees those that nobody maps and nobody reserved. Not
  * between pool_take() and the mapping. *ret_freed grows. */
 int pool_collect(Pool *pool, uint64_t n_pages, uint64_t *ret_freed);

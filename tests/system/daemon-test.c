@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "base/clock.h"
+#include "daemon/remapping.h"
 #include "daemon/roster.h"
 #include "merge/remap.h"
 #include "target/remote-internal.h"
@@ -11,11 +12,12 @@
 /*
  * What makes the daemon one for tests (REMOTE_TEST, REMAP_TEST, DAEMON_TEST), by its environment:
  * KSMD_USER_TEST_LEAVE_OUT=MASK leaves safeguards of the remote calls out (REMOTE_GUARD_*), …_REMAP=MASK of route remap
- * (REMAP_GUARD_*), …_ROSTER=MASK of what belongs together (ROSTER_GUARD_*);
+ * (REMAP_GUARD_*), …_ROSTER=MASK of what belongs together (ROSTER_GUARD_*), …_TIDY=MASK of putting pools in order
+ * (TIDY_GUARD_*);
  * KSMD_USER_TEST_END_AT=STEP:VISIT ends it as by SIGKILL when it comes to that step of the protocol for the VISITth time,
  * with a thread of a target in its hands.
  */
-unsigned remote_test_leave_out, remap_test_leave_out, roster_test_leave_out;
+unsigned remote_test_leave_out, remap_test_leave_out, roster_test_leave_out, tidy_test_leave_out;
 uint64_t remote_test_program_wait_nsec = NSEC_PER_SEC;
 static unsigned end_at_step = _REMOTE_STEP_MAX, end_at_visit;
 
@@ -27,6 +29,7 @@ __attribute__((constructor)) static void read_environment(void) {
                 { "KSMD_USER_TEST_LEAVE_OUT", &remote_test_leave_out },
                 { "KSMD_USER_TEST_LEAVE_OUT_REMAP", &remap_test_leave_out },
                 { "KSMD_USER_TEST_LEAVE_OUT_ROSTER", &roster_test_leave_out },
+                { "KSMD_USER_TEST_LEAVE_OUT_TIDY", &tidy_test_leave_out },
         };
         const char *end_at = getenv("KSMD_USER_TEST_END_AT");
         for (size_t i = 0; i < ELEMENTSOF(masks); i++)

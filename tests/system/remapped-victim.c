@@ -12,14 +12,17 @@
  *      end             it ends, having found everything right
  *      again           executes the program anew, which says that it is ready again
  *      pin             the first 16 still pages are registered with io_uring, as a buffer
- *      receive         … which reads other contents into them, past the page tables
+ *      receive         … which reads other contents into them each time, past the page tables
  *      unpin           and are not any more
  *      chase           a thread discards still pages, sees that they are zeros, and writes what was there, one after the other
  *      outside         a process begins to write to each still page from outside, one after the other
+ *      watch           a thread reads all still pages, again and again, and compares them
+ *      rewrite         every page is written, with what no other process has
+ *      even, odd       every other piece of 16 pages is written, with what everybody has in such a piece
  *      seen            nothing wrong was seen until now
  *      calm            who was begun by the last two ends, having found what it wrote
  *
- * --confined: as a process of a container.
+ * --confined: as a process of a container. --quiet: all pages are still. --unlike: begins with what no other process has.
  * --as lock|bind|peer|pin|uffd|name: what route remap leaves alone, each for its own reason.
  */
 #include "tests/confine.h"
@@ -95,8 +98,10 @@ static void *live_thread(void *argument) {
         return NULL;
 }
 
+static size_t still_pages(void) { return live ? pages / 2 : pages; }
+
 static bool check(void) {
-        for (size_t page = 0; page < (live ? pages / 2 : pages); page++)
+        for (size_t page = 0; page < still_pages(); page++)
                 if (!holds(page)) {
                         fprintf(stderr, "page %zu is wrong\n", page);
                         return false;
@@ -144,6 +149,7 @@ static bool pin(void) {
 
 /* From a pipe that holds it already: no worker is needed for that. */
 static bool receive(void) {
+        static uint64_t times;
         int ends[2];
         bool ok = pipe2(ends, O_CLOEXEC) == 0;
 
@@ -151,7 +157,7 @@ static bool receive(void) {
                 uint64_t words[WORDS];
                 struct io_uring_cqe *cqe;
 
-                texts[page] = 0x2000000 + page;
+                texts[page] = 0x2000000 + (times++ << 32) + page;
                 fill(words, texts[page]);
                 ok = write(ends[1], words, sizeof words) == sizeof words;
                 io_uring_prep_read_fixed(io_uring_get_sqe(&ring), ends[0], page_at(page), PAGE_BYTES, 0, 0);
@@ -191,6 +197,41 @@ static void *chase(void *unused) {
                         usleep(1000);
                 }
         return NULL;
+}
+
+static void *watch(void *unused) {
+        while (!calm)
+                for (size_t page = 0; page < still_pages() && !calm; page++)
+                        if (!holds(page))
+                                __atomic_add_fetch(wrong, 1, __ATOMIC_SEQ_CST);
+        return NULL;
+}
+
+static bool begin(void *(*thread)(void *)) {
+        calm = false;
+        return pthread_create(&chaser, NULL, thread, NULL) == 0;
+}
+
+/* What nobody else has. */
+static uint64_t own_text(size_t page) { return 0x100000000 * (uint64_t)getpid() + page; }
+
+#define PIECE_PAGES 16U
+
+/* The thread that watches stands aside. */
+static bool rewrite(const char *which) {
+        bool watched = !calm;
+
+        if (watched) {
+                calm = true;
+                pthread_join(chaser, NULL);
+        }
+        for (size_t page = 0; page < pages; page++) {
+                if (*which != 'r' && page / PIECE_PAGES % 2 != (*which == 'o'))
+                        continue;
+                texts[page] = *which == 'r' ? own_text(page) : page + 1;
+                fill(page_at(page), texts[page]);
+        }
+        return check() && (!watched || begin(watch));
 }
 
 static pid_t outsider;
@@ -319,10 +360,10 @@ static bool obey(const char *order) {
         for (size_t i = 0; i < ELEMENTSOF(others); i++)
                 if (strcmp(order, others[i].order) == 0)
                         return others[i].obey();
-        if (strcmp(order, "chase") == 0) {
-                calm = false;
-                return pthread_create(&chaser, NULL, chase, NULL) == 0;
-        }
+        if (strcmp(order, "chase") == 0 || strcmp(order, "watch") == 0)
+                return begin(*order == 'c' ? chase : watch);
+        if (strcmp(order, "rewrite") == 0 || strcmp(order, "even") == 0 || strcmp(order, "odd") == 0)
+                return rewrite(order);
         if (strcmp(order, "seen") == 0)
                 return *wrong == 0;
         return check();
@@ -331,11 +372,12 @@ static bool obey(const char *order) {
 int main(int argc, char **argv) {
         static const struct option options[] = {
                 { "mib", required_argument, NULL, 'm' }, { "as", required_argument, NULL, 'a' },
-                { "quiet", no_argument, NULL, 'q' },     { "confined", no_argument, NULL, 'c' }, {},
+                { "quiet", no_argument, NULL, 'q' },     { "confined", no_argument, NULL, 'c' },
+                { "unlike", no_argument, NULL, 'u' },     {},
         };
         pthread_t threads[THREADS];
         const char *kind = NULL;
-        bool confined = false;
+        bool confined = false, unlike = false;
         char line[64];
 
         arguments = argv;
@@ -346,6 +388,7 @@ int main(int argc, char **argv) {
                 case 'a': kind = optarg; break;
                 case 'q': live = false; break;
                 case 'c': confined = true; break;
+                case 'u': unlike = true; break;
                 default: return 2;
                 }
         if (confined)
@@ -356,8 +399,8 @@ int main(int argc, char **argv) {
         wrong = mmap(NULL, PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
         CHECK(texts && wrong != MAP_FAILED, "mmap");
         for (size_t page = 0; page < pages; page++) {
-                texts[page] = page + 1;
-                fill(page_at(page), page + 1);
+                texts[page] = unlike ? own_text(page) : page + 1;
+                fill(page_at(page), texts[page]);
         }
         if (kind)
                 become(kind);

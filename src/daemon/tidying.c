@@ -1,0 +1,342 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Pools are put in order: pages that one process maps alone become its plain memory again. Which, is decided by
+ * merge/pool-tidy.c; it is carried out as all putting back is (unmapping.c), and only where nothing was written since: who
+ * puts back what was written says that nobody has it pinned, which in a pass would be said again and again.
+ *
+ * Nothing here is urgent. A look at all mappings of a pool, and a few milliseconds of work, are had in a pass that had
+ * nothing else to do, while others leave CPUs free, and then not until so much time has gone by that all of it is a small part
+ * of CPUQuota=. What could not be done is planned anew by a later look.
+ *
+ * Where something fails, or we are killed, pages are plain or the pool's, and either is what the next pass finds and deals
+ * with.
+ */
+#include "daemon/remapping.h"
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "conf/conf-value.h"
+#include "merge/remap-plan.h"
+#include "scan/pagemap.h"
+
+#include <string.h>
+
+/* Of CPUQuota=: one part in so many. */
+#define QUOTA_SHARE 10U
+/* After which nothing more is begun. */
+#define WORK_NSEC (5 * NSEC_PER_MSEC)
+/* Passes that had something else to do: then it is done all the same. */
+#define PATIENCE_PASSES 8U
+/* The event loop gets its turn after so many pages were looked at. */
+#define BREATH_PAGES ((uint64_t)1 << 16)
+/* Put back in one go. */
+#define CHUNK_PAGES BLOCK_PAGES
+/* What is put back in looks that follow each other is one event. */
+#define EVENT_LOOKS 4U
+
+typedef struct Tidying {
+        Pass *pass;
+        Slot *slot;
+        Pool *pool;
+        PoolTidy *tidy;
+        Member **members;               /* that map the pool: n of them */
+        uint32_t *looks;                /* of each: how long what it has alone must have been so */
+        uint32_t n;
+        TidyPieces pieces;
+        uint64_t breath_pages;          /* since the event loop had its turn */
+        uint64_t until_nsec;
+        bool over;                      /* the main loop has something to carry out, or a process was lost sight of */
+} Tidying;
+
+static void tidying_done(Tidying *t) {
+        free(t->members);
+        free(t->looks);
+        tidy_pieces_done(&t->pieces);
+}
+
+static bool breathe(Tidying *t) {
+        t->breath_pages = 0;
+        t->over |= manager_breathe(t->pass->manager, 0);
+        return !t->over;
+}
+
+static bool has_time(const Tidying *t) { return !t->over && now_nsec() < t->until_nsec; }
+
+/* It could be called, and may be. */
+static bool is_fit(const Member *member) {
+        return !passed_over(member) && member->skip == TARGET_OK &&
+               (!tidy_guards(TIDY_GUARD_FITS) || (!member->remap_refused && remap_target_fits(member->target) == 0));
+}
+
+/* The pool's page as it was mapped: neither written nor discarded. */
+static bool is_the_pools(uint64_t entry) {
+        uint64_t bits = tidy_guards(TIDY_GUARD_WRITTEN) ? PAGEMAP_PRESENT | PAGEMAP_FILE : PAGEMAP_PRESENT;
+
+        return (entry & bits) == bits;
+}
+
+/* The last piece is complete. Of pieces that nobody could do anything with nothing is said, there may be very many. */
+static void end_piece(Tidying *t, const Vma *vma) {
+        TidyPiece *piece = &t->pieces.pieces[t->pieces.n - 1];
+
+        piece->last = piece->address + piece->n_pages * PAGE_BYTES == vma->end;
+        if (piece->n_pages < REMAP_MINIMUM_RUN && !(piece->first && piece->last))
+                t->pieces.n--;
+}
+
+static int begin_piece(Tidying *t, uint32_t k, const Vma *vma, uint64_t address) {
+        TidyPieces *pieces = &t->pieces;
+
+        if (GROW(pieces->pieces, pieces->n, pieces->allocated) < 0)
+                return -ENOMEM;
+        pieces->pieces[pieces->n++] = (TidyPiece){
+                .address = address,
+                .page = (vma->offset + address - vma->start) / PAGE_BYTES,
+                .member = k,
+                .first = address == vma->start,
+        };
+        return 0;
+}
+
+static int tell_mapping(Tidying *t, uint32_t k, const Vma *vma) {
+        uint64_t entries[BLOCK_PAGES];
+        bool open = false;
+
+        for (uint64_t at = vma->start; at < vma->end;) {
+                size_t want = (size_t)MIN_OF((vma->end - at) / PAGE_BYTES, (uint64_t)BLOCK_PAGES);
+                ssize_t got = pread(t->members[k]->target->pagemapfd, entries, want * sizeof *entries,
+                                    (off_t)(at / PAGE_BYTES * sizeof *entries));
+
+                if (got <= 0)
+                        return got < 0 ? -errno : TARGET_E_GONE;
+                for (size_t i = 0; i < (size_t)got / sizeof *entries; i++, at += PAGE_BYTES) {
+                        if (is_the_pools(entries[i])) {
+                                int r = open ? 0 : begin_piece(t, k, vma, at);
+                                if (r < 0)
+                                        return r;
+                                t->pieces.pieces[t->pieces.n - 1].n_pages++;
+                                open = true;
+                        } else if (open) {
+                                end_piece(t, vma);
+                                open = false;
+                        }
+                }
+        }
+        if (open)
+                end_piece(t, vma);
+        t->breath_pages += (vma->end - vma->start) / PAGE_BYTES;
+        return 0;
+}
+
+static int tell_member(Tidying *t, uint32_t k) {
+        Member *member = t->members[k];
+        size_t n = t->pieces.n;
+        int r = manager_refresh_vmas(member);
+
+        if (r == 0)
+                manager_note_pooled(t->pass->manager, member);
+        for (size_t i = 0; i < member->vmas.n && r == 0; i++) {
+                const Vma *vma = &member->vmas.vmas[i];
+
+                if (remap_vma_is(vma, &t->slot->pool->identity))
+                        r = tell_mapping(t, k, vma);
+        }
+        if (r != 0)
+                t->pieces.n = n;
+        return r == -ENOMEM ? r : 0;
+}
+
+/* A process in which the same is put back time and again (what is merged there has its twin where it cannot be merged) is
+ * waited for longer each time, until nothing was for long. */
+static uint32_t alone_looks(const Tidying *t, const Member *member) {
+        uint32_t since = t->tidy->look - member->alone_look;
+
+        if (since <= EVENT_LOOKS || since > 4 * member->alone_looks)
+                return TIDY_LOOKS_MIN;
+        return MAX_OF(member->alone_looks, TIDY_LOOKS_MIN);
+}
+
+static void note_put_back(const Tidying *t, Member *member) {
+        uint32_t since = t->tidy->look - member->alone_look;
+
+        if (since > EVENT_LOOKS)
+                member->alone_looks = MIN_OF(2 * alone_looks(t, member), TIDY_LOOKS_MAX);
+        member->alone_look = t->tidy->look;
+}
+
+static int tell_all(Tidying *t) {
+        const Pass *pass = t->pass;
+        int r = 0;
+
+        t->members = calloc(pass->n_members + 1, sizeof(Member *));
+        t->looks = calloc(pass->n_members + 1, sizeof *t->looks);
+        if (!t->members || !t->looks)
+                return -ENOMEM;
+        for (size_t i = 0; i < pass->n_members && r == 0; i++) {
+                Member *member = pass->members[i];
+
+                if (passed_over(member) || pass_slot(member) != t->slot || member->pooled == 0 || member->skip != TARGET_OK)
+                        continue;
+                t->members[t->n] = member;
+                t->looks[t->n] = alone_looks(t, member);
+                r = tell_member(t, t->n++);
+                if (t->breath_pages >= BREATH_PAGES && !breathe(t))
+                        return -ECANCELED;
+        }
+        return r;
+}
+
+/* As the kernel counts them now: each of the pages is mapped so often. */
+static bool all_mapped(const Tidying *t, uint64_t page, uint32_t n_pages, uint32_t sharers) {
+        uint32_t counts[CHUNK_PAGES];
+
+        if (n_pages > CHUNK_PAGES || pool_refresh(t->pool, page, n_pages, counts) < 0)
+                return false;
+        for (uint32_t i = 0; i < n_pages; i++)
+                if (counts[i] != sharers)
+                        return false;
+        return true;
+}
+
+/* Pages that nobody maps now are not to be found again until they are freed: what was just put back would be mapped
+ * to them at once. */
+static void forget_unmapped(const Tidying *t, uint64_t page, uint32_t n_pages) {
+        uint32_t counts[CHUNK_PAGES];
+
+        if (n_pages > CHUNK_PAGES || pool_refresh(t->pool, page, n_pages, counts) < 0)
+                return;
+        for (uint32_t i = 0; i < n_pages; i++)
+                if (counts[i] == 0)
+                        (void)stable_set_sharers(t->slot->domain->stable, page + i, 0);
+}
+
+/* Something was done to the member: what is plain now is to be read. */
+static void note_result(Tidying *t, Member *member, int r) {
+        t->pass->marks_changed = true;
+        t->over |= r == REMOTE_E_LOST;
+        if (passed_over(member))
+                return;
+        if (r > 0)
+                manager_note_remote_error(t->pass->manager, member, r);
+        else if (r < 0)
+                log_debug("process %d: putting back: %s", member->target->pid, strerror(-r));
+        member->look_again = true;
+        (void)manager_refresh(t->pass->manager, member);
+}
+
+/* Pieces of stretches of one member, as much as one go may be, beginning at *done of the first. *first, *done: where to go on. */
+static size_t take_chunk(const Tidying *t, const TidyStretches *alone, size_t *first, uint32_t *done, TidyStretch *chunk,
+                         size_t max) {
+        uint32_t member = alone->stretches[*first].member, room = CHUNK_PAGES;
+        size_t n = 0;
+
+        while (*first < alone->n && alone->stretches[*first].member == member && room > 0 && n < max) {
+                TidyStretch one = alone->stretches[*first];
+
+                one.address += *done * PAGE_BYTES;
+                one.page += *done;
+                one.n_pages = MIN_OF(one.n_pages - *done, room);
+                room -= one.n_pages;
+                *done += one.n_pages;
+                if (*done == alone->stretches[*first].n_pages) {
+                        ++*first;
+                        *done = 0;
+                }
+                if (all_mapped(t, one.page, one.n_pages, 1))
+                        chunk[n++] = one;
+        }
+        return n;
+}
+
+static void put_back_alone(Tidying *t, const TidyStretches *alone) {
+        TidyStretch chunk[REMAP_BATCH_MAX];
+        uint32_t done = 0;
+
+        for (size_t i = 0; i < alone->n && has_time(t);) {
+                Member *member = t->members[alone->stretches[i].member];
+                _cleanup_(ranges_done) Ranges ranges = {};
+                size_t n = take_chunk(t, alone, &i, &done, chunk, ELEMENTSOF(chunk));
+                uint64_t pages = 0, wanted = 0;
+                int r = 0;
+
+                if (n == 0 || !is_fit(member))
+                        continue;
+                for (size_t k = 0; k < n && r == 0; k++) {
+                        wanted += chunk[k].n_pages;
+                        r = ranges_append(&ranges, chunk[k].address, chunk[k].address + chunk[k].n_pages * PAGE_BYTES);
+                }
+                if (r == 0)
+                        r = manager_put_back(t->pass->manager, member, t->slot->pool, &ranges, &pages);
+                for (size_t k = 0; k < n; k++)
+                        forget_unmapped(t, chunk[k].page, chunk[k].n_pages);
+                member->group->pool_pages_returned += pages;
+                if (pages > 0)
+                        note_put_back(t, member);
+                note_result(t, member, r);
+                log_debug("process %d: %lu pages that nobody shares are its own again", member->target->pid, pages);
+                (void)breathe(t);
+                /* In the order of addresses, or it would not become one mapping: the rest of it another time. */
+                while (pages < wanted && i < alone->n && t->members[alone->stretches[i].member] == member) {
+                        i++;
+                        done = 0;
+                }
+        }
+}
+
+static bool tidy_slot(Pass *pass, Slot *slot, uint64_t until_nsec) {
+        _cleanup_(tidying_done) Tidying t = {
+                .pass = pass,
+                .slot = slot,
+                .pool = slot->pool->pool,
+                .tidy = &slot->pool->tidy,
+                .until_nsec = until_nsec,
+        };
+        _cleanup_(tidy_stretches_done) TidyStretches alone = {};
+        int r = tell_all(&t);
+
+        if (r == 0)
+                r = pool_tidy_look(t.tidy, pool_space(t.pool), slot->domain->stable, &t.pieces, t.looks, &alone);
+        if (r < 0)
+                log_debug("pool of %s cannot be put in order: %s", slot->pool->name, strerror(-r));
+        else
+                put_back_alone(&t, &alone);
+        return has_time(&t);
+}
+
+static bool may_be_tidied(const Slot *slot) {
+        return slot->pool && slot->route == CONF_ROUTE_REMAP && !slot->dry_run && !slot->trust_problem && !slot->apart;
+}
+
+static bool is_due(Pass *pass) {
+        const Manager *m = pass->manager;
+        Remapping *remapping = m->remapping;
+        uint64_t now = now_nsec();
+
+        if (!remapping || m->once || pass->cut || now < remapping->tidy_nsec || now < remapping->uncertain_until_nsec)
+                return false;
+        if (m->host_busy && manager_quota(m) < m->conf->daemon.cpu_quota)
+                return false;
+        if (pass->marks_changed && ++remapping->tidy_waited < PATIENCE_PASSES)
+                return false;
+        remapping->tidy_waited = 0;
+        return true;
+}
+
+/* One pool after the other, going round. */
+int pass_tidy(Pass *pass) {
+        Manager *m = pass->manager;
+        uint64_t begun = now_nsec(), spent;
+        bool go_on = true;
+
+        if (!is_due(pass))
+                return 0;
+        for (size_t i = 0; i < pass->n_slots && go_on; i++) {
+                Slot *slot = pass->slots[m->remapping->tidy_turn++ % pass->n_slots];
+
+                if (may_be_tidied(slot))
+                        go_on = tidy_slot(pass, slot, begun + WORK_NSEC);
+        }
+        spent = now_nsec() - begun;
+        m->remapping->tidy_nsec = begun + spent + spent * QUOTA_SHARE * CONF_SHARE_ONE / MAX_OF(manager_quota(m), 1U);
+        return manager_breathe(m, 0) ? -ECANCELED : 0;
+}
