@@ -2,10 +2,13 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Pools are put in order: what one process maps alone becomes its own again, unless it was written."""
 import os
+import random
 import signal
+import subprocess
 import sys
+import time
 
-from harness import PAGE, Host, check, run_tests, wait_for
+from harness import KSMCTL, PAGE, Host, check, run_tests, wait_for
 from remapped import (DAEMON, TEST_DAEMON, Victim, converge, ended, entries, notice, pool_lines, section, started, stats,
                       unharmed, unmerge, until_noticed, wait_for_plain, without_ksm)
 
@@ -140,5 +143,37 @@ def control_pinned():
     until_noticed("tidyctlpinned", act)
 
 
+def killed():
+    """killed while it puts back: a part is plain and a part the pool's, and the next daemon goes on"""
+    with Host("tidykilled") as host:
+        group = host.cgroup("a")
+        one, two = victims = [Victim(host, group, "--quiet", mib=16) for _ in range(2)]
+        before, before_pieces = started(one), pieces(one)
+        config = host.configure(DAEMON + section(group))
+        daemon = host.daemon(config)
+        converge(host, *victims)
+        one.order("watch")
+        leave(two)
+        wait_for("a beginning", lambda: host.passes() or stats(host, group)["pool_pages_returned"] > 0, 60, interval=0)
+        returned = stats(host, group)["pool_pages_returned"]
+        subprocess.Popen([str(KSMCTL), "--socket", str(host.socket), "scan"], stdout=subprocess.DEVNULL,
+                         stderr=subprocess.DEVNULL)
+        time.sleep(random.uniform(0, 0.02))
+        daemon.kill()
+        daemon.wait()
+        left = len(one.frames(False))
+        print(f"    killed after {returned} pages or more, {left} of {one.pages} were left")
+        check(left > 0, "there was nothing left to be interrupted")
+        one.order("seen")
+        daemon = host.daemon(config)
+        # What is about to be mapped by a program of the first one might look alone: for ten seconds nothing is done.
+        wait_for("all plain", lambda: host.passes() or not pool_lines(one.pid), 60)
+        one.order("seen")
+        one.order("calm")
+        print(f"    {pieces(one)} mappings, {before_pieces} before")
+        unharmed(before, one)
+        ended(host, daemon, one)
+
+
 if __name__ == "__main__":
-    run_tests(alone, written, pinned, *([control_pinned] if sys.argv[1:] else []))
+    run_tests(alone, written, pinned, killed, *([control_pinned] if sys.argv[1:] else []))
