@@ -20,7 +20,7 @@ static const struct {
         {"status", "", "what the daemon is doing and what it saves", 0, 0, command_status},
         {"stats", "", "all counters: the daemon, each domain, each cgroup", 0, 0, command_stats},
         {"targets", "", "the processes of the cgroups that are opted in", 0, 0, command_targets},
-        {"top", "[SECONDS]", "the same, shown anew every 2 seconds until q", 0, 1, command_top},
+        {"top", "[SECONDS]", "status and cgroups, shown anew every 2 seconds until q", 0, 1, command_top},
         {"metrics", "", "all counters as OpenMetrics text", 0, 0, command_metrics},
         {"estimate", "[PID|CGROUP...]", "what merging would save (needs no daemon)", 0, INT_MAX, command_estimate},
         {"why", "PID", "why the pages of a process are merged or not", 1, 1, command_why},
