@@ -54,6 +54,9 @@ int ctl_call(const Ctl *ctl, const char *method, json_t *parameters, bool patien
                         ctl_fail("no daemon listens on %s", ctl->socket);
                         return CTL_NO_DAEMON;
                 }
+                if (r == -EACCES || r == -EPERM)
+                        return ctl_fail("%s: %s: only root, or whom the socket's mode lets, may connect", ctl->socket,
+                                        strerror(-r));
                 return ctl_fail("%s: %s", ctl->socket, strerror(-r));
         }
         if (asprintf(&name, "%s.%s", INTERFACE, method) < 0) {
