@@ -37,28 +37,16 @@ __extension__ typedef unsigned __int128 Wide;
 
 static uint64_t scale(uint64_t value, uint64_t by, uint64_t of) { return (uint64_t)((Wide)value * by / of); }
 
-static int64_t portion_nsec(const Budget *budget) {
-        if (budget->even_nsec > 0)
-                return (int64_t)scale(budget->even_nsec, PORTION_TIME_EVENLY_NSEC, BUDGET_WINDOW_NSEC);
-
-        uint64_t usual = scale(budget->allowance_nsec, PORTION_TIME_NSEC, BUDGET_WINDOW_NSEC);
-        uint64_t most = scale(budget->allowance_nsec, PORTION_TIME_MAX_NSEC, BUDGET_WINDOW_NSEC);
+static int64_t usual_portion_nsec(uint64_t allowance) {
+        uint64_t usual = scale(allowance, PORTION_TIME_NSEC, BUDGET_WINDOW_NSEC);
+        uint64_t most = scale(allowance, PORTION_TIME_MAX_NSEC, BUDGET_WINDOW_NSEC);
         uint64_t portion = usual >= PORTION_MIN_NSEC ? usual : MIN_OF(most, PORTION_MIN_NSEC);
 
         return (int64_t)MAX_OF(portion, (uint64_t)1);
 }
 
-static int64_t saved_max_nsec(const Budget *budget) {
-        if (budget->even_nsec > 0)
-                return portion_nsec(budget);
-        return (int64_t)scale(budget->allowance_nsec, SAVED_TIME_NSEC, BUDGET_WINDOW_NSEC);
-}
-
-/* What is used without a pace. */
-static uint64_t free_nsec(const Budget *budget) { return budget->even_nsec > 0 ? 0 : budget->allowance_nsec / 2; }
-
 static int64_t beyond_free_nsec(const Budget *budget) {
-        return budget->used_nsec > free_nsec(budget) ? (int64_t)(budget->used_nsec - free_nsec(budget)) : 0;
+        return budget->used_nsec > budget->free_nsec ? (int64_t)(budget->used_nsec - budget->free_nsec) : 0;
 }
 
 /* Over the next n slots the oldest n fall out: used - oldest + n * rate may not exceed the allowance, for any n. The
@@ -70,9 +58,7 @@ static void set_rate(Budget *budget) {
                 used -= budget->slots[(budget->slot + n) % BUDGET_SLOTS];
                 rate = MIN_OF(rate, room > used ? (room - used) / n : 0);
         }
-        if (budget->even_nsec > 0)
-                rate = MIN_OF(rate, scale(budget->even_nsec, BUDGET_SLOT_NSEC, BUDGET_WINDOW_NSEC));
-        budget->rate_nsec = rate;
+        budget->rate_nsec = MIN_OF(rate, budget->rate_max_nsec);
 }
 
 static void turn_slots(Budget *budget, uint64_t now) {
@@ -94,7 +80,7 @@ static void turn_slots(Budget *budget, uint64_t now) {
 
 static void save_up(Budget *budget, uint64_t elapsed) {
         uint64_t saved = scale(budget->rate_nsec, elapsed, BUDGET_SLOT_NSEC);
-        int64_t room = saved_max_nsec(budget) - budget->saved_nsec;
+        int64_t room = budget->saved_max_nsec - budget->saved_nsec;
 
         if (room > 0)
                 budget->saved_nsec += (int64_t)MIN_OF(saved, (uint64_t)room);
@@ -117,8 +103,8 @@ static void account(Budget *budget, uint64_t now, uint64_t cpu_nsec) {
         budget->slots[budget->slot % BUDGET_SLOTS] += used;
         budget->used_nsec += used;
         /* What was used of the free part is not owed. */
-        if (budget->even_nsec == 0)
-                budget->saved_nsec = MAX_OF(budget->saved_nsec, portion_nsec(budget) - beyond_free_nsec(budget));
+        if (budget->free_nsec > 0)
+                budget->saved_nsec = MAX_OF(budget->saved_nsec, budget->portion_nsec - beyond_free_nsec(budget));
 }
 
 void budget_init(Budget *budget, uint32_t quota, uint64_t now) {
@@ -128,8 +114,20 @@ void budget_init(Budget *budget, uint32_t quota, uint64_t now) {
 
 void budget_set_quota(Budget *budget, uint32_t quota, uint32_t even_quota) {
         budget->allowance_nsec = scale(BUDGET_WINDOW_NSEC, quota, QUOTA_ONE);
-        budget->even_nsec = scale(BUDGET_WINDOW_NSEC, even_quota, QUOTA_ONE);
-        budget->saved_nsec = portion_nsec(budget); /* what was owed was owed to the other quota */
+        if (even_quota > 0) {
+                uint64_t even = scale(BUDGET_WINDOW_NSEC, even_quota, QUOTA_ONE);
+
+                budget->portion_nsec = (int64_t)scale(even, PORTION_TIME_EVENLY_NSEC, BUDGET_WINDOW_NSEC);
+                budget->saved_max_nsec = budget->portion_nsec;
+                budget->free_nsec = 0;
+                budget->rate_max_nsec = scale(even, BUDGET_SLOT_NSEC, BUDGET_WINDOW_NSEC);
+        } else {
+                budget->portion_nsec = usual_portion_nsec(budget->allowance_nsec);
+                budget->saved_max_nsec = (int64_t)scale(budget->allowance_nsec, SAVED_TIME_NSEC, BUDGET_WINDOW_NSEC);
+                budget->free_nsec = budget->allowance_nsec / 2;
+                budget->rate_max_nsec = UINT64_MAX;
+        }
+        budget->saved_nsec = budget->portion_nsec; /* what was owed was owed to the other quota */
         budget->refilling = false;
         set_rate(budget);
 }
@@ -139,7 +137,7 @@ uint64_t budget_wait_nsec(Budget *budget, uint64_t now, uint64_t cpu_nsec) {
         int64_t missing;
 
         account(budget, now, cpu_nsec);
-        missing = portion_nsec(budget) - budget->saved_nsec;
+        missing = budget->portion_nsec - budget->saved_nsec;
         if (budget->saved_nsec <= 0)
                 budget->refilling = true;
         else if (missing <= 0)
@@ -162,8 +160,8 @@ uint64_t budget_left_nsec(const Budget *budget) {
 
         if (budget->refilling || budget->used_nsec >= budget->allowance_nsec)
                 return 0;
-        if (budget->used_nsec < free_nsec(budget))
-                left += free_nsec(budget) - budget->used_nsec;
+        if (budget->used_nsec < budget->free_nsec)
+                left += budget->free_nsec - budget->used_nsec;
         return MIN_OF(left, budget->allowance_nsec - budget->used_nsec);
 }
 
