@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * One pass: read what is due, match, plan, mark, let ksmd merge, put pools in order, count. Read manager_pass() at the end first.
+ * One pass: read what is due, match, plan, mark, let ksmd merge, put pools in order, count. Read manager_pass() at the end
+ * first.
  *
  * What it costs follows what changed. Of a process that did nothing it reads one line of /proc; of one that wrote, the
  * pages written; planned, marked and counted is only where something was learnt.

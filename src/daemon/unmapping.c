@@ -148,7 +148,6 @@ typedef struct Unmap {
 
 static bool goes_on(const Unmap *u) { return u->result == 0 && !(u->in_order && u->left > 0); }
 
-
 static void unmap_done(Unmap *u) { ranges_done(&u->lent); }
 
 static int remote_error(int target_error) {
