@@ -5,8 +5,8 @@
  * What the probes know of the kernel: the few fields they read, found at load time in the kernel's own BTF (CO-RE),
  * wherever they are by then. No vmlinux.h.
  *
- * Each source is compiled twice: for tp_btf, whose arguments are typed and which the kernel checks against its BTF; and,
- * with PROBE_RAW, for plain raw tracepoints, for kernels without BTF: what needs a field is left out there.
+ * Each source is compiled twice: for tp_btf, whose arguments are typed and which the kernel checks against its BTF;
+ * and, with PROBE_RAW, for plain raw tracepoints, for kernels without BTF: what needs a field is left out there.
  */
 #include <linux/types.h>
 #include <linux/bpf.h>

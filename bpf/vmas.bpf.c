@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 
 /*
- * The mappings of one thread's process, read like a file: an iterator (kernel/bpf/task_iter.c), which is told the thread
- * when it is opened. It holds the mmap lock for reading as long as it fills the buffer of one read(2), lets it go where
- * somebody waits for it, and looks at no page.
+ * The mappings of one thread's process, read like a file: an iterator (kernel/bpf/task_iter.c), which is told the
+ * thread when it is opened. It holds the mmap lock for reading as long as it fills the buffer of one read(2), lets it
+ * go where somebody waits for it, and looks at no page.
  */
 #include "kernel.h"
 

@@ -56,7 +56,8 @@ static inline void closep(int *fd) { safe_close(*fd); }
 #define _cleanup_free_ _cleanup_(freep)
 #define _cleanup_close_ _cleanup_(closep)
 
-/* The index of the first of n items, disjoint and in order, that ends behind a place; n: none does. They have a member end. */
+/* The index of the first of n items, disjoint and in order, that ends behind a place; n: none does. They have a member
+ * end. */
 #define FIRST_BEHIND(items, n, place)                                                          \
         ({                                                                                     \
                 size_t _low = 0, _high = (n);                                                  \

@@ -20,9 +20,10 @@ int policy_domain(const ConfCgroup *section, const char *path, char **ret);
 
 /*
  * Whether the cgroups of one domain may share a pool (Route=remap). A process that has huge pages made of pool pages
- * (MADV_COLLAPSE; it has to move its mapping to where the two line up) makes others that map them read zeros. So they have
- * to trust each other, every one of them saying so (TrustedTogether=yes), or nobody may be able to
- * (host_shmem_huge_denied(), which is to be asked each time: it may change while we run). One cgroup alone trusts itself.
+ * (MADV_COLLAPSE; it has to move its mapping to where the two line up) makes others that map them read zeros. So they
+ * have to trust each other, every one of them saying so (TrustedTogether=yes), or nobody may be able to
+ * (host_shmem_huge_denied(), which is to be asked each time: it may change while we run). One cgroup alone trusts
+ * itself.
  *
  * Starts zeroed; add the cgroups that have processes now. path is borrowed.
  */

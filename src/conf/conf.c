@@ -300,8 +300,8 @@ static bool is_remapped(const ConfCgroup *c) {
         return c->merge == CONF_MERGE_YES && c->route == CONF_ROUTE_REMAP && !c->malformed;
 }
 
-/* Who can have huge pages made of a pool's pages can make them read as zeros for others that map them: cgroups share one
- * only if they trust each other, or if nobody can. Of what one section matches that is seen when there are two
+/* Who can have huge pages made of a pool's pages can make them read as zeros for others that map them: cgroups share
+ * one only if they trust each other, or if nobody can. Of what one section matches that is seen when there are two
  * (policy_trust_problem()); here, of two sections. The first one may stay. */
 static void check_trust(ConfBuilder *b) {
         b->place = PLACE_CGROUP;

@@ -12,6 +12,6 @@ typedef struct TopSample {
         uint64_t nsec;                  /* when */
 } TopSample;
 
-/* Writes one frame: what the daemon does, then a table of the cgroups, those that save most first. before: the sample that
- * rates are told from (with its stats NULL: none). Returns the number of the table's head line, from 0. */
+/* Writes one frame: what the daemon does, then a table of the cgroups, those that save most first. before: the sample
+ * that rates are told from (with its stats NULL: none). Returns the number of the table's head line, from 0. */
 unsigned top_write_frame(FILE *f, const TopSample *now, const TopSample *before);

@@ -13,8 +13,8 @@
  * is less until the burst falls out of the window, instead of the quota first and nothing at all afterwards.
  *
  * Where others want the CPU a smaller quota is used evenly: all of it is paced, in portions that nobody notices, and
- * what nobody used stays unused. That is a pace and no limit for a window: what was used before, when nobody else wanted
- * it, is no reason to stand still now.
+ * what nobody used stays unused. That is a pace and no limit for a window: what was used before, when nobody else
+ * wanted it, is no reason to stand still now.
  */
 
 #include "daemon/budget.h"
@@ -86,8 +86,8 @@ static void save_up(Budget *budget, uint64_t elapsed) {
                 budget->saved_nsec += (int64_t)MIN_OF(saved, (uint64_t)room);
 }
 
-/* Counted as used when it is told: whoever works asks every few milliseconds. A clock that stepped back, or a total that
- * shrank, is taken for one that stood. */
+/* Counted as used when it is told: whoever works asks every few milliseconds. A clock that stepped back, or a total
+ * that shrank, is taken for one that stood. */
 static void account(Budget *budget, uint64_t now, uint64_t cpu_nsec) {
         uint64_t used = cpu_nsec > budget->seen_cpu_nsec ? cpu_nsec - budget->seen_cpu_nsec : 0;
 

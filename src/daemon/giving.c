@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Route zero in a pass: what is zero in a member that something was learnt about is given back at once. There is nothing to
- * wait for afterwards, nothing to undo, and nothing kept but which pages are holes for it, which the census
+ * Route zero in a pass: what is zero in a member that something was learnt about is given back at once. There is
+ * nothing to wait for afterwards, nothing to undo, and nothing kept but which pages are holes for it, which the census
  * looks at.
  */
 #include "daemon/pass.h"

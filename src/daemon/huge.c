@@ -2,9 +2,9 @@
 /*
  * Huge pages: read as a whole before they are split, and offered back when the split did not pay.
  *
- * Nothing tells what is written in a huge page (to protect it would split it), so what we know of it is a sample, and of
- * most of its pages what they were some passes ago. So when that says that it is worth splitting, all of it is read again
- * right then, 0.3 ms, and the plan goes by that.
+ * Nothing tells what is written in a huge page (to protect it would split it), so what we know of it is a sample, and
+ * of most of its pages what they were some passes ago. So when that says that it is worth splitting, all of it is read
+ * again right then, 0.3 ms, and the plan goes by that.
  */
 #include "daemon/pass.h"
 

@@ -7,8 +7,9 @@
  *   - the probe is told by the census which pages are merged and clears the bit of each that is written to: known within
  *     a second, and a page that broke and was merged again between two looks, too.
  *
- * Between the look at a page and telling the probe of it the page may be written to; the probe then expects a write that
- * was, and counts one too many should the page be written to after it was protected anew. The next census puts it right.
+ * Between the look at a page and telling the probe of it the page may be written to; the probe then expects a write
+ * that was, and counts one too many should the page be written to after it was protected anew. The next census puts it
+ * right.
  */
 #include "daemon/manager.h"
 

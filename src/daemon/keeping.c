@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * The keeper and the pools. Both come into being when the first section asks for route remap, or are found when a daemon
- * that died left them; both outlive us while any process maps a page of a pool.
+ * The keeper and the pools. Both come into being when the first section asks for route remap, or are found when a
+ * daemon that died left them; both outlive us while any process maps a page of a pool.
  *
- * A pool has the name of its domain in it. A domain that a section names and one that is named after its cgroup must never
- * be taken for one another: the prefix tells.
+ * A pool has the name of its domain in it. A domain that a section names and one that is named after its cgroup must
+ * never be taken for one another: the prefix tells.
  */
 #include "daemon/remapping.h"
 

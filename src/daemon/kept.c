@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * What the census knows beyond what frames say goes to a file before each burst, and after whatever else changed savings: a
- * daemon that starts where another ended (or was killed) then reports the same of what that one merged.
+ * What the census knows beyond what frames say goes to a file before each burst, and after whatever else changed
+ * savings: a daemon that starts where another ended (or was killed) then reports the same of what that one merged.
  */
 #include "daemon/manager.h"
 

@@ -131,8 +131,8 @@ int manager_load_config(Manager *manager);
 /* Somebody waits for a pass. */
 bool manager_scan_requested(const Manager *manager);
 
-/* pace.c: lets the event loop run for nsec, and within a pass for as long as CPUQuota= wants work to wait. true: the work
- * at hand is to be given up. */
+/* pace.c: lets the event loop run for nsec, and within a pass for as long as CPUQuota= wants work to wait. true: the
+ * work at hand is to be given up. */
 bool manager_breathe(Manager *manager, uint64_t nsec);
 /* The same between two steps of the burst, which is paused meanwhile if it must wait. */
 bool manager_breathe_in_burst(Manager *manager);
@@ -145,7 +145,8 @@ uint32_t manager_quota(const Manager *manager);
 /* What CPUQuota= limits: the CPU time that the daemon, and ksmd on its behalf, have used so far. */
 void manager_budget_stats(Manager *manager, BudgetStats *ret);
 
-/* pass.c: one pass over everything opted in, merging included. MANAGER_E_CUT: there is more to be read, by the next one;
+/* pass.c: one pass over everything opted in, merging included. MANAGER_E_CUT: there is more to be read, by the next
+ * one;
  * -ECANCELED: it was given up. */
 enum { MANAGER_E_CUT = 1 };
 int manager_pass(Manager *manager);
@@ -160,15 +161,15 @@ int manager_refresh_vmas(Member *member);
 /* The same, at once, and where in them pages are present. TARGET_E_*, -errno. */
 int manager_refresh(Manager *manager, Member *member);
 void manager_note_remote_error(Manager *manager, Member *member, int error /* REMOTE_E_* */);
-/* Learns what is marked in a member that no pass has met: an earlier daemon may have marked it, and a child is born with
- * its parent's marks. REMOTE_E_GONE, REMOTE_E_DENIED, -errno. */
+/* Learns what is marked in a member that no pass has met: an earlier daemon may have marked it, and a child is born
+ * with its parent's marks. REMOTE_E_GONE, REMOTE_E_DENIED, -errno. */
 int manager_load_marks(Manager *manager, Member *member);
 /* Undoes one member; 0 when nothing of ours is left in it (or it is gone), REMOTE_E_BUSY to try again later: it cannot
  * be called now, or memory to un-share into was short. *ret_pages grows by the pages that were unmarked. */
 int manager_undo(Manager *manager, Member *member, uint64_t *ret_pages);
 
-/* undoing.c: undoes what was done to the members that left. true: some could not be reached, or were born meanwhile, and
- * are to be tried again. */
+/* undoing.c: undoes what was done to the members that left. true: some could not be reached, or were born meanwhile,
+ * and are to be tried again. */
 bool manager_undo_leaving(Manager *manager, uint64_t *ret_pages);
 
 /* census.c: counts what is saved now, by frames, and the statistics anew. */
@@ -196,8 +197,8 @@ void manager_close_probes(Manager *manager);
 /* Who is managed may have changed: the probes are told. */
 void manager_watch(Manager *manager);
 
-/* judging.c: what breaks, and what follows from it (docs/judgement.md). A look of the census at one member goes block by
- * block to manager_looked(); having seen all that is marked it is ended. */
+/* judging.c: what breaks, and what follows from it (docs/judgement.md). A look of the census at one member goes block
+ * by block to manager_looked(); having seen all that is marked it is ended. */
 typedef struct JudgeLooking {
         Manager *manager;
         const CensusFrames *frames;

@@ -12,9 +12,9 @@
 
 /* Flags (locked, DONTDUMP) may change while the mappings look the same: for so long that is as good as a race. */
 #define VMAS_FRESH_NSEC NSEC_PER_SEC
-/* smaps walks the page tables, 11 ms for 1 GiB of small pages; without it the look at where pages are present is what costs,
- * a third of that. All lists together are read again as often as takes 3/10,000 of a CPU; where the size of the address space
- * changed, ten times as often. */
+/* smaps walks the page tables, 11 ms for 1 GiB of small pages; without it the look at where pages are present is what
+ * costs, a third of that. All lists together are read again as often as takes 3/10,000 of a CPU; where the size of the
+ * address space changed, ten times as often. */
 #define VMAS_NSEC_PER_GIB (37 * NSEC_PER_SEC)
 #define VMAS_CHANGED_SHARE 10U
 /* What activity does not show (writes of other processes, flags) is looked for every so many passes. */

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * The merging half of a pass: what is wanted in each member that something was learnt about, the plan for it, the marks,
- * and ksmd.
+ * The merging half of a pass: what is wanted in each member that something was learnt about, the plan for it, the
+ * marks, and ksmd.
  *
  * A plan is made from mappings that were read a moment ago, which is not free (smaps): where only a few pages are to be
  * gained in a large process they wait some passes for more.
@@ -25,7 +25,8 @@
 #define PROGRESS_SHARE 8U
 /* One page missed in so many has everything unmerged read again. */
 #define RECHECK_SHARE 64U
-/* Where there is little CPU a burst takes minutes: what is saved is counted meanwhile, and what breaks again is noticed. */
+/* Where there is little CPU a burst takes minutes: what is saved is counted meanwhile, and what breaks again is
+ * noticed. */
 #define CENSUS_IN_BURST_NSEC (10 * NSEC_PER_SEC)
 
 /* What the bitmaps say, all in all. */

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * One pass: read what is due, match, plan, mark, let ksmd merge, put pools in order, count. Read manager_pass() at the end
- * first.
+ * One pass: read what is due, match, plan, mark, let ksmd merge, put pools in order, count. Read manager_pass() at the
+ * end first.
  *
  * What it costs follows what changed. Of a process that did nothing it reads one line of /proc; of one that wrote, the
  * pages written; planned, marked and counted is only where something was learnt.
@@ -107,8 +107,8 @@ static bool is_anything_shared(Pass *pass) {
         return ksm_counters(m->ksm, &counters) < 0 || counters.pages_shared > 0;
 }
 
-/* MergeAcrossNodes= was changed by a reload. What is merged was merged by the old rule, and KSM holds on to it until no page
- * is shared on the host: then it is put in force, for KSM and for our trees, at once. */
+/* MergeAcrossNodes= was changed by a reload. What is merged was merged by the old rule, and KSM holds on to it until no
+ * page is shared on the host: then it is put in force, for KSM and for our trees, at once. */
 static void settle_nodes(Pass *pass) {
         static const char *const knob[] = { "merge_across_nodes" };
         Manager *m = pass->manager;

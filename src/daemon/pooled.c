@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * What route remap saves, as the page tables say: how many pages of how many processes map a page of the pool now. A page
- * that was written since is its process's own again (no file's page), one that was discarded is not there.
+ * What route remap saves, as the page tables say: how many pages of how many processes map a page of the pool now. A
+ * page that was written since is its process's own again (no file's page), one that was discarded is not there.
  *
  * As in scan/census.c: pages that relatives map at one address would lie on one frame without us too, if one inherited
  * them from the other. Those that were remapped in the process itself, by this daemon, had a frame each.

@@ -14,8 +14,8 @@
 
 #include <string.h>
 
-/* A block read for the first time is believed quiet when a look at it this much later finds nothing changed: sooner where
- * that look is exact, at most a few others aside. ksmd will see each page twice itself before it merges it. */
+/* A block read for the first time is believed quiet when a look at it this much later finds nothing changed: sooner
+ * where that look is exact, at most a few others aside. ksmd will see each page twice itself before it merges it. */
 #define QUIET_NSEC (200 * NSEC_PER_MSEC)
 #define QUIET_TRACKED_NSEC (50 * NSEC_PER_MSEC)
 #define FEW_SHARE 8U

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Route remap in a pass: what is wanted in a member that something was learnt about is mapped to its domain's pool, run by
- * run, as many in a batch as a stop has time for.
+ * Route remap in a pass: what is wanted in a member that something was learnt about is mapped to its domain's pool, run
+ * by run, as many in a batch as a stop has time for.
  *
  * Which content a page had is known by the bytes that are read here, not by what the scanner saw: they say where in the
  * pool it stands, or become a new page of the pool. None of that is believed: the program in the target compares while
@@ -213,7 +213,8 @@ static uint32_t room_pages(const Work *w, const RemapPace *pace) {
         return w->n > 0 || room > PIECE_PAGES_MIN ? room : PIECE_PAGES_MIN;
 }
 
-/* So much of what is left of a run that neither that nor the rest is a run too short, should only one of them come about. */
+/* So much of what is left of a run that neither that nor the rest is a run too short, should only one of them come
+ * about. */
 static uint32_t piece_of(const Work *w, uint32_t left, uint32_t room) {
         uint32_t minimum = MAX_OF(w->member->group->minimum_run_pages, REMAP_MINIMUM_RUN);
         uint32_t n = MAX_OF(room, minimum);

@@ -10,11 +10,11 @@
 #include "merge/remap.h"
 
 /*
- * Route remap in the daemon: keeping.c (the keeper and the pools), remapping.c (a pass), unmapping.c (guards, and the way
- * back), tidying.c (what a pool is not good for any more), pooled.c (what is in the pools: statistics).
+ * Route remap in the daemon: keeping.c (the keeper and the pools), remapping.c (a pass), unmapping.c (guards, and the
+ * way back), tidying.c (what a pool is not good for any more), pooled.c (what is in the pools: statistics).
  *
- * What is remapped is read from the processes' mappings, always: nothing here remembers it. So it is right whatever they
- * did with it (fork, exec, munmap, mremap), and for a daemon that was started a moment ago.
+ * What is remapped is read from the processes' mappings, always: nothing here remembers it. So it is right whatever
+ * they did with it (fork, exec, munmap, mremap), and for a daemon that was started a moment ago.
  */
 typedef struct RemapPool {
         Pool *pool;
@@ -56,12 +56,13 @@ RemapPool *remapping_find_pool(const Remapping *remapping, const Vma *vma);
 
 /* unmapping.c. Makes sure of the member's guards: its own if something of it is remapped. 0; REMOTE_E_*; -errno. */
 int manager_find_guard(Manager *manager, Member *member, const VmaList *vmas);
-/* Everything of the member that maps a pool becomes plain memory again; only what maps another pool than keep if that is
- * not NULL. *ret_pages grows. 0: nothing is left; REMOTE_E_BUSY: something is, to be tried again; other REMOTE_E_*; -errno. */
+/* Everything of the member that maps a pool becomes plain memory again; only what maps another pool than keep if that
+ * is not NULL. *ret_pages grows. 0: nothing is left; REMOTE_E_BUSY: something is, to be tried again; other REMOTE_E_*;
+ * -errno. */
 int manager_unmap(Manager *manager, Member *member, const RemapPool *keep, uint64_t *ret_pages);
-/* Of the member's mappings of the pool what lies in the stretches becomes plain memory again, where nothing was written since
- * it was merged; it is the caller's to have it looked at (manager_refresh()). *ret_pages grows, also when it fails. 0: what
- * could be was; REMOTE_E_*; -errno. */
+/* Of the member's mappings of the pool what lies in the stretches becomes plain memory again, where nothing was written
+ * since it was merged; it is the caller's to have it looked at (manager_refresh()). *ret_pages grows, also when it
+ * fails. 0: what could be was; REMOTE_E_*; -errno. */
 int manager_put_back(Manager *manager, Member *member, const RemapPool *pool, const Ranges *stretches, uint64_t *ret_pages);
 /* Counts what maps pools, from the mappings just read. */
 void manager_note_pooled(Manager *manager, Member *member);

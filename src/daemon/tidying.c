@@ -1,15 +1,15 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * Pools are put in order: pages that one process maps alone become its plain memory again. Which, is decided by
- * merge/pool-tidy.c; it is carried out as all putting back is (unmapping.c), and only where nothing was written since: who
- * puts back what was written says that nobody has it pinned, which in a pass would be said again and again.
+ * merge/pool-tidy.c; it is carried out as all putting back is (unmapping.c), and only where nothing was written since:
+ * who puts back what was written says that nobody has it pinned, which in a pass would be said again and again.
  *
  * Nothing here is urgent. A look at all mappings of a pool, and a few milliseconds of work, are had in a pass that had
- * nothing else to do, while others leave CPUs free, and then not until so much time has gone by that all of it is a small part
- * of CPUQuota=. What could not be done is planned anew by a later look.
+ * nothing else to do, while others leave CPUs free, and then not until so much time has gone by that all of it is a
+ * small part of CPUQuota=. What could not be done is planned anew by a later look.
  *
- * Where something fails, or we are killed, pages are plain or the pool's, and either is what the next pass finds and deals
- * with.
+ * Where something fails, or we are killed, pages are plain or the pool's, and either is what the next pass finds and
+ * deals with.
  */
 #include "daemon/remapping.h"
 
@@ -146,8 +146,8 @@ static int tell_member(Tidying *t, uint32_t k) {
         return r == -ENOMEM ? r : 0;
 }
 
-/* A process in which the same is put back time and again (what is merged there has its twin where it cannot be merged) is
- * waited for longer each time, until nothing was for long. */
+/* A process in which the same is put back time and again (what is merged there has its twin where it cannot be merged)
+ * is waited for longer each time, until nothing was for long. */
 static uint32_t alone_looks(const Tidying *t, const Member *member) {
         uint32_t since = t->tidy->look - member->alone_look;
 
@@ -224,7 +224,8 @@ static void note_result(Tidying *t, Member *member, int r) {
         (void)manager_refresh(t->pass->manager, member);
 }
 
-/* Pieces of stretches of one member, as much as one go may be, beginning at *done of the first. *first, *done: where to go on. */
+/* Pieces of stretches of one member, as much as one go may be, beginning at *done of the first. *first, *done: where to
+ * go on. */
 static size_t take_chunk(const Tidying *t, const TidyStretches *alone, size_t *first, uint32_t *done, TidyStretch *chunk,
                          size_t max) {
         uint32_t member = alone->stretches[*first].member, room = CHUNK_PAGES;

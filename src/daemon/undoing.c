@@ -2,8 +2,8 @@
 /*
  * Who left is undone. A child learns from its parent's state file which marks it was born with, and that file ends with
  * the undoing of the parent. So all who leave are asked before any is undone; and as somebody may fork until the very
- * moment in which the last of his marks is gone, the file stays until then, and who was born by then is looked for. What
- * is born later has nothing of ours, so this comes to an end.
+ * moment in which the last of his marks is gone, the file stays until then, and who was born by then is looked for.
+ * What is born later has nothing of ours, so this comes to an end.
  */
 #include "daemon/manager.h"
 

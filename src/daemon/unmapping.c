@@ -2,13 +2,13 @@
 /*
  * The way back from route remap, and whose guard is whose.
  *
- * A guard belongs to an address space, and is found again by the daemon that comes after, or for a child that was forked,
- * by trying the keeper's on one page of the process (remap_guard_watches()). The mute userfaultfd watches nothing between
- * two batches, so where it is not known a new one will do.
+ * A guard belongs to an address space, and is found again by the daemon that comes after, or for a child that was
+ * forked, by trying the keeper's on one page of the process (remap_guard_watches()). The mute userfaultfd watches
+ * nothing between two batches, so where it is not known a new one will do.
  *
- * Pages that were written since they were merged are put back too when all of a process is, unless something may have pinned
- * them: what writes past the page tables would be lost (merge/remap.h). Such runs stay as they are, and are tried again.
- * What a pass puts back by itself (tidying.c) never was written.
+ * Pages that were written since they were merged are put back too when all of a process is, unless something may have
+ * pinned them: what writes past the page tables would be lost (merge/remap.h). Such runs stay as they are, and are
+ * tried again. What a pass puts back by itself (tidying.c) never was written.
  */
 #include "daemon/remapping.h"
 
@@ -219,8 +219,8 @@ static void add_piece(Unmap *u, const Vma *vma, const RemapPool *pool, uint64_t 
         };
 }
 
-/* A page of a mapping beside a run, for the run to become one with: not tracked until the run is in place, as a mapping has
- * one userfaultfd. 0: there is none. */
+/* A page of a mapping beside a run, for the run to become one with: not tracked until the run is in place, as a mapping
+ * has one userfaultfd. 0: there is none. */
 static uint64_t borrow(Unmap *u, const Vma *vma, uint64_t page) {
         Track *track = u->member->track;
 

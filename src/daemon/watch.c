@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * The probes, and what they say of who comes and goes. Each event names a cgroup whose processes are read anew; so an event
- * that is lost, or comes before what it tells of can be read, costs the wait till the next look (a second), no more.
+ * The probes, and what they say of who comes and goes. Each event names a cgroup whose processes are read anew; so an
+ * event that is lost, or comes before what it tells of can be read, costs the wait till the next look (a second), no
+ * more.
  *
  * In a storm of forks the cgroups are read every REFRESH_REST_NSEC, however many events there are.
  */

@@ -6,8 +6,8 @@
 /*
  * How much of the host's CPU time everybody else leaves: what was idle, and half of what we used ourselves: it would
  * have been idle without us, or was taken from somebody who wanted it, and the counters do not say. Whether we may use
- * more is a question of what is left, not of how busy the host is: of 64 CPUs nine tenths may be busy, and nobody misses
- * one.
+ * more is a question of what is left, not of how busy the host is: of 64 CPUs nine tenths may be busy, and nobody
+ * misses one.
  */
 typedef struct CpuLeft {
         uint64_t now_nsec, idle_nsec, own_nsec; /* at the last look; now_nsec 0: there was none */

@@ -4,8 +4,8 @@
 #include "base/util.h"
 
 /*
- * Whether the administrator wants huge pages (2 MiB) made: Documentation/admin-guide/mm/transhuge.rst. MADV_COLLAPSE does
- * not ask for it, so we do. May change at any time: to be read when it is needed.
+ * Whether the administrator wants huge pages (2 MiB) made: Documentation/admin-guide/mm/transhuge.rst. MADV_COLLAPSE
+ * does not ask for it, so we do. May change at any time: to be read when it is needed.
  */
 typedef enum HostThp {
         HOST_THP_NEVER,

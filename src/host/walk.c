@@ -1,16 +1,16 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Where there is another NUMA node, move_pages(2) with MPOL_MF_MOVE_ALL makes the kernel do just what is to be measured:
- * it unmaps the page from all its mappings, copies it, and maps it again. With one node nothing moves a page by request.
- * What also visits every mapping of one page, to unmap it, is punching a hole into a file of shared memory: one walk
- * instead of two, but with a TLB flush for each mapping, and its price grows evenly, 0.7 to 1.0 µs a mapping from 128 to
- * 8,192 (Linux 6.18). The difference between many mappings and few leaves out what does not depend on their number.
- * CPU time, and the least of several: others on this machine are no part of the price.
+ * Where there is another NUMA node, move_pages(2) with MPOL_MF_MOVE_ALL makes the kernel do just what is to be
+ * measured: it unmaps the page from all its mappings, copies it, and maps it again. With one node nothing moves a page
+ * by request. What also visits every mapping of one page, to unmap it, is punching a hole into a file of shared memory:
+ * one walk instead of two, but with a TLB flush for each mapping, and its price grows evenly, 0.7 to 1.0 µs a mapping
+ * from 128 to 8,192 (Linux 6.18). The difference between many mappings and few leaves out what does not depend on their
+ * number. CPU time, and the least of several: others on this machine are no part of the price.
  *
  * KSM. rmap_walk_ksm() goes through all the mappings of the anon_vma of each sharer to find the one that the page is in
- * (mm/ksm.c, 6.18), and marking cuts a mapping into pieces that share their anon_vma. A piece costs a step in an interval
- * tree: an eleventh of what it costs to move the page away from a mapping (tests/guest/sharing, which moves KSM pages on an
- * emulated machine: 8.6 us a mapping, 0.8 us a piece).
+ * (mm/ksm.c, 6.18), and marking cuts a mapping into pieces that share their anon_vma. A piece costs a step in an
+ * interval tree: an eleventh of what it costs to move the page away from a mapping (tests/guest/sharing, which moves
+ * KSM pages on an emulated machine: 8.6 us a mapping, 0.8 us a piece).
  */
 #include "host/walk.h"
 

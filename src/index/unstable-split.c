@@ -2,7 +2,8 @@
 
 /*
  * Splitting and joining buckets, by which the unstable tree grows and shrinks. One in sixteen insertions splits a
- * bucket, so this is made for the bucket that has one cell, as all have with keys that are hashes; chains are only right.
+ * bucket, so this is made for the bucket that has one cell, as all have with keys that are hashes; chains are only
+ * right.
  */
 
 #include "index/unstable-cells.h"

@@ -11,8 +11,8 @@
  * what a look-up returns and replaces what no longer holds.
  *
  * Of a key a tree keeps 40 bits, the low 32 (its tag) and the high 8, at any size: two keys that agree in them are one
- * key to it. Who spreads keys over UNSTABLE_SHARDS trees by unstable_shard() has four bits more: 44 in all, so a look-up
- * of a content that is not there returns a false twin with probability n / 2^44 where the trees hold n entries
+ * key to it. Who spreads keys over UNSTABLE_SHARDS trees by unstable_shard() has four bits more: 44 in all, so a
+ * look-up of a content that is not there returns a false twin with probability n / 2^44 where the trees hold n entries
  * (once in 1.7 million look-ups at 10 million entries). A twin is a candidate, never a proof.
  *
  * Nothing here is shared between trees and there is no lock: one thread at a time per tree.
@@ -49,8 +49,8 @@ enum {
         UNSTABLE_E_TWIN,        /* another page holds the key; the tree is unchanged */
 };
 
-/* About n entries more are coming, soon: they are inserted faster when their buckets are there. 0: no more are, and what
- * was made for those that did not come is given back. Without memory the tree is right, and slower. */
+/* About n entries more are coming, soon: they are inserted faster when their buckets are there. 0: no more are, and
+ * what was made for those that did not come is given back. Without memory the tree is right, and slower. */
 void unstable_expect(Unstable *tree, size_t n);
 
 /* Looks the key up; when nobody holds it, inserts ref under it. 0: inserted. UNSTABLE_E_SELF. UNSTABLE_E_TWIN with

@@ -21,8 +21,8 @@ int guard_init(int uffd, GuardKind kind);
 /* What fd is, from /proc/self/fdinfo. */
 GuardKind guard_kind(int fd);
 
-/* The same number for every descriptor of one userfaultfd (or of one pool's mount, or keeper's table), another for any other that exists
- * at the same time; 0: fd is bad. */
+/* The same number for every descriptor of one userfaultfd (or of one pool's mount, or keeper's table), another for any
+ * other that exists at the same time; 0: fd is bad. */
 uint64_t guard_id(int fd);
 
 /* Its address space is gone: nothing can fault any more. Neither poll(2) nor a pidfd say that: an address space

@@ -8,8 +8,8 @@
  * starts it again (main.c), as they share their descriptors. It says only what the kernel cannot, whose a userfaultfd
  * is: what is there, and what it is, a new server asks the kernel (hold_discover()).
  *
- * That memory is a file without a name, which the service manager stores beside the descriptors (store.h): a keeper that
- * it starts when both processes were killed reads in it whose they are (hold_adopt()).
+ * That memory is a file without a name, which the service manager stores beside the descriptors (store.h): a keeper
+ * that it starts when both processes were killed reads in it whose they are (hold_adopt()).
  */
 typedef struct HoldEntry {
         uint64_t id;            /* guard_id(); 0: nothing. Written last, cleared first */
@@ -35,8 +35,8 @@ int hold_init(Hold *hold, int n_fds, int *ret_table_fd);
 
 /* fd is the table of a keeper of this version. */
 bool hold_is_table(int fd);
-/* The table of another keeper, whose processes are gone: of the descriptors in [first, end), those it knows are held from
- * then on, as what they were there. -EINVAL: fd is none; -errno. */
+/* The table of another keeper, whose processes are gone: of the descriptors in [first, end), those it knows are held
+ * from then on, as what they were there. -EINVAL: fd is none; -errno. */
 int hold_adopt(Hold *hold, int fd, int first, int end);
 
 /* Looks through all descriptors of this process: userfaultfds of our kinds and pools are held from then on, entries

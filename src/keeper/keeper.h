@@ -30,8 +30,8 @@ typedef struct KeeperOwner {
  * it), or, if nobody does, starts program (NULL: the installed one) with a socket made there. May take five seconds.
  * -ENOENT: program is missing; -EPROTO: it speaks another version of the protocol; -errno. */
 int keeper_new(const char *state_dir, const char *program, Keeper **ret);
-/* Who listens there, without starting anything (but with ksmd-user-keeper.socket systemd starts it) or disturbing who is
- * connected. -ENOENT: nobody; -ETIMEDOUT: somebody who does not answer; -errno. */
+/* Who listens there, without starting anything (but with ksmd-user-keeper.socket systemd starts it) or disturbing who
+ * is connected. -ENOENT: nobody; -ETIMEDOUT: somebody who does not answer; -errno. */
 typedef struct KeeperSeen {
         uint32_t protocol, our_protocol; /* versions; the rest is known only if they are the same */
         int32_t pid;            /* who serves */
@@ -64,8 +64,8 @@ int keeper_drop(Keeper *keeper, uint64_t id);
  * standing, no answer of the keeper's to an earlier fault can then arrive late and fill a page that has another meaning
  * by now: to be called after the last thread stopped and before pages are taken away. */
 int keeper_sync(Keeper *keeper);
-/* The same in two halves, with something done in between: asks, without waiting; waits for the answer, KEEPER_SYNC_NSEC at
- * most: -ETIMEDOUT from here breaks no connection. What _begin() failed in is told by _end(). */
+/* The same in two halves, with something done in between: asks, without waiting; waits for the answer, KEEPER_SYNC_NSEC
+ * at most: -ETIMEDOUT from here breaks no connection. What _begin() failed in is told by _end(). */
 void keeper_sync_begin(Keeper *keeper);
 int keeper_sync_end(Keeper *keeper);
 

@@ -28,11 +28,11 @@
  * killed in the very moment after that would take the child's guard along; this way there is no such moment: whoever is
  * killed, the table lives on in the other. A server whose keeper was killed becomes the keeper.
  *
- * A service manager knows one main process. When that is killed it starts another one, although the server has become the
- * keeper and lives: two keepers would answer the same userfaultfds, and keeper_sync() would speak for one of them only. So
- * a keeper has a record lock on the listening socket. Such locks belong to the table of descriptors: this one lasts until
- * the last process of the two is gone. Who does not get it waits for that, holding nothing, and then ends, to be started
- * with what the store has by then.
+ * A service manager knows one main process. When that is killed it starts another one, although the server has become
+ * the keeper and lives: two keepers would answer the same userfaultfds, and keeper_sync() would speak for one of them
+ * only. So a keeper has a record lock on the listening socket. Such locks belong to the table of descriptors: this one
+ * lasts until the last process of the two is gone. Who does not get it waits for that, holding nothing, and then ends,
+ * to be started with what the store has by then.
  */
 #define LISTEN_FDS_START 3 /* sd_listen_fds(3) */
 #define HURRIED_RESTARTS 10U
@@ -95,8 +95,8 @@ static int become_the_only_one(int listen_fd) {
         return 1;
 }
 
-/* Our own table into the store, those of keepers before us read, and out of it. What is not told in time stays there, and
- * is read by whoever comes next. */
+/* Our own table into the store, those of keepers before us read, and out of it. What is not told in time stays there,
+ * and is read by whoever comes next. */
 static void take_over(Hold *hold, int notify_fd, int table_fd, int end) {
         for (int fd = LISTEN_FDS_START; fd < end; fd++)
                 (void)hold_adopt(hold, fd, LISTEN_FDS_START, end);

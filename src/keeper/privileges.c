@@ -24,8 +24,8 @@
 #define AUDIT_ARCH_HERE AUDIT_ARCH_AARCH64
 #endif
 
-/* All threads of a target stand while the daemon, which is at SCHED_FIFO 2 meanwhile, waits for our word, and the one that
- * runs its program, lent 1, for the daemon's: so we come first. Where that is refused, the best of the rest. */
+/* All threads of a target stand while the daemon, which is at SCHED_FIFO 2 meanwhile, waits for our word, and the one
+ * that runs its program, lent 1, for the daemon's: so we come first. Where that is refused, the best of the rest. */
 #define PRIORITY_FIFO 3
 #define PRIORITY_NICE (-20)
 

@@ -141,8 +141,8 @@ static int add_held(Server *server, const KeeperMessage *request, int *fd) {
                 hold_drop(server->hold, held);
                 return r;
         }
-        /* A daemon gives it to us that had a copy, when a keeper died with all its processes: what that one had read and
-         * not answered nobody else knows of. */
+        /* A daemon gives it to us that had a copy, when a keeper died with all its processes: what that one had read
+         * and not answered nobody else knows of. */
         if (!(serve_left_out & SERVE_LEAVE_OUT_REQUEUE))
                 guard_requeue(held);
         server->hold->entries[held].stored = store_add(server->options->notify_fd, held, guard_id(held));

@@ -52,8 +52,8 @@ typedef struct AdviseResult {
 int advise_apply(Advise *advise, Target *target, const Plan *plan, Marks *marks, AdviseResult *ret);
 
 /* Unmarks everything we marked: the kernel un-shares it. Repeated while that makes progress; 0 with failed_ranges > 0
- * when some are left (un-sharing needs memory). The state file stays until advise_forget(): who was forked meanwhile learns
- * from it what to undo. REMOTE_E_*, -errno. */
+ * when some are left (un-sharing needs memory). The state file stays until advise_forget(): who was forked meanwhile
+ * learns from it what to undo. REMOTE_E_*, -errno. */
 int advise_undo(Advise *advise, Target *target, Marks *marks, AdviseResult *ret);
 
 /* Forgets a target that ended, replaced its program, or was undone: removes its state file. */

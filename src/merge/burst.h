@@ -34,13 +34,13 @@ void burst_stop(Burst *burst);
 void burst_look_at_all(Burst *burst);
 
 /* Lets ksmd stand for a while, with all else as the burst set it; what ends a burst for want of progress or for taking
- * too long does not count that time. Step it meanwhile as often as is convenient. Where the knob cannot be set the burst
- * ends. Without effect when it stands, or goes on, already. */
+ * too long does not count that time. Step it meanwhile as often as is convenient. Where the knob cannot be set the
+ * burst ends. Without effect when it stands, or goes on, already. */
 void burst_pause(Burst *burst);
 void burst_resume(Burst *burst);
 
-/* Of all bursts that ended; ksmd_cpu_nsec: and of the one that runs. Where ksmd's CPU time cannot be seen (a pid namespace
- * of our own) it is the time it was let run. wall_nsec: without pauses. */
+/* Of all bursts that ended; ksmd_cpu_nsec: and of the one that runs. Where ksmd's CPU time cannot be seen (a pid
+ * namespace of our own) it is the time it was let run. wall_nsec: without pauses. */
 typedef struct BurstStats {
         uint64_t bursts, pages_expected, pages_merged, ksmd_cpu_nsec, wall_nsec, full_scans;
 } BurstStats;

@@ -1,16 +1,16 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * process_madvise(MADV_COLLAPSE), Linux 6.1: one huge page in place of 512 small ones, copied, now. It asks neither the
- * host's setting nor khugepaged's limits on shared pages: it would copy merged pages and fill in what was given back, so
- * whether it may is decided here.
+ * host's setting nor khugepaged's limits on shared pages: it would copy merged pages and fill in what was given back,
+ * so whether it may is decided here.
  *
  * So each page must be there, on a frame of its own that nobody else maps, as the pagemap has it at that moment.
  *
- * The kernel does not collapse what a userfaultfd write-protects. So protection is lifted first: what is not collapsed then
- * counts as written and is read once more; what is collapsed is sampled, as huge pages are.
+ * The kernel does not collapse what a userfaultfd write-protects. So protection is lifted first: what is not collapsed
+ * then counts as written and is read once more; what is collapsed is sampled, as huge pages are.
  *
- * What was collapsed is left whole for a while, each time for longer: contents that come and go should not have it split and
- * copied in turns.
+ * What was collapsed is left whole for a while, each time for longer: contents that come and go should not have it
+ * split and copied in turns.
  */
 #include "merge/collapse.h"
 

@@ -54,8 +54,8 @@ typedef struct Domain {
         DomainShard shards[UNSTABLE_SHARDS];
 } Domain;
 
-/* n_threads: of the crew that will serve it, at most. numa: pages of different nodes are kept apart; borrowed, and may be
- * read anew between passes. NULL: they are not. */
+/* n_threads: of the crew that will serve it, at most. numa: pages of different nodes are kept apart; borrowed, and may
+ * be read anew between passes. NULL: they are not. */
 int domain_new(const char *name, uint32_t max_page_sharing, unsigned n_threads, const Numa *numa, Domain **ret);
 /* The same from now on: what is known is to be read again (select_all()), to be found under its new name. */
 static inline void domain_set_numa(Domain *domain, const Numa *numa) { domain->numa = numa; }
@@ -80,8 +80,8 @@ int domain_see(Domain *domain, Crew *crew, ScanBatch *batches, size_t n);
  * changed, the whole block waits for the next pass. TARGET_E_GONE. */
 int domain_confirm_block(Domain *domain, Block *block, const VmaList *vmas);
 
-/* Looks for pages of the space that moved to another node since they were read, in its next budget blocks (once around at
- * most): they are read again. Costs nothing where nodes are not kept apart. */
+/* Looks for pages of the space that moved to another node since they were read, in its next budget blocks (once around
+ * at most): they are read again. Costs nothing where nodes are not kept apart. */
 void domain_find_moved(const Domain *domain, Space *space, size_t budget);
 
 /* Tidies the trees, in proportion to what the pass took in. */

@@ -11,7 +11,8 @@
  * pay-back time. A page whose merge broke sooner is left alone: neither marked nor read, for two turns, four after the
  * second loss in a row, and so on. A merge that stood for the pay-back time halves what the page has against it.
  *
- * Time is counted in turns, each as long as the pay-back time. So "sooner" is at least one pay-back time and less than two.
+ * Time is counted in turns, each as long as the pay-back time. So "sooner" is at least one pay-back time and less than
+ * two.
  */
 #define JUDGE_LEVEL_MAX 7U              /* 128 turns */
 
@@ -40,16 +41,16 @@ typedef struct JudgeCounts {
 } JudgeCounts;
 
 /* The block was looked at: of the pages in looked, those in merged are merged now; those in broken were, and are there
- * still, written to by the process. What was merged and is neither any more went away otherwise, which is nobody's fault.
- * judging: losses are left alone. Returns how many losses there were; -ENOMEM: nothing was taken in. */
+ * still, written to by the process. What was merged and is neither any more went away otherwise, which is nobody's
+ * fault. judging: losses are left alone. Returns how many losses there were; -ENOMEM: nothing was taken in. */
 int judge_look(Block *block, uint16_t turn, const PageSet looked, const PageSet merged, const PageSet broken,
                bool judging);
 
 /* Only that pages that were merged broke, before the next look. The same results. */
 int judge_broken(Block *block, uint16_t turn, const PageSet broken, bool judging);
 
-/* To be called in every turn: what stood is forgiven, who waited long enough may merge again (and has to be read: nothing
- * is known of it). With judging off all of them. Returns how many pages were let go. */
+/* To be called in every turn: what stood is forgiven, who waited long enough may merge again (and has to be read:
+ * nothing is known of it). With judging off all of them. Returns how many pages were let go. */
 unsigned judge_turn(Block *block, uint16_t turn, bool judging);
 
 /* Nothing of the block is merged any more as far as we know: what was is not judged. */

@@ -36,8 +36,8 @@
  * out, so that whatever is outside the plan may be unmarked without un-sharing a page. Wanted there is the zero page
  * too: it may be KSM's doing (use_zero_pages), and unmarking would put a frame of its own back in its place.
  *
- * The exception are pages left alone (merge/judge.h). What of them is mergeable is unmarked whatever it holds, run by run, the
- * longest first for as long as there are mappings for it: a run in the middle of a mapping takes two.
+ * The exception are pages left alone (merge/judge.h). What of them is mergeable is unmarked whatever it holds, run by
+ * run, the longest first for as long as there are mappings for it: a run in the middle of a mapping takes two.
  */
 
 #include "merge/plan.h"

@@ -43,6 +43,6 @@ typedef struct Plan {
 bool plan_would_split(const PlanRules *rules, const Block *block);
 
 void plan_done(Plan *plan);
-/* Wanted are the pages of twin and zero that are not in changed, and those of merged, all without those of alone; in mappings that are mergeable
- * already also those of zeropage, which KSM may have given back. -ENOMEM. */
+/* Wanted are the pages of twin and zero that are not in changed, and those of merged, all without those of alone; in
+ * mappings that are mergeable already also those of zeropage, which KSM may have given back. -ENOMEM. */
 int plan_make(const Space *space, const VmaList *vmas, const PlanRules *rules, Plan *ret);

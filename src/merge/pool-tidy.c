@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Which pages of a pool save nothing: one process maps them, and nobody else. As plain memory they could be swapped out,
- * written without a copy, and merged again.
+ * Which pages of a pool save nothing: one process maps them, and nobody else. As plain memory they could be swapped
+ * out, written without a copy, and merged again.
  *
- * How long a page has been alone is counted in looks, two bytes a page of the pool. The count ends whenever a page is not
- * met, or met with others: written and discarded pages are in no piece. Numbers of pages are given out anew: one that was
- * freed and given out again between two looks has its count go on, which can cost it a visit and nothing else.
+ * How long a page has been alone is counted in looks, two bytes a page of the pool. The count ends whenever a page is
+ * not met, or met with others: written and discarded pages are in no piece. Numbers of pages are given out anew: one
+ * that was freed and given out again between two looks has its count go on, which can cost it a visit and nothing else.
  */
 #include "merge/pool-tidy.h"
 
@@ -45,8 +45,8 @@ static int grow(PoolTidy *tidy, uint64_t n) {
         return 0;
 }
 
-/* There is no other copy of its content, or one that more could map. Where children that were forked map others more often
- * than we ever would, that is found out later. */
+/* There is no other copy of its content, or one that more could map. Where children that were forked map others more
+ * often than we ever would, that is found out later. */
 static bool is_needless(const PoolSpace *space, const Stable *stable, uint64_t page) {
         StableHit hit;
         uint64_t key;

@@ -5,8 +5,8 @@
 #include "merge/pool-space.h"
 
 /*
- * What is to be put in order in a pool and in those who map it, decided without touching anything: what is mapped by one
- * process alone and saves nothing any more.
+ * What is to be put in order in a pool and in those who map it, decided without touching anything: what is mapped by
+ * one process alone and saves nothing any more.
  */
 
 /* A stretch of a process's addresses that maps consecutive pages of the pool, none of them written or discarded since. */
@@ -56,8 +56,9 @@ typedef struct TidyStretches {
 
 void tidy_stretches_done(TidyStretches *stretches);
 
-/* One look at all pieces there are, whose pages' sharers were counted lately. stable: the domain's, which knows of a content
- * where else it is kept: a copy that is alone because all others are shared as often as may be stays, one for which there is
- * room elsewhere does not. looks: of each member, how long a page of it must have been alone. -ENOMEM: nothing is changed. */
+/* One look at all pieces there are, whose pages' sharers were counted lately. stable: the domain's, which knows of a
+ * content where else it is kept: a copy that is alone because all others are shared as often as may be stays, one for
+ * which there is room elsewhere does not. looks: of each member, how long a page of it must have been alone. -ENOMEM:
+ * nothing is changed. */
 int pool_tidy_look(PoolTidy *tidy, const PoolSpace *space, const Stable *stable, const TidyPieces *pieces,
                    const uint32_t *looks, TidyStretches *ret);

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * The two userfaultfds of a target that route remap needs, made in it: a userfaultfd belongs to the address space of who
- * made it. /dev/userfaultfd is given in, as the system call is refused to most containers, and would not see faults of the
- * kernel's for others. The target closes its own copies in the same stop; nothing is registered with them by then.
+ * The two userfaultfds of a target that route remap needs, made in it: a userfaultfd belongs to the address space of
+ * who made it. /dev/userfaultfd is given in, as the system call is refused to most containers, and would not see faults
+ * of the kernel's for others. The target closes its own copies in the same stop; nothing is registered with them by
+ * then.
  */
 #include "merge/remap-program.h"
 

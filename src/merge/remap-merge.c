@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Merging: the program that puts pages of the pool in the place of runs of a target's pages. It runs in one of the target's
- * threads, all others standing, to its end, whatever becomes of us.
+ * Merging: the program that puts pages of the pool in the place of runs of a target's pages. It runs in one of the
+ * target's threads, all others standing, to its end, whatever becomes of us.
  *
  *   M = a userfaultfd; scratch = an anonymous mapping registered with it; window = the pool, read-only
  *   for each run:
@@ -18,10 +18,10 @@
  *     8. wake whoever waits on M
  *   unmap scratch (which frees what was moved), window; close M and what was given
  *
- * What always holds: a page of the run is in exactly one of two places, at home or in scratch, until the pool's equal page is
- * mapped, populated and guarded; every failure on the way leads back through remap_move_in(). Until 8. whoever faults
- * on the run waits on M. The userfaultfd is not told of unmapping (EVENT_UNMAP): the program's own step 5 would wait for
- * an answer that never comes.
+ * What always holds: a page of the run is in exactly one of two places, at home or in scratch, until the pool's equal
+ * page is mapped, populated and guarded; every failure on the way leads back through remap_move_in(). Until 8. whoever
+ * faults on the run waits on M. The userfaultfd is not told of unmapping (EVENT_UNMAP): the program's own step 5 would
+ * wait for an answer that never comes.
  *
  * Why the order matters is what the controls of the hammer show: each REMAP_GUARD_* left out is a byte lost.
  */
@@ -103,9 +103,9 @@ static void take_away(Merge *m) {
         remap_loop_next(base, &loop);
 }
 
-/* A mapping of the pool is in place, and cannot stay: an anonymous one again, blocked, and the pages into it. Where even
- * that fails the mapping of the scratch pages themselves goes there: the contents are right, though it will not become
- * one with its neighbours. */
+/* A mapping of the pool is in place, and cannot stay: an anonymous one again, blocked, and the pages into it. Where
+ * even that fails the mapping of the scratch pages themselves goes there: the contents are right, though it will not
+ * become one with its neighbours. */
 static void put_back_anonymous(Merge *m) {
         RemapProgram *base = &m->base;
         RemoteProgram *p = base->p;

@@ -4,9 +4,9 @@
 #include "base/util.h"
 
 /*
- * How much a batch of route remap may be, so that a target stands for as long as it may and not longer. Learnt from each
- * stop: what it costs whatever is done in it, and what each unit of work costs. Where the work in a stop
- * takes too long all the same, batches are halved, and grow slowly again.
+ * How much a batch of route remap may be, so that a target stands for as long as it may and not longer. Learnt from
+ * each stop: what it costs whatever is done in it, and what each unit of work costs. Where the work in a stop takes too
+ * long all the same, batches are halved, and grow slowly again.
  *
  * A unit is a page; each range counts as some more, what its mappings cost.
  */

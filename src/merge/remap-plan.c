@@ -1,18 +1,18 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * The planner of route remap. A remapped run is one mapping of consecutive pages of the pool, so what counts is not only
- * that a content is in the pool but that its neighbours stand beside it there too.
+ * The planner of route remap. A remapped run is one mapping of consecutive pages of the pool, so what counts is not
+ * only that a content is in the pool but that its neighbours stand beside it there too.
  *
- * Between a run and the pool that is a matter of diagonals: page i of the run and page p of the pool lie on the diagonal
- * p - i, and every stretch of one diagonal on which the contents agree can be one mapping. The diagonals worth a look are
- * those on which the stable tree knows a page with room; each is followed both ways as far as it goes, the longest
- * stretch is taken, and what is left on either side is looked at again. Only so many diagonals are followed
+ * Between a run and the pool that is a matter of diagonals: page i of the run and page p of the pool lie on the
+ * diagonal p - i, and every stretch of one diagonal on which the contents agree can be one mapping. The diagonals worth
+ * a look are those on which the stable tree knows a page with room; each is followed both ways as far as it goes, the
+ * longest stretch is taken, and what is left on either side is looked at again. Only so many diagonals are followed
  * (DIAGONALS_MAX): a run of 511 pages that are all the same lies on 511 of them.
  *
- * What is left over is new to the pool, or is known to it in bits and pieces. It becomes new pages, in the run's order, when
- * at least half of it is new: a known content in the middle is then stored twice (a dup), which costs a page and spares
- * two mappings, and whoever has the whole run too, as the owner of the twin often has, maps it as one. Where most of it is
- * known in bits, a copy would save nothing, and it is left.
+ * What is left over is new to the pool, or is known to it in bits and pieces. It becomes new pages, in the run's order,
+ * when at least half of it is new: a known content in the middle is then stored twice (a dup), which costs a page and
+ * spares two mappings, and whoever has the whole run too, as the owner of the twin often has, maps it as one. Where
+ * most of it is known in bits, a copy would save nothing, and it is left.
  */
 #include "merge/remap-plan.h"
 
@@ -71,7 +71,8 @@ void remap_segments_done(RemapSegments *segments) {
 static bool wanted(const Block *block, unsigned page) {
         unsigned i = page / 64;
 
-        /* A frame that a fork shares cannot be moved (it is nobody's alone), and an all-zero page is worth no pool page. */
+        /* A frame that a fork shares cannot be moved (it is nobody's alone), and an all-zero page is worth no pool
+         * page. */
         return (block->twin[i] & block->hashed[i] &
                 ~(block->changed[i] | block->merged[i] | block->zero[i] | block->zeropage[i] | block->forked[i])) >>
                        (page % 64) & 1;

@@ -6,8 +6,8 @@
 #include "scan/block.h"
 
 /*
- * What route remap is to do, decided without touching anything: which runs of a target's pages are candidates, and which
- * consecutive pages of the pool each is to be mapped to.
+ * What route remap is to do, decided without touching anything: which runs of a target's pages are candidates, and
+ * which consecutive pages of the pool each is to be mapped to.
  */
 
 /* Why pages of a mapping that may be merged cannot be remapped. */
@@ -70,8 +70,8 @@ typedef struct RemapSegments {
 } RemapSegments;
 
 void remap_segments_done(RemapSegments *segments);
-/* keys[i] is what the run's page i held a moment ago, 0: it cannot be taken. Long stretches that stand in the pool in the
- * same order, with room for one mapping more, are mapped there; the rest becomes new pages of the pool, but only where
- * that is mostly contents which are not in it yet. -ENOMEM. */
+/* keys[i] is what the run's page i held a moment ago, 0: it cannot be taken. Long stretches that stand in the pool in
+ * the same order, with room for one mapping more, are mapped there; the rest becomes new pages of the pool, but only
+ * where that is mostly contents which are not in it yet. -ENOMEM. */
 int remap_segments_make(const Stable *stable, const PoolSpace *space, uint64_t address, const uint64_t *keys,
                         uint32_t n_pages, uint32_t minimum_run_pages, RemapSegments *ret);

@@ -2,9 +2,9 @@
 /*
  * The pieces of which route remap's two programs consist.
  *
- * The way back (remap_move_in()) is what makes both safe: wherever a program stops, the pages that it took away are in the
- * scratch mapping, and only this brings them home. UFFDIO_MOVE goes from the front to the back and says how far it came.
- * What it may answer, and what that means here:
+ * The way back (remap_move_in()) is what makes both safe: wherever a program stops, the pages that it took away are in
+ * the scratch mapping, and only this brings them home. UFFDIO_MOVE goes from the front to the back and says how far it
+ * came. What it may answer, and what that means here:
  *
  *      EAGAIN          some pages were moved, or none for now (a page is locked, being migrated): again from there
  *      EEXIST          the page at home was never taken away: nor was any behind it

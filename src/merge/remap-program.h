@@ -96,9 +96,9 @@ static inline void remap_dawdle(RemoteProgram *p) {
         REMOTE_CALL(p, REMOTE_NOWHERE, REMOTE_NOTHING, SYS_nanosleep, remote_at(time), remote_value(0));
 }
 
-/* With the next question, all threads standing, before anything is mapped: waits for the guard (RemapSettle), and passes
- * over the ranges whose mapping is not what was planned for any more. What lies there now may be anything, or nothing; then
- * the program's own mappings might come to lie there. */
+/* With the next question, all threads standing, before anything is mapped: waits for the guard (RemapSettle), and
+ * passes over the ranges whose mapping is not what was planned for any more. What lies there now may be anything, or
+ * nothing; then the program's own mappings might come to lie there. */
 void remap_ask(RemapProgram *program, bool undo);
 
 /* Runs it, and reads the results back into the batch. */

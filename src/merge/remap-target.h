@@ -4,8 +4,8 @@
 #include "target/target.h"
 
 /*
- * What route remap asks about a process as a whole: whether it may be remapped at all, which of its mappings are a pool's,
- * which guard is its own. Everything is read from /proc, or tried where trying changes nothing.
+ * What route remap asks about a process as a whole: whether it may be remapped at all, which of its mappings are a
+ * pool's, which guard is its own. Everything is read from /proc, or tried where trying changes nothing.
  */
 
 /* Why a process is left alone, asked before each visit. 0; REMAP_E_*; -errno. */

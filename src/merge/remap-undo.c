@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Undoing: the program that makes remapped runs plain anonymous memory again, one mapping with their neighbours. As when
- * merging, all threads stand while one of them runs it to its end.
+ * Undoing: the program that makes remapped runs plain anonymous memory again, one mapping with their neighbours. As
+ * when merging, all threads stand while one of them runs it to its end.
  *
  *   scratch = an anonymous mapping registered with U, the mute guard: who faults there waits, the keeper answers nothing
  *   for each run:
@@ -23,11 +23,11 @@
  * different ones never merge: hence the neighbour's page (tests/kernel/remap-steps).
  *
  * mremap(2) of what U watches waits until the keeper has read the event: that is the one thing that the program waits
- * for. If the keeper dies there, the kernel lets it go on when the keeper's descriptor is closed, and the target's, which
- * the program holds, keeps the registration.
+ * for. If the keeper dies there, the kernel lets it go on when the keeper's descriptor is closed, and the target's,
+ * which the program holds, keeps the registration.
  *
- * What always holds: until 5. the run is what it was, at most protected; from 5. on its pages are in scratch, and move in
- * however often it takes.
+ * What always holds: until 5. the run is what it was, at most protected; from 5. on its pages are in scratch, and move
+ * in however often it takes.
  */
 #include "merge/remap-program.h"
 

@@ -6,8 +6,8 @@
 
 /*
  * Route remap, in one target: runs of its pages are replaced by private mappings of a pool's pages, and back. What is
- * promised stands at the top of remap-merge.c and remap-undo.c; what to do is the planner's business (remap-plan.h), whose
- * faults the guard answers the keeper's (docs/route-remap.md).
+ * promised stands at the top of remap-merge.c and remap-undo.c; what to do is the planner's business (remap-plan.h),
+ * whose faults the guard answers the keeper's (docs/route-remap.md).
  */
 
 /* What a target's memory is guarded by, made at first use; ours to close. */
@@ -18,9 +18,9 @@ typedef struct RemapGuard {
 
 #define REMAP_GUARD_NONE ((RemapGuard){ .zero = -EBADF, .mute = -EBADF })
 
-/* Makes both in the target, takes them over, closes the target's own; nothing is registered with them yet, and the keeper
- * has to have them before anything is. 0; REMOTE_E_*; -EOPNOTSUPP: the target has no descriptor free, or its security
- * module refuses; -errno. */
+/* Makes both in the target, takes them over, closes the target's own; nothing is registered with them yet, and the
+ * keeper has to have them before anything is. 0; REMOTE_E_*; -EOPNOTSUPP: the target has no descriptor free, or its
+ * security module refuses; -errno. */
 int remap_guard_make(Remote *remote, Target *target, RemapGuard *ret);
 void remap_guard_done(RemapGuard *guard);
 
@@ -57,8 +57,8 @@ typedef struct RemapRange {
 #define REMAP_BATCH_MAX 96U
 
 /* Called with all threads standing, before a page is touched. Once it returned 0 no answer of the guard's to a fault of
- * before can arrive: it asks the keeper (keeper_sync_begin()) and waits for it (_end()). Anything but 0: the batch is given
- * up. Two functions, because there is something else to do in between. */
+ * before can arrive: it asks the keeper (keeper_sync_begin()) and waits for it (_end()). Anything but 0: the batch is
+ * given up. Two functions, because there is something else to do in between. */
 typedef void (*RemapSettleBegin)(void *userdata);
 typedef int (*RemapSettle)(void *userdata);
 

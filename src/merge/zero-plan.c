@@ -8,9 +8,9 @@ void zero_plan_done(ZeroPlan *plan) {
         *plan = (ZeroPlan){};
 }
 
-/* UFFDIO_MOVE (mm/userfaultfd.c, validate_move_areas(), 6.18) takes pages of private anonymous memory between mappings of
- * the same protection; ours is readable and writable. A stack grows under its registration. Whoever asked for huge pages
- * would have them filled in again by khugepaged. */
+/* UFFDIO_MOVE (mm/userfaultfd.c, validate_move_areas(), 6.18) takes pages of private anonymous memory between mappings
+ * of the same protection; ours is readable and writable. A stack grows under its registration. Whoever asked for huge
+ * pages would have them filled in again by khugepaged. */
 bool zero_vma_fits(const Vma *vma) {
         return vma->skip == VMA_OK && vma->write && !vma->exec && !vma->file && !vma->growsdown && !vma->huge_advised &&
                !vma->sealed && !vma->keyed;

@@ -33,5 +33,6 @@ typedef struct ZeroPlan {
 void zero_plan_done(ZeroPlan *plan);
 /* Whether pages of a mapping that may be merged can be moved out of it. */
 bool zero_vma_fits(const Vma *vma);
-/* Taken are pages that were zero, on a frame of their own and of nobody else, when they were read, and not only just. -ENOMEM. */
+/* Taken are pages that were zero, on a frame of their own and of nobody else, when they were read, and not only just.
+ * -ENOMEM. */
 int zero_plan_make(const Space *space, const VmaList *vmas, const ZeroRules *rules, ZeroPlan *ret);

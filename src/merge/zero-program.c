@@ -37,11 +37,11 @@
  *   - Where the kernel refuses (no memory for a table, too many mappings) before anything was moved, the run is skipped;
  *     a page that cannot be moved stays where it is.
  *
- * UFFDIO_MOVE's own promises (Linux 6.8, mm/userfaultfd.c; tests/kernel/zero-move): it moves a page only if this process
- * alone maps it and nobody has it pinned, else EBUSY; it says how many bytes it moved before it failed.
+ * UFFDIO_MOVE's own promises (Linux 6.8, mm/userfaultfd.c; tests/kernel/zero-move): it moves a page only if this
+ * process alone maps it and nobody has it pinned, else EBUSY; it says how many bytes it moved before it failed.
  */
-/* Of a run: where it is, bytes, where in scratch, bytes moved, bytes put back; what is to be registered before it: where,
- * bytes (0: nothing). */
+/* Of a run: where it is, bytes, where in scratch, bytes moved, bytes put back; what is to be registered before it:
+ * where, bytes (0: nothing). */
 #define TABLE_WORDS 7U
 #define SCRATCH_BYTES (ZERO_SCRATCH_PAGES * PAGE_BYTES)
 /* After so many pages of a run that could not be moved it is let be. */

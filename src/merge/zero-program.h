@@ -4,8 +4,8 @@
 #include "merge/zero-plan.h"
 #include "target/remote-program.h"
 
-/* The program that gives a batch of runs back, and what it left. Its scratch lies behind the regions of remote calls, on an
- * address that a huge page can be moved to as it is. */
+/* The program that gives a batch of runs back, and what it left. Its scratch lies behind the regions of remote calls,
+ * on an address that a huge page can be moved to as it is. */
 #define ZERO_SCRATCH ((uint64_t)0x6b736da00000)
 #define ZERO_SCRATCH_PAGES ((uint64_t)8192)
 #define ZERO_RUNS_MAX 192U

@@ -15,9 +15,9 @@
 #include <sys/syscall.h>
 
 /*
- * Carries a plan out in batches, each of which is one stop: all that can be done before and after it is. Where writes are
- * followed, the runs' own userfaultfd lets go of them for that long: a mapping has only one. What came of a batch is
- * read from the page tables, not from what the program said.
+ * Carries a plan out in batches, each of which is one stop: all that can be done before and after it is. Where writes
+ * are followed, the runs' own userfaultfd lets go of them for that long: a mapping has only one. What came of a batch
+ * is read from the page tables, not from what the program said.
  */
 #define STOP_NSEC (1000 * NSEC_PER_USEC)        /* for the runs of a batch; what each has to begin with comes on top */
 #define BEGIN_NSEC (60 * NSEC_PER_USEC)
@@ -97,8 +97,8 @@ static void forget(Block *block, unsigned page) {
         page_set_remove(block->changed, page);
 }
 
-/* Which pages of [start, end) are filled: there with a frame of their own, or swapped out. first: the number of the first
- * in its block. */
+/* Which pages of [start, end) are filled: there with a frame of their own, or swapped out. first: the number of the
+ * first in its block. */
 static int find_filled(const Target *target, uint64_t start, uint64_t end, PageSet ret) {
         PagemapRegion regions[REGIONS];
         PagemapScan scan = {

@@ -32,8 +32,8 @@ typedef struct ZeroResult {
         uint64_t pages_lost;    /* could not be put back: their mapping was gone by then */
 } ZeroResult;
 
-/* Gives back the runs of a plan made from what is known now, in as many stops as keep each within its time; *ret adds up,
- * also on failure. What was given back is noted in the blocks (hole), what was put back is forgotten there. track:
+/* Gives back the runs of a plan made from what is known now, in as many stops as keep each within its time; *ret adds
+ * up, also on failure. What was given back is noted in the blocks (hole), what was put back is forgotten there. track:
  * NULL, or what follows the writes of this process. 0; REMOTE_E_*: the rest could not be done; -errno. */
 int zero_give_back(Zero *zero, Space *space, Track *track, const ZeroPlan *plan, ZeroResult *ret);
 

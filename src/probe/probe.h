@@ -7,9 +7,9 @@
 #include <sys/types.h>
 
 /*
- * Probes in the kernel (bpf/): what they say is a hint or a number, never something that work depends on. Each is loaded
- * and attached by itself, in the best way that this kernel lets us; what cannot be had says why, and everything that asks
- * for it is told nothing. A build without libbpf has this interface too, and no probe.
+ * Probes in the kernel (bpf/): what they say is a hint or a number, never something that work depends on. Each is
+ * loaded and attached by itself, in the best way that this kernel lets us; what cannot be had says why, and everything
+ * that asks for it is told nothing. A build without libbpf has this interface too, and no probe.
  */
 typedef enum ProbeId {
         PROBE_ROSTER,           /* who comes and goes in managed cgroups: the events */

@@ -5,16 +5,17 @@
  *
  * What merged pages would take unmerged. Of a process without relatives each page would have a frame of its own. Of
  * processes that were forked from one another, pages at one address would lie on one frame, as far as nobody wrote to
- * his. So right before they are merged it is noted who had a frame to himself, and of those that shared one by fork, one
- * is noted for them all: of all that will ever leave that frame, which may take several bursts, the last one looking as if
- * he had it to himself. The notes outlive the daemon (kept.c). Pages at one address of which none was noted (the process
- * was forked with the page merged already) count as one. So what is merged at one address of relatives is
+ * his. So right before they are merged it is noted who had a frame to himself, and of those that shared one by fork,
+ * one is noted for them all: of all that will ever leave that frame, which may take several bursts, the last one
+ * looking as if he had it to himself. The notes outlive the daemon (kept.c). Pages at one address of which none was
+ * noted (the process was forked with the page merged already) count as one. So what is merged at one address of
+ * relatives is
  *
  *      the greater of 1 and the pages noted
  *
  * frames. That is exact while those live, and do not write, whose pages were noted. It is too little, by at most one
- * frame an address each, where one ended or wrote that was noted for others. It is too much only where a relative outside
- * the domain keeps a frame alive that our pages left.
+ * frame an address each, where one ended or wrote that was noted for others. It is too much only where a relative
+ * outside the domain keeps a frame alive that our pages left.
  */
 #include "scan/census.h"
 
@@ -240,8 +241,8 @@ static int count(CensusFrames *frames, const Run *run, void *userdata) {
         return 0;
 }
 
-/* Whether the page, which is not merged, is the first to be noted for its frame. A frame's value in the notes: the round
- * in which it was met last. */
+/* Whether the page, which is not merged, is the first to be noted for its frame. A frame's value in the notes: the
+ * round in which it was met last. */
 static int note_page(CensusNotes *notes, const Run *run, size_t i, uint64_t entry) {
         unsigned page = run->first + (unsigned)i;
         uint64_t pfn = entry & PAGEMAP_PFN;

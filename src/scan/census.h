@@ -53,8 +53,8 @@ int census_frames_new(Scanner *scanner, CensusFrames **ret);
 CensusFrames *census_frames_free(CensusFrames *frames);
 DEFINE_CLEANUP(CensusFrames, census_frames_free)
 
-/* Adds [start, end) of the target; ksm_frames counts only frames that frames had not met. looked (may be NULL) is told of
- * each block, in pieces by address. TARGET_E_GONE, -errno. */
+/* Adds [start, end) of the target; ksm_frames counts only frames that frames had not met. looked (may be NULL) is told
+ * of each block, in pieces by address. TARGET_E_GONE, -errno. */
 int census_add(CensusFrames *frames, const CensusPart *part, uint64_t start, uint64_t end, Census *add,
                CensusLooked looked, void *userdata);
 /* What the entry of a pagemap says, asking about a frame that is mapped once, too. */
@@ -65,6 +65,6 @@ uint32_t census_mappings(const CensusFrames *frames, uint64_t pfn);
 
 void census_notes_begin(CensusNotes *notes); /* a new round over everything that is marked */
 void census_notes_done(CensusNotes *notes);
-/* Notes, in Block.own, which pages of [start, end) have a frame that no other page was noted for: to be asked of everything
- * that is marked, of all who have relatives, right before it is merged. TARGET_E_GONE, -errno. */
+/* Notes, in Block.own, which pages of [start, end) have a frame that no other page was noted for: to be asked of
+ * everything that is marked, of all who have relatives, right before it is merged. TARGET_E_GONE, -errno. */
 int census_note(CensusFrames *frames, CensusNotes *notes, const CensusPart *part, uint64_t start, uint64_t end);

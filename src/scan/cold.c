@@ -6,13 +6,13 @@
  *
  * When a mapping counts as cold. Nothing but reclaim ever takes marks off, so memory that was just written is all
  * Referenced, whatever becomes of it; only where reclaim has passed since does Referenced tell use from disuse, and
- * there a mapping in use is soon far above a sixteenth. smaps has one number for a mapping, so what is used of a cold one
- * is put back with the rest: at most a sixteenth, once, and marked as used again by its next use. The error in the other
- * direction, of a mapping that is partly cold and left to look hot, costs one round of reclaim.
+ * there a mapping in use is soon far above a sixteenth. smaps has one number for a mapping, so what is used of a cold
+ * one is put back with the rest: at most a sixteenth, once, and marked as used again by its next use. The error in the
+ * other direction, of a mapping that is partly cold and left to look hot, costs one round of reclaim.
  *
- * Huge pages. MADV_COLD on a part of a huge page splits it; on all of it, it does not. A huge page is mapped as such only
- * where one mapping covers the whole block, so ranges that are whole blocks cut at the ends of mappings never name a
- * part of one. They have to arrive so, too: the kernel silently shortens the ranges of one call to 2 GiB less a page
+ * Huge pages. MADV_COLD on a part of a huge page splits it; on all of it, it does not. A huge page is mapped as such
+ * only where one mapping covers the whole block, so ranges that are whole blocks cut at the ends of mappings never name
+ * a part of one. They have to arrive so, too: the kernel silently shortens the ranges of one call to 2 GiB less a page
  * (import_iovec()). So a call is given less, cut between blocks.
  *
  * What stays looking used: pages that others map too, since the kernel leaves these alone here (a KSM page is never

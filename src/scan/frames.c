@@ -31,7 +31,8 @@ Frame *frame_map_find(const FrameMap *map, uint64_t pfn) {
         return slot->pfn ? slot : NULL;
 }
 
-/* Takes some slots over from the old table. Two for each addition would do: it is empty long before the new one is full. */
+/* Takes some slots over from the old table. Two for each addition would do: it is empty long before the new one is
+ * full. */
 static void move_some(FrameMap *map) {
         size_t end = MIN_OF(map->old_moved + MOVED_PER_ADDITION, map->allocated / 2);
 

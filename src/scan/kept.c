@@ -7,9 +7,9 @@
  *      SPACE   pid, start time, kin; then of each block with anything to tell its address, which sets follow, and those
  *
  * Of a block three sets are told: own; given, to which those belong that are all zero now (the next burst gives them
- * back); and hole. All three are believed of a page only while its page table entry agrees (census.c, merge/zero), so what
- * the process did while no daemon ran is counted as if one had. It costs up to 200 bytes for each 2 MiB that has anything
- * to tell, and 8 for each frame.
+ * back); and hole. All three are believed of a page only while its page table entry agrees (census.c, merge/zero), so
+ * what the process did while no daemon ran is counted as if one had. It costs up to 200 bytes for each 2 MiB that has
+ * anything to tell, and 8 for each frame.
  *
  * It is written before each burst, so that a daemon killed at any time leaves it right: what was noted for pages that
  * were not merged in the end is noted anew before they are.

@@ -4,8 +4,8 @@
 #include "scan/census.h"
 
 /*
- * What the census cannot find out once pages are merged, kept beyond the daemon's end: for the next one, which is to report
- * the same savings. A file in memory (below /run: what it tells of does not outlive the boot either).
+ * What the census cannot find out once pages are merged, kept beyond the daemon's end: for the next one, which is to
+ * report the same savings. A file in memory (below /run: what it tells of does not outlive the boot either).
  */
 typedef struct KeptId {         /* of a process and the program it runs */
         uint64_t pid, start_ticks, kin;
@@ -33,8 +33,8 @@ typedef struct Kept {
 void kept_done(Kept *kept);
 /* -ENOENT: there is none; -EBADMSG: it is not as we write it, nothing is concluded from it; -errno. */
 int kept_read(int at, const char *path, Kept *ret);
-/* Hands out what is told of this domain, or process, once. Of the process only where there are blocks, except for pages that
- * were given back whole: those get a block. false: nothing was told. */
+/* Hands out what is told of this domain, or process, once. Of the process only where there are blocks, except for pages
+ * that were given back whole: those get a block. false: nothing was told. */
 bool kept_take_notes(Kept *kept, const char *domain, CensusNotes *notes);
 bool kept_take_space(Kept *kept, const KeptId *id, Space *space);
 /* What was not taken yet is passed on, as far as its process still runs; without any such process all is dropped. */

@@ -5,8 +5,8 @@
 
 /*
  * The counting rule for pages that relatives (processes forked from one another) have at one address with one content:
- * how many frames they would lie on, were they not merged. Those of which it is noted that they had one each ("own") count
- * each; all others together count as one, and as none beside an own one: the greater of 1 and the own ones.
+ * how many frames they would lie on, were they not merged. Those of which it is noted that they had one each ("own")
+ * count each; all others together count as one, and as none beside an own one: the greater of 1 and the own ones.
  */
 typedef enum Kin {
         KIN_NEW,                /* a frame's tag at first */

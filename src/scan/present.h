@@ -23,9 +23,9 @@ void present_list_done(PresentList *list);
 /* PRESENT_E_PLAIN: the kernel has no PAGEMAP_SCAN (before 6.7). */
 enum { PRESENT_E_PLAIN = 1 };
 
-/* By ioctl(PAGEMAP_SCAN). 1 TiB that holds 1,024 pages: some 12 ms. In an uncounted list it counts the anonymous pages of
- * the mappings that it looks into, as smaps would (undefined where it fails). PRESENT_E_PLAIN; -ESRCH: the
- * address space is gone; -errno. */
+/* By ioctl(PAGEMAP_SCAN). 1 TiB that holds 1,024 pages: some 12 ms. In an uncounted list it counts the anonymous pages
+ * of the mappings that it looks into, as smaps would (undefined where it fails). PRESENT_E_PLAIN; -ESRCH: the address
+ * space is gone; -errno. */
 int present_scan(int pagemapfd, VmaList *vmas, PresentList *ret);
 
 /* By reading pagemap: 40 ns a mapped page, be it present or not. Looks only into mappings that had anonymous pages when

@@ -43,8 +43,8 @@ typedef struct ScanList {
         uint64_t addrs[SCAN_BATCH_PAGES];
 } ScanList;
 
-/* What a batch needs while it is scanned. It lies on its thread's stack, of which it takes some 570 KiB: so there is one
- * a thread, however many domains have a scanner. */
+/* What a batch needs while it is scanned. It lies on its thread's stack, of which it takes some 570 KiB: so there is
+ * one a thread, however many domains have a scanner. */
 typedef struct ScanDesk {
         ScanThread *thread;
         ScanList quick;         /* to be read by READER_PINS */

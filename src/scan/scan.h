@@ -38,8 +38,8 @@ typedef struct ScanPage {
 
 #define SCAN_BATCH_PAGES BLOCK_PAGES
 
-/* The caller says which pages: target, vmas, n, and each page's block, number and written, by ascending address. All pages of a
- * block that a pass asks for come in one batch, so that no two threads ever change one block. */
+/* The caller says which pages: target, vmas, n, and each page's block, number and written, by ascending address. All
+ * pages of a block that a pass asks for come in one batch, so that no two threads ever change one block. */
 typedef struct ScanBatch {
         Target *target;         /* borrowed */
         const VmaList *vmas;    /* borrowed */

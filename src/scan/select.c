@@ -6,13 +6,14 @@
  * so a write in a chunk that was not visited shows at once.
  *
  * A tracked block that is rewritten as fast as it is protected costs its process a fault a page and us a reading a page
- * for nothing: after some passes of that it is left unprotected and sampled, until a sample stands still. The same goes for
- * one of which most pages are left alone (block->alone); of any other these pages are protected with the rest, and not read.
+ * for nothing: after some passes of that it is left unprotected and sampled, until a sample stands still. The same goes
+ * for one of which most pages are left alone (block->alone); of any other these pages are protected with the rest, and
+ * not read.
  *
  * What must hold: pages reported as written were protected again in that moment, so each of them stays in a selection
- * until it was read. A page that changed is no candidate before it stood still for a pass. Where writes are tracked, not
- * being reported is proof of that and it needs no second reading; one that was written is none either, even if it holds
- * what it held: merged, it would break at the next write.
+ * until it was read. A page that changed is no candidate before it stood still for a pass. Where writes are tracked,
+ * not being reported is proof of that and it needs no second reading; one that was written is none either, even if it
+ * holds what it held: merged, it would break at the next write.
  */
 #include "scan/select.h"
 
@@ -135,8 +136,8 @@ static int scan_chunks(ChunkJobs *all, Crew *crew, uint32_t pass, bool due, Trac
         return r;
 }
 
-/* What was written since the last time, by address. First it is looked for where it is to be expected, then, if that does
- * not account for all faults, everywhere. */
+/* What was written since the last time, by address. First it is looked for where it is to be expected, then, if that
+ * does not account for all faults, everywhere. */
 static int find_written(Space *space, Track *track, Crew *crew, const SelectRules *rules, TrackRanges *ranges) {
         _cleanup_(jobs_done) ChunkJobs all = { .space = space, .track = track };
         uint64_t found = 0;

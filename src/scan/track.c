@@ -394,9 +394,9 @@ int track_written(Track *track, const Target *target, uint64_t start, uint64_t e
         return 0;
 }
 
-/* Giving back lifts the protection of every page (userfaultfd_unregister(), 6.18), and what is present without it counts
- * as written. Where registering fails, the mapping being gone or there being too many, the next scan finds pages that
- * are not registered. */
+/* Giving back lifts the protection of every page (userfaultfd_unregister(), 6.18), and what is present without it
+ * counts as written. Where registering fails, the mapping being gone or there being too many, the next scan finds pages
+ * that are not registered. */
 int track_suspend(const Track *track, uint64_t start, uint64_t end) {
         return track_covers(track, start) ? unregister_range(track->uffd, start, end) : 0;
 }

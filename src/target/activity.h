@@ -5,8 +5,8 @@
 
 /*
  * What one read of /proc/PID/stat tells of what a process did since the last one: enough to leave a process alone in
- * which nothing can have changed. A first write to a write-protected or absent page is a fault; a new or vanished mapping
- * changes the size of the address space, mostly.
+ * which nothing can have changed. A first write to a write-protected or absent page is a fault; a new or vanished
+ * mapping changes the size of the address space, mostly.
  */
 typedef struct TargetActivity {
         uint64_t faults;        /* minor and major, of all its threads */

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * proc_pid_stat(5), fields 4, 22, 26, 28 and 47: parent, start time, start of code, of the stack and of brk. For who may
- * not ptrace the process the addresses read as 0 (fs/proc/array.c): then nothing is known of its layout.
+ * proc_pid_stat(5), fields 4, 22, 26, 28 and 47: parent, start time, start of code, of the stack and of brk. For who
+ * may not ptrace the process the addresses read as 0 (fs/proc/array.c): then nothing is known of its layout.
  */
 #include "target/origin.h"
 

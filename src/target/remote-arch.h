@@ -66,8 +66,9 @@ ssize_t remote_arch_find_call(const uint8_t *text, size_t size);
 ssize_t remote_arch_find_sigreturn(const uint8_t *text, size_t size);
 #define REMOTE_ARCH_SNIPPET_MAX 16U
 
-/* The region: a head with the code, descriptors or instructions (RX, written by us from outside), results and words (RW). Its address spells
- * "ksmd", so that a leftover is known even when nothing was written to it, and nothing of the target's adjoins it. */
+/* The region: a head with the code, descriptors or instructions (RX, written by us from outside), results and words
+ * (RW). Its address spells "ksmd", so that a leftover is known even when nothing was written to it, and nothing of the
+ * target's adjoins it. */
 #define REMOTE_REGION_HEAD_BYTES ((uint64_t)4096)
 #define REMOTE_REGION_CALLS_OFFSET REMOTE_REGION_HEAD_BYTES
 #define REMOTE_REGION_RESULTS_OFFSET (REMOTE_REGION_CALLS_OFFSET + 65536)

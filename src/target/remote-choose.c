@@ -162,8 +162,8 @@ bool remote_must_sleep_on(const Target *target, pid_t tid) {
         return look_at(target, tid, &a) && !a.running && remote_sleep_class(a.nr, a.args) == REMOTE_SLEEP_REFUSE;
 }
 
-/* io_uring's workers and vhost's: threads of the process that never return to user mode (PF_IO_WORKER, PF_USER_WORKER of
- * include/linux/sched.h; field 9 of stat). */
+/* io_uring's workers and vhost's: threads of the process that never return to user mode (PF_IO_WORKER, PF_USER_WORKER
+ * of include/linux/sched.h; field 9 of stat). */
 bool remote_is_worker(const Target *target, pid_t tid) {
         char path[64];
         _cleanup_free_ char *text = NULL;

@@ -7,14 +7,14 @@
 #include <sys/ptrace.h>
 
 /*
- * All threads of a process, made to stand at once: while they do, none of them maps, forks, closes or writes. Threads are
- * interrupted first and waited for afterwards, so that they stop side by side; the list of them is read again until a
- * look at it that began when all stood shows nobody new (only one that runs can start another).
+ * All threads of a process, made to stand at once: while they do, none of them maps, forks, closes or writes. Threads
+ * are interrupted first and waited for afterwards, so that they stop side by side; the list of them is read again until
+ * a look at it that began when all stood shows nobody new (only one that runs can start another).
  *
- * Nothing is run in these threads: each has its interrupted call repaired the moment it stands, for we may die, and is let go
- * with its registers as they are. A thread in a restartable sequence may stand there; the kernel restarts it as after any
- * other interruption. io_uring's workers cannot be stopped by ptrace(2) and are counted instead: what they touch must be
- * guarded by other means.
+ * Nothing is run in these threads: each has its interrupted call repaired the moment it stands, for we may die, and is
+ * let go with its registers as they are. A thread in a restartable sequence may stand there; the kernel restarts it as
+ * after any other interruption. io_uring's workers cannot be stopped by ptrace(2) and are counted instead: what they
+ * touch must be guarded by other means.
  */
 #define CROWD_WAIT_NSEC (60 * NSEC_PER_MSEC)
 #define CROWD_LOOK_NSEC (5 * NSEC_PER_USEC)

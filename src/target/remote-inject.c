@@ -23,9 +23,9 @@
  *   - The thread is put back in an interrupt-stop, never in the stop of a system call: the kernel restarts what
  *     we interrupted only from there.
  */
-/* Where getting in took longer than a stop should, for want of a CPU or because the machine is slow, the calls have half as
- * long as that took all the same: all the work is then done in three times its own time, where with what is left of the
- * box, nothing, the target would be stopped for each call. */
+/* Where getting in took longer than a stop should, for want of a CPU or because the machine is slow, the calls have
+ * half as long as that took all the same: all the work is then done in three times its own time, where with what is
+ * left of the box, nothing, the target would be stopped for each call. */
 #define RUN_LATE_MAX_NSEC (5 * NSEC_PER_MSEC)
 static const uint64_t all_signals = UINT64_MAX;
 

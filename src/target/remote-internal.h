@@ -11,10 +11,10 @@
 /*
  * Shared by the files of the remote call: remote.c (the interface, batches, the time box), remote-choose.c (which
  * thread), remote-thread.c (stop it, let it go, wait), remote-filter.c (what its seccomp filters say), remote-inject.c
- * (run calls in it and take them back), remote-visit.c (what is prepared before),
- * remote-crowd.c (all threads), remote-park.c (kept waiting even if we die), remote-program.c and remote-transact.c
- * (transactions), remote-take.c (a descriptor that one of them made), remote-map.c (its mappings and the two snippets of
- * its own code we borrow), remote-<arch>.c (registers, frame, stub).
+ * (run calls in it and take them back), remote-visit.c (what is prepared before), remote-crowd.c (all threads),
+ * remote-park.c (kept waiting even if we die), remote-program.c and remote-transact.c (transactions), remote-take.c (a
+ * descriptor that one of them made), remote-map.c (its mappings and the two snippets of its own code we borrow),
+ * remote-<arch>.c (registers, frame, stub).
  */
 
 /* Addresses in the target of a system call instruction followed by a return, and of a complete rt_sigreturn. */
@@ -165,7 +165,8 @@ int remote_thread_seize(Remote *remote, const Target *target, pid_t tid, const R
 /* Interrupts a running thread and waits until it stands in an interrupt-stop (not in a group-stop: REMOTE_E_BUSY). */
 int remote_thread_stop(RemoteThread *thread, uint64_t timeout_nsec);
 int remote_thread_interrupt(RemoteThread *thread);
-/* After it: until it stands so, or now_nsec() is past until (0: one look). REMOTE_E_BUSY with it standing: a group-stop. */
+/* After it: until it stands so, or now_nsec() is past until (0: one look). REMOTE_E_BUSY with it standing: a
+ * group-stop. */
 int remote_thread_await(RemoteThread *thread, uint64_t until_nsec);
 /* Standing: a call that we interrupted and that returned -EINTR is made again. */
 void remote_thread_repair(RemoteThread *thread);
@@ -205,8 +206,8 @@ int remote_write(const RemoteThread *thread, const void *data, size_t size, uint
 bool remote_in_program(const RemoteThread *thread);
 /* Of the 2 ms of a stop this much is for getting in and the calls; the rest is for getting out. */
 #define REMOTE_RUN_NSEC (1100 * NSEC_PER_USEC)
-/* Runs as many of the calls as there is time for, one at least; one of them at most may be one to take from. *ret_done: made.
- * May be called once after remote_enter(). stood_nsec: since when it stands. */
+/* Runs as many of the calls as there is time for, one at least; one of them at most may be one to take from. *ret_done:
+ * made. May be called once after remote_enter(). stood_nsec: since when it stands. */
 int remote_run(RemoteThread *thread, RemoteCall *calls, size_t n, uint64_t stood_nsec, size_t *ret_done,
                uint64_t *ret_run_nsec);
 /* From any stop of a thread in stage INSIDE: closes what is held, unmaps, restores; stage SEIZED afterwards. */

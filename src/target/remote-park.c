@@ -5,18 +5,18 @@
 #include <sys/ptrace.h>
 
 /*
- * The other threads, while one of them runs a program that must not be disturbed. They stand because we trace them; when
- * we die the kernel lets them go, and the program, which maps over addresses that it was told of, would meet whatever
- * they map there. So each is given registers that make it wait, in the region of the one that runs, for the end of the
- * program (remote_stub_park), and a signal frame in which all of it is kept: living, we put everything back and the thread
- * never knows, for it does not run meanwhile. Dead, it waits, and goes home by its frame.
+ * The other threads, while one of them runs a program that must not be disturbed. They stand because we trace them;
+ * when we die the kernel lets them go, and the program, which maps over addresses that it was told of, would meet
+ * whatever they map there. So each is given registers that make it wait, in the region of the one that runs, for the
+ * end of the program (remote_stub_park), and a signal frame in which all of it is kept: living, we put everything back
+ * and the thread never knows, for it does not run meanwhile. Dead, it waits, and goes home by its frame.
  *
  * The frames lie behind the region, not on the threads' stacks: so it does not matter what these are. The order is that
  * of every remote call: frame, registers, mask going in; mask, registers going out.
  *
- * What always holds: a thread is parked only while the one that runs the program waits for our answer (it gives up on us
- * after a while, and then ends the program without having begun), so the end of the program always comes. The stub that
- * goes home alone leaves the region, which others may be in; the next visit takes it away when none is.
+ * What always holds: a thread is parked only while the one that runs the program waits for our answer (it gives up on
+ * us after a while, and then ends the program without having begun), so the end of the program always comes. The stub
+ * that goes home alone leaves the region, which others may be in; the next visit takes it away when none is.
  */
 uint64_t remote_park_bytes(const RemoteThread *runner) { return ROUND_UP(runner->below_size + 256, (uint64_t)64); }
 

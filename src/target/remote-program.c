@@ -9,8 +9,8 @@
 
 /*
  * Building a transaction's program: no process is touched here. What a program consists of is laid out for the stub
- * (RemoteInstruction); this file hands out words and labels, and puts together what takes several instructions: bringing
- * descriptors in, and closing them again if they are still the same.
+ * (RemoteInstruction); this file hands out words and labels, and puts together what takes several instructions:
+ * bringing descriptors in, and closing them again if they are still the same.
  */
 int remote_program_new(RemoteProgram **ret) {
         RemoteProgram *program = calloc(1, sizeof *program);

@@ -114,9 +114,9 @@ void remote_program_ask_along(RemoteProgram *program, RemoteAnswer answer, void 
 /* For answers: a copy of the descriptor in word, the caller's to close. -errno. */
 int remote_program_take(const RemoteProgram *program, const Target *target, unsigned word);
 
-/* Before its first instruction that must not be half done: from the next question on to the end of the program the other
- * threads are kept waiting, whatever becomes of us. Without it they go on the moment we die, while the program runs. What
- * unmaps or maps at fixed addresses cannot do without. That question fails if it cannot be done. */
+/* Before its first instruction that must not be half done: from the next question on to the end of the program the
+ * other threads are kept waiting, whatever becomes of us. Without it they go on the moment we die, while the program
+ * runs. What unmaps or maps at fixed addresses cannot do without. That question fails if it cannot be done. */
 void remote_program_hold(RemoteProgram *program);
 
 typedef struct RemoteTransaction {

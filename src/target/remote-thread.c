@@ -11,10 +11,11 @@
 
 /*
  * One thread of a target: seized, stopped, let go. ptrace(2)'s rules that this leans on: a tracee can only be detached
- * while it stands; PTRACE_INTERRUPT cannot be taken back; a stop by PTRACE_INTERRUPT happens in the kernel's get_signal(),
- * the one place from which an interrupted system call is restarted; a signal that was taken already when the thread stopped
- * goes back in with the next resume, or, while nobody has collected that stop, with our death; a group-stop that begins meanwhile is taken up again by the kernel at the detach; a
- * tracee that dies has to be waited for, or its parent never hears of it.
+ * while it stands; PTRACE_INTERRUPT cannot be taken back; a stop by PTRACE_INTERRUPT happens in the kernel's
+ * get_signal(), the one place from which an interrupted system call is restarted; a signal that was taken already when
+ * the thread stopped goes back in with the next resume, or, while nobody has collected that stop, with our death; a
+ * group-stop that begins meanwhile is taken up again by the kernel at the detach; a tracee that dies has to be waited
+ * for, or its parent never hears of it.
  *
  * So a thread that does not stop in time is not forgotten: it goes on a list, and is let go the moment it stops.
  */

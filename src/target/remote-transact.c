@@ -9,8 +9,8 @@
 #include <sys/syscall.h>
 
 /*
- * A transaction: all threads of a process stand, one of them runs a program to its end (remote-program.h). On top of what
- * holds for every remote call (remote-inject.c) this must always hold:
+ * A transaction: all threads of a process stand, one of them runs a program to its end (remote-program.h). On top of
+ * what holds for every remote call (remote-inject.c) this must always hold:
  *
  *   - A program that was begun is never called back. Whatever becomes of us or of our patience, its thread runs on in the
  *     stub until the program's own end, and goes home from there by its frame. Only before its first instruction and

@@ -2,10 +2,10 @@
 #include "target/remote-program.h"
 
 /*
- * Where remote calls are not to be had: every architecture but x86_64. On aarch64 the protocol would hold as it is (svc #0;
- * ret from the vDSO or the C library, __kernel_rt_sigreturn, a frame whose fpsimd and SVE records are complete), but
- * code that stops other people's threads is not shipped before it survived the hammer of tests/system on such
- * a machine. remote_new() says so, and what needs no call (estimate, status) works.
+ * Where remote calls are not to be had: every architecture but x86_64. On aarch64 the protocol would hold as it is (svc
+ * #0; ret from the vDSO or the C library, __kernel_rt_sigreturn, a frame whose fpsimd and SVE records are complete),
+ * but code that stops other people's threads is not shipped before it survived the hammer of tests/system on such a
+ * machine. remote_new() says so, and what needs no call (estimate, status) works.
  */
 int remote_new(Remote **ret) { return -EOPNOTSUPP; }
 Remote *remote_free(Remote *remote) { return NULL; }

@@ -11,9 +11,9 @@
 #include <sys/syscall.h>
 
 /*
- * What every visit of a target has in common, whether a batch of calls or a transaction: what is prepared before a thread
- * stands (its memory, where our region may lie and what of dead callers' is in the way, the borrowed code), the look at
- * where a thread stands, and making haste while it does.
+ * What every visit of a target has in common, whether a batch of calls or a transaction: what is prepared before a
+ * thread stands (its memory, where our region may lie and what of dead callers' is in the way, the borrowed code), the
+ * look at where a thread stands, and making haste while it does.
  */
 #define SLOW_STOP_INTERVAL_NSEC (5 * NSEC_PER_SEC)
 #define INSISTENCE_SHARE 16U /* slow stops take one part in so many of the time */
@@ -152,8 +152,8 @@ void remote_note_slow(Remote *remote, uint64_t stood, uint64_t detached) {
 }
 
 /* A thread that has to wait for a CPU stands for as long at each resume. That is done only as often as leaves the 99th
- * percentile of all stops alone, or now and then where nothing else is to be had; who insists gets it as often as leaves
- * the target most of the time. */
+ * percentile of all stops alone, or now and then where nothing else is to be had; who insists gets it as often as
+ * leaves the target most of the time. */
 bool remote_may_be_slow(const Remote *remote) {
         uint64_t interval = SLOW_STOP_INTERVAL_NSEC;
 

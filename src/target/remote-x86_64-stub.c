@@ -8,9 +8,9 @@
  * The stub. In: r12 the region, r13 descriptors to make, rbx the frame, r15 the cookie that says these registers are
  * ours. It uses registers only: no stack, no calls, no vector registers. Afterwards it waits in user mode, not in a
  * call: without its tracer a seccomp filter may not like that call. A descriptor that one of the calls made it holds
- * meanwhile, and closes it when told to, if it is still the same file. Nobody coming, it goes home by the frame, and closes the descriptor and takes
- * the region away on the way when there is no filter to object: by the borrowed `syscall; ret`, which lands in
- * sigreturn.
+ * meanwhile, and closes it when told to, if it is still the same file. Nobody coming, it goes home by the frame, and
+ * closes the descriptor and takes the region away on the way when there is no filter to object: by the borrowed
+ * `syscall; ret`, which lands in sigreturn.
  */
 #define STR_(x) #x
 #define STR(x) STR_(x)
@@ -318,8 +318,8 @@ asm(".pushsection .rodata\n"
     "       lea     " STR(CALLS_OFFSET) "(%r12,%rcx), %r14\n"
     "       jmp     30b\n"
 
-    /* A parked thread: r12 the region, rbx its frame, whose first word is where the C library's sigreturn lies. It waits
-     * without a system call, which its seccomp filter might not like, until the program has ended. */
+    /* A parked thread: r12 the region, rbx its frame, whose first word is where the C library's sigreturn lies. It
+     * waits without a system call, which its seccomp filter might not like, until the program has ended. */
     "remote_stub_park:\n"
     "       pause\n"
     "       cmpq    $0, " STR(RESULTS_OFFSET) "(%r12)\n"

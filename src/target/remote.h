@@ -51,8 +51,8 @@ DEFINE_CLEANUP(Remote, remote_free)
  * made. 0: all of them, or up to and with the first that failed (its ret says how); REMOTE_E_*; -errno. */
 int remote_call(Remote *remote, Target *target, RemoteCall *calls, size_t n, size_t *ret_done);
 
-/* While this is set, a stop that takes longer than it should, as each does where CPUs are scarce, is made as often as takes
- * a sixteenth of the time, not once in five seconds: for what has to be undone. */
+/* While this is set, a stop that takes longer than it should, as each does where CPUs are scarce, is made as often as
+ * takes a sixteenth of the time, not once in five seconds: for what has to be undone. */
 void remote_insist(Remote *remote, bool insist);
 
 /* First contact: proves that calls work here, asks whether the process is dumpable, and unmaps what a daemon that

@@ -61,7 +61,8 @@ void target_close_memory(Target *target);
 
 int target_read_vmas(Target *target, bool include_dontdump, VmaList *ret); /* TARGET_E_GONE, TARGET_E_DENIED, -errno */
 
-/* The same for who goes by flags alone: uncounted, where the kernel tells them without a look at pages (target/vma-reader.h). */
+/* The same for who goes by flags alone: uncounted, where the kernel tells them without a look at pages
+ * (target/vma-reader.h). */
 int target_read_vma_flags(Target *target, bool include_dontdump, VmaList *ret);
 
 /* execve(2) replaced the program since target_open_memory(): what was known of its memory is void. */

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * A bit and two letters mean the same if no sample has one without the other. The kernel writes at most one pair of letters
- * for each bit (show_smap_vma_flags(), fs/proc/task_mmu.c), some bits have none. So where as many pairs of letters as bits are
- * in exactly the same samples, the bits are theirs; which is whose does not matter if the letters all mean the same to us. In
- * every other case nothing is learnt: a bit that looks like two others, one that has no letters, letters nobody knows.
+ * A bit and two letters mean the same if no sample has one without the other. The kernel writes at most one pair of
+ * letters for each bit (show_smap_vma_flags(), fs/proc/task_mmu.c), some bits have none. So where as many pairs of
+ * letters as bits are in exactly the same samples, the bits are theirs; which is whose does not matter if the letters
+ * all mean the same to us. In every other case nothing is learnt: a bit that looks like two others, one that has no
+ * letters, letters nobody knows.
  *
  * More samples can only tell apart what was alike before: what was learnt from few that differ in one thing each is not
  * luck. And a bit that never was in a sample is not known, however harmless.

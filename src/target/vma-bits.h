@@ -4,8 +4,8 @@
 #include "target/vma.h"
 
 /*
- * Which bit of the kernel's vm_flags stands for which VmFlag. No interface says so, and bits move between kernels: it is
- * learnt from mappings whose bits and letters are both known.
+ * Which bit of the kernel's vm_flags stands for which VmFlag. No interface says so, and bits move between kernels: it
+ * is learnt from mappings whose bits and letters are both known.
  */
 typedef struct VmaBits {
         uint64_t known;         /* of these bits it is known what they mean, of no others */

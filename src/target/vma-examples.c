@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * A child with one mapping of every kind, each between two that are different, so that none becomes part of another; and with
- * the mappings that every process has. What cannot be made here (no huge pages, no keys, a limit) is left out: its flag is
- * then not learnt, and whoever else has it is read from smaps.
+ * A child with one mapping of every kind, each between two that are different, so that none becomes part of another;
+ * and with the mappings that every process has. What cannot be made here (no huge pages, no keys, a limit) is left out:
+ * its flag is then not learnt, and whoever else has it is read from smaps.
  *
- * A child, because some of it cannot be undone (mseal(2)) and none of it is to be ours for longer. It makes system calls
- * only, no library's memory: it is forked from a process that may have threads. It holds nothing after that, and ends with us.
+ * A child, because some of it cannot be undone (mseal(2)) and none of it is to be ours for longer. It makes system
+ * calls only, no library's memory: it is forked from a process that may have threads. It holds nothing after that, and
+ * ends with us.
  */
 #include "target/vma-reader.h"
 

@@ -1,26 +1,27 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * smaps counts the pages of a mapping to tell its flags: 42 ns for each that is present, with the target's mmap lock held.
- * Here the flags come from a BPF iterator over the mappings (bpf/vmas.bpf.c), 0.2 us a mapping however many pages it has,
- * everything else from the text of maps.
+ * smaps counts the pages of a mapping to tell its flags: 42 ns for each that is present, with the target's mmap lock
+ * held. Here the flags come from a BPF iterator over the mappings (bpf/vmas.bpf.c), 0.2 us a mapping however many pages
+ * it has, everything else from the text of maps.
  *
  * What must hold:
  *
- * One image. The iterator looks its thread up by number at each read(2), and takes whatever address space it has then; a file
- * of /proc is bound to the address space it was opened on. So maps is opened between two answers of the iterator, and both
- * name the same address space and the same count of programs run. The count only grows, and the kernel raises it in each
- * execve(2) after the address space was exchanged, before the next can begin: if both are the same there was none in between,
- * and the address space that maps was opened on is that one. An address alone would not do, memory is used again. And the
- * process lived at the end (its pidfd says), so that the number was its own throughout.
+ * One image. The iterator looks its thread up by number at each read(2), and takes whatever address space it has then;
+ * a file of /proc is bound to the address space it was opened on. So maps is opened between two answers of the
+ * iterator, and both name the same address space and the same count of programs run. The count only grows, and the
+ * kernel raises it in each execve(2) after the address space was exchanged, before the next can begin: if both are the
+ * same there was none in between, and the address space that maps was opened on is that one. An address alone would not
+ * do, memory is used again. And the process lived at the end (its pidfd says), so that the number was its own
+ * throughout.
  *
- * One moment, as far as smaps has one: it drops the mmap lock between mappings as well, but header and flags of one mapping
- * come together. Here text and answers agree in where each mapping begins and ends and in its permissions, or count as
- * changed. A mapping that was replaced in between by one that looks the same has the older one's name and the newer one's
- * flags, or the other way round; which of its pages are read is decided by flags and permissions alone, so that this is as
- * good as one of the two read at its moment.
+ * One moment, as far as smaps has one: it drops the mmap lock between mappings as well, but header and flags of one
+ * mapping come together. Here text and answers agree in where each mapping begins and ends and in its permissions, or
+ * count as changed. A mapping that was replaced in between by one that looks the same has the older one's name and the
+ * newer one's flags, or the other way round; which of its pages are read is decided by flags and permissions alone, so
+ * that this is as good as one of the two read at its moment.
  *
- * Nothing is believed of flags that was not seen in mappings of our own (vma-bits.c): a bit nobody has explained makes this
- * process one for smaps.
+ * Nothing is believed of flags that was not seen in mappings of our own (vma-bits.c): a bit nobody has explained makes
+ * this process one for smaps.
  */
 #include "target/vma-reader.h"
 
@@ -49,8 +50,8 @@ static int read_some(int fd, struct probe_vma *vmas, size_t n, size_t *ret_n) {
         return (size_t)bytes % sizeof *vmas ? -EBADMSG : 0;
 }
 
-/* Of n records more, those up to where addresses go back. An iterator over one thread does not know its end: it begins once
- * more with what it said last (task_vma_seq_get_next(), kernel/bpf/task_iter.c, 6.18). */
+/* Of n records more, those up to where addresses go back. An iterator over one thread does not know its end: it begins
+ * once more with what it said last (task_vma_seq_get_next(), kernel/bpf/task_iter.c, 6.18). */
 static size_t count_ascending(const Records *records, size_t n) {
         const struct probe_vma *more = records->vmas + records->n;
         size_t i = 0;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * The text of /proc/PID/smaps, or of maps with answers to what it does not say. Of the two dozen lines of a mapping all but six
- * are stepped over by memchr(3): 0.2 us a mapping, where the kernel takes 3 to 4 us to write it.
+ * The text of /proc/PID/smaps, or of maps with answers to what it does not say. Of the two dozen lines of a mapping all
+ * but six are stepped over by memchr(3): 0.2 us a mapping, where the kernel takes 3 to 4 us to write it.
  *
  * File names in it are chosen by the process. What keeps them from lying to us: a name is the last field of its line,
  * the kernel writes a newline in it as \012 (seq_file_path(), fs/seq_file.c), a name of anonymous memory may not hold
