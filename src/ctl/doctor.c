@@ -264,7 +264,7 @@ static void print_text(const json_t *report) {
         size_t i;
         const char *head = "\nConfiguration\n";
 
-        printf("Kernel %s, %lld CPUs, %lld NUMA nodes, %lld MiB\n",
+        printf("Kernel %s, CPUs: %lld, NUMA nodes: %lld, %lld MiB\n",
                json_string_value(json_object_get(report, "kernel")),
                (long long)json_integer_value(json_object_get(report, "cpus")),
                (long long)json_integer_value(json_object_get(report, "numa_nodes")),

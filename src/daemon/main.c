@@ -47,7 +47,7 @@ static int check_config(const char *path) {
         }
         for (size_t i = 0; i < conf->n_cgroups; i++)
                 opted_in += conf->cgroups[i].merge != CONF_MERGE_NO && !conf->cgroups[i].malformed;
-        printf("%zu [Cgroup] sections, %zu of them opt cgroups in; %u warnings\n", conf->n_cgroups, opted_in,
+        printf("%zu [Cgroup] sections, %zu of them opt cgroups in; warnings: %u\n", conf->n_cgroups, opted_in,
                conf->n_warnings);
         return conf->n_warnings ? 1 : 0;
 }
@@ -143,6 +143,10 @@ int main(int argc, char **argv) {
                 }
         if (optind < argc) {
                 fprintf(stderr, "ksmd-user: unexpected argument '%s'\n", argv[optind]);
+                return usage(stderr, 2);
+        }
+        if (check && once) {
+                fputs("ksmd-user: --check-config and --once exclude each other\n", stderr);
                 return usage(stderr, 2);
         }
         if (check)

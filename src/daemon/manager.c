@@ -345,7 +345,7 @@ static void swap_config(Manager *m) {
         conf_free(old);
         manager_set_quota(m);
         m->next_pass_nsec = 0;
-        log_info("configuration reloaded, %u warnings", m->conf->n_warnings);
+        log_info("configuration reloaded, warnings: %u", m->conf->n_warnings);
 }
 
 /* Answered when it is done, which takes a while where a process cannot be called at once. */

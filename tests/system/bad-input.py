@@ -63,6 +63,8 @@ def malformed_configurations():
             host.passes()
             check(load.marked() == 0, f"{text[:60]} opted something in")
             check(host.stop(daemon) == 0, f"{text[:60]}")
+        status, said = host.refused(config, "--check-config", "--once")
+        check(status == 2 and "exclude each other" in said, f"{status} {said[:300]}")
         daemon = host.daemon(host.configure(section(group)))
         host.converge(load)
         for n, text in enumerate(BROKEN):
