@@ -23,7 +23,7 @@
 
 /* Of CPUQuota=: one part in so many. */
 #define QUOTA_SHARE 10U
-/* After which nothing more is begun. */
+/* After a look at a pool: then nothing more is begun. All of it: then no other pool is looked at. */
 #define WORK_NSEC (5 * NSEC_PER_MSEC)
 /* Passes that had something else to do: then it is done all the same. */
 #define PATIENCE_PASSES 8U
@@ -284,13 +284,12 @@ static void put_back_alone(Tidying *t, const TidyStretches *alone) {
         }
 }
 
-static bool tidy_slot(Pass *pass, Slot *slot, uint64_t until_nsec) {
+static bool tidy_slot(Pass *pass, Slot *slot) {
         _cleanup_(tidying_done) Tidying t = {
                 .pass = pass,
                 .slot = slot,
                 .pool = slot->pool->pool,
                 .tidy = &slot->pool->tidy,
-                .until_nsec = until_nsec,
         };
         _cleanup_(tidy_stretches_done) TidyStretches alone = {};
         int r = tell_all(&t);
@@ -299,9 +298,11 @@ static bool tidy_slot(Pass *pass, Slot *slot, uint64_t until_nsec) {
                 r = pool_tidy_look(t.tidy, pool_space(t.pool), slot->domain->stable, &t.pieces, t.looks, &alone);
         if (r < 0)
                 log_debug("pool of %s cannot be put in order: %s", slot->pool->name, strerror(-r));
-        else
+        else {
+                t.until_nsec = now_nsec() + WORK_NSEC;
                 put_back_alone(&t, &alone);
-        return has_time(&t);
+        }
+        return !t.over;
 }
 
 static bool may_be_tidied(const Slot *slot) {
@@ -335,7 +336,7 @@ int pass_tidy(Pass *pass) {
                 Slot *slot = pass->slots[m->remapping->tidy_turn++ % pass->n_slots];
 
                 if (may_be_tidied(slot))
-                        go_on = tidy_slot(pass, slot, begun + WORK_NSEC);
+                        go_on = tidy_slot(pass, slot) && now_nsec() < begun + WORK_NSEC;
         }
         spent = now_nsec() - begun;
         m->remapping->tidy_nsec = begun + spent + spent * QUOTA_SHARE * CONF_SHARE_ONE / MAX_OF(manager_quota(m), 1U);
