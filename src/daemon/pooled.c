@@ -54,15 +54,14 @@ static int count_mapping(Count *count, Member *member, const Vma *vma) {
         uint64_t entries[BLOCK_PAGES];
 
         for (uint64_t at = vma->start; at < vma->end;) {
-                size_t want = (size_t)MIN_OF((vma->end - at) / PAGE_BYTES, (uint64_t)BLOCK_PAGES);
-                ssize_t got = pread(member->target->pagemapfd, entries, want * sizeof *entries,
-                                    (off_t)(at / PAGE_BYTES * sizeof *entries));
+                size_t want = (size_t)MIN_OF((vma->end - at) / PAGE_BYTES, (uint64_t)BLOCK_PAGES), n;
+                int r = target_read_pagemap(member->target, at, want, entries, &n);
 
-                if (got <= 0)
-                        return got < 0 ? -errno : TARGET_E_GONE;
-                for (size_t i = 0; i < (size_t)got / sizeof *entries; i++, at += PAGE_BYTES)
-                        if ((entries[i] & (PAGEMAP_PRESENT | PAGEMAP_FILE)) == (PAGEMAP_PRESENT | PAGEMAP_FILE)) {
-                                int r = count_page(count, member, at, (vma->offset + at - vma->start) / PAGE_BYTES);
+                if (r != 0)
+                        return r;
+                for (size_t i = 0; i < n; i++, at += PAGE_BYTES)
+                        if (pagemap_is_files(entries[i])) {
+                                r = count_page(count, member, at, (vma->offset + at - vma->start) / PAGE_BYTES);
                                 if (r < 0)
                                         return r;
                         }

@@ -261,10 +261,10 @@ static void add_segment(Work *w, const Vma *vma, uint64_t start, uint32_t n_page
 static int read_run(Work *w, const RemapRun *run, ReaderWay way) {
         uint64_t entries[POOL_RUN_MAX], addrs[READER_PAGES];
         const Target *target = w->member->target;
-        ssize_t got = pread(target->pagemapfd, entries, run->n_pages * sizeof *entries,
-                            (off_t)(run->start / PAGE_BYTES * sizeof *entries));
-        uint32_t n_pages = got < 0 ? 0 : (uint32_t)((size_t)got / sizeof *entries);
+        size_t n_pages;
 
+        if (target_read_pagemap(target, run->start, run->n_pages, entries, &n_pages) != 0)
+                n_pages = 0;
         memset(w->keys, 0, sizeof w->keys);
         for (uint32_t i = 0, n; i < n_pages; i += MAX_OF(n, 1U)) {
                 bool read[READER_PAGES] = {};

@@ -70,9 +70,7 @@ static bool is_fit(const Member *member) {
 
 /* The pool's page as it was mapped: neither written nor discarded. */
 static bool is_the_pools(uint64_t entry) {
-        uint64_t bits = tidy_guards(TIDY_GUARD_WRITTEN) ? PAGEMAP_PRESENT | PAGEMAP_FILE : PAGEMAP_PRESENT;
-
-        return (entry & bits) == bits;
+        return pagemap_is_files(entry) || (!tidy_guards(TIDY_GUARD_WRITTEN) && (entry & PAGEMAP_PRESENT));
 }
 
 /* The last piece is complete. Of pieces that nobody could do anything with nothing is said, there may be very many. */
@@ -103,15 +101,14 @@ static int tell_mapping(Tidying *t, uint32_t k, const Vma *vma) {
         bool open = false;
 
         for (uint64_t at = vma->start; at < vma->end;) {
-                size_t want = (size_t)MIN_OF((vma->end - at) / PAGE_BYTES, (uint64_t)BLOCK_PAGES);
-                ssize_t got = pread(t->members[k]->target->pagemapfd, entries, want * sizeof *entries,
-                                    (off_t)(at / PAGE_BYTES * sizeof *entries));
+                size_t want = (size_t)MIN_OF((vma->end - at) / PAGE_BYTES, (uint64_t)BLOCK_PAGES), n;
+                int r = target_read_pagemap(t->members[k]->target, at, want, entries, &n);
 
-                if (got <= 0)
-                        return got < 0 ? -errno : TARGET_E_GONE;
-                for (size_t i = 0; i < (size_t)got / sizeof *entries; i++, at += PAGE_BYTES) {
+                if (r != 0)
+                        return r;
+                for (size_t i = 0; i < n; i++, at += PAGE_BYTES) {
                         if (is_the_pools(entries[i])) {
-                                int r = open ? 0 : begin_piece(t, k, vma, at);
+                                r = open ? 0 : begin_piece(t, k, vma, at);
                                 if (r < 0)
                                         return r;
                                 t->pieces.pieces[t->pieces.n - 1].n_pages++;

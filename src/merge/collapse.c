@@ -42,12 +42,12 @@ bool collapse_is_due(const Block *block, uint32_t pass) {
 /* Of pages that are left alone nothing is known; and no page may have been merged since it was read. */
 static int nothing_shared(const Block *block, bool *ret) {
         uint64_t entries[BLOCK_PAGES];
-        ssize_t n = pread(block->space->target->pagemapfd, entries, sizeof entries,
-                          (off_t)(block->addr / PAGE_BYTES * sizeof *entries));
+        size_t n;
+        int r = target_read_pagemap(block->space->target, block->addr, BLOCK_PAGES, entries, &n);
 
-        if (n < 0)
-                return -errno;
-        *ret = n == sizeof entries;
+        if (r < 0)
+                return r;
+        *ret = r == 0 && n == BLOCK_PAGES;
         for (unsigned i = 0; i < BLOCK_PAGES && *ret; i++)
                 *ret = pagemap_is_anonymous(entries[i]) && entries[i] & PAGEMAP_EXCLUSIVE;
         return 0;

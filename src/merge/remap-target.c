@@ -111,10 +111,9 @@ static int protect(int uffd, uint64_t address, uint64_t mode) {
 
 static bool is_protected(const Target *target, uint64_t address) {
         uint64_t entry;
+        size_t n;
 
-        return pread(target->pagemapfd, &entry, sizeof entry, (off_t)(address / PAGE_BYTES * sizeof entry)) ==
-                       sizeof entry &&
-               entry & PAGEMAP_PROTECTED;
+        return target_read_pagemap(target, address, 1, &entry, &n) == 0 && entry & PAGEMAP_PROTECTED;
 }
 
 /* Who writes meanwhile faults, and is let go by the keeper or by the second call. */

@@ -290,18 +290,13 @@ static int for_each_run(CensusFrames *frames, const CensusPart *part, uint64_t s
                         void *userdata, CensusLooked looked, void *looked_userdata) {
         for (uint64_t addr = start; addr < end;) {
                 uint64_t block = addr & ~(BLOCK_BYTES - 1), want = (MIN_OF(end, block + BLOCK_BYTES) - addr) / PAGE_BYTES;
-                ssize_t got = pread(part->target->pagemapfd, frames->entries, want * sizeof *frames->entries,
-                                    (off_t)(addr / PAGE_BYTES * sizeof *frames->entries));
                 CensusLook look = { .block = block, .first = (unsigned)((addr - block) / PAGE_BYTES),
                                     .entries = frames->entries };
                 Run run = { part, part->space ? space_find(part->space, addr) : NULL, addr, look.first, 0, &look };
-                int r;
+                int r = target_read_pagemap(part->target, addr, want, frames->entries, &run.n);
 
-                if (got < 0)
-                        return -errno;
-                if (got == 0)
-                        return TARGET_E_GONE;
-                run.n = (size_t)got / sizeof *frames->entries;
+                if (r != 0)
+                        return r;
                 r = handle(frames, &run, userdata);
                 if (r < 0)
                         return r;

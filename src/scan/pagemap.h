@@ -19,3 +19,8 @@
 static inline bool pagemap_is_anonymous(uint64_t entry) {
         return (entry & (PAGEMAP_PRESENT | PAGEMAP_FILE)) == PAGEMAP_PRESENT;
 }
+
+/* Whether it is of a file's page, which a private mapping of the file shows until it is written. */
+static inline bool pagemap_is_files(uint64_t entry) {
+        return (entry & (PAGEMAP_PRESENT | PAGEMAP_FILE)) == (PAGEMAP_PRESENT | PAGEMAP_FILE);
+}

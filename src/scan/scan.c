@@ -87,15 +87,13 @@ static unsigned cluster_length(const ScanBatch *batch, unsigned i) {
 
 /* Reads the pagemap from the first of the n pages at p to the last, into entries. */
 static int read_pagemap(const Target *target, const ScanPage *p, unsigned n, uint64_t *entries) {
-        uint64_t from = addr_of(&p[0]) / PAGE_BYTES;
-        size_t size = (size_t)(addr_of(&p[n - 1]) / PAGE_BYTES + 1 - from) * sizeof *entries;
-        ssize_t got = pread(target->pagemapfd, entries, size, (off_t)(from * sizeof *entries));
+        uint64_t from = addr_of(&p[0]);
+        size_t n_pages = (size_t)((addr_of(&p[n - 1]) - from) / PAGE_BYTES + 1), got;
+        int r = target_read_pagemap(target, from, n_pages, entries, &got);
 
-        if (got < 0)
-                return -errno;
-        if (got == 0)
-                return TARGET_E_GONE;
-        memset((uint8_t *)entries + got, 0, size - (size_t)got); /* behind the end of what can be mapped */
+        if (r != 0)
+                return r;
+        memset(entries + got, 0, (n_pages - got) * sizeof *entries); /* behind the end of what can be mapped */
         return 0;
 }
 
@@ -269,11 +267,10 @@ static int share_knowledge(Scanner *scanner, ScanDesk *desk, ScanPage *pages) {
  * (exec(2) replaces it, and the pagemap of the old one then reads as empty). */
 static int check_still_there(const Target *target, uint64_t addr) {
         uint64_t entry;
-        ssize_t n = pread(target->pagemapfd, &entry, sizeof entry, (off_t)(addr / PAGE_BYTES * sizeof entry));
+        size_t n;
+        int r = target_read_pagemap(target, addr, 1, &entry, &n);
 
-        if (n < 0)
-                return -errno;
-        return n == 0 || !target_alive(target) ? TARGET_E_GONE : 0;
+        return r == 0 && !target_alive(target) ? TARGET_E_GONE : r;
 }
 
 /* What is known of pages that share a word of their block's sets goes in as words. A KSM frame whose content could not

@@ -105,11 +105,9 @@ void scanner_take_content(const Scanner *scanner, ScanThread *thread, ScanPage *
 }
 
 static int read_entry(const Target *target, uint64_t addr, uint64_t *ret) {
-        ssize_t n = pread(target->pagemapfd, ret, sizeof *ret, (off_t)(addr / PAGE_BYTES * sizeof *ret));
+        size_t n;
 
-        if (n < 0)
-                return -errno;
-        return n == sizeof *ret ? 0 : TARGET_E_GONE;
+        return target_read_pagemap(target, addr, 1, ret, &n);
 }
 
 int scan_page_frame(const Block *block, unsigned page, uint64_t *ret_pfn) {
@@ -123,13 +121,12 @@ int scan_page_frame(const Block *block, unsigned page, uint64_t *ret_pfn) {
 }
 
 int scan_block_frames(const Block *block, uint64_t ret_pfns[static BLOCK_PAGES]) {
-        size_t size = BLOCK_PAGES * sizeof *ret_pfns;
-        ssize_t n = pread(block->space->target->pagemapfd, ret_pfns, size,
-                          (off_t)(block->addr / PAGE_BYTES * sizeof *ret_pfns));
+        size_t n;
+        int r = target_read_pagemap(block->space->target, block->addr, BLOCK_PAGES, ret_pfns, &n);
 
-        if (n < 0)
-                return -errno;
-        if ((size_t)n != size)
+        if (r != 0)
+                return r;
+        if (n != BLOCK_PAGES)
                 return TARGET_E_GONE;
         for (unsigned i = 0; i < BLOCK_PAGES; i++)
                 ret_pfns[i] = pagemap_is_anonymous(ret_pfns[i]) ? ret_pfns[i] & PAGEMAP_PFN : 0;

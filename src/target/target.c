@@ -394,6 +394,16 @@ int target_maps_fingerprint(Target *target, uint64_t *ret) {
         return 0;
 }
 
+int target_read_pagemap(const Target *target, uint64_t start, size_t n_pages, uint64_t *ret_entries, size_t *ret_n) {
+        ssize_t got = pread(target->pagemapfd, ret_entries, n_pages * sizeof *ret_entries,
+                            (off_t)(start / PAGE_BYTES * sizeof *ret_entries));
+
+        if (got < 0)
+                return -errno;
+        *ret_n = (size_t)got / sizeof *ret_entries;
+        return *ret_n > 0 ? 0 : TARGET_E_GONE;
+}
+
 bool target_image_replaced(const Target *target) {
         uint64_t entry;
 
