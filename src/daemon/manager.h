@@ -146,8 +146,7 @@ uint32_t manager_quota(const Manager *manager);
 void manager_budget_stats(Manager *manager, BudgetStats *ret);
 
 /* pass.c: one pass over everything opted in, merging included. MANAGER_E_CUT: there is more to be read, by the next
- * one;
- * -ECANCELED: it was given up. */
+ * one; -ECANCELED: it was given up. */
 enum { MANAGER_E_CUT = 1 };
 int manager_pass(Manager *manager);
 

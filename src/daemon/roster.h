@@ -154,8 +154,7 @@ void roster_set_apart(Roster *roster, bool apart);
 /* One cgroup leaves, and is left alone until roster_reconfigure(). -ENOENT, -ENOMEM. */
 int roster_block(Roster *roster, const char *path);
 /* A process that an earlier daemon marked and that is managed no more joins the leaving. TARGET_E_GONE,
- * TARGET_E_DENIED,
- * -errno. */
+ * TARGET_E_DENIED, -errno. */
 int roster_add_orphan(Roster *roster, pid_t pid);
 /* Everything leaves. */
 void roster_dismiss(Roster *roster);

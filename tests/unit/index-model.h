@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #pragma once
 
-/* What the tests of the index share: random numbers from a seed, and memory that runs out on command. The programs
- * are linked with --wrap for what src/index/array.c and the trees allocate by. */
+/* What the tests of the index share: random numbers (random.h), and memory that runs out on command. The programs are
+ * linked with --wrap for what src/index/array.c and the trees allocate by. */
 
+#include "random.h"
 #include "test.h"
 
 #include "index/array.h"
@@ -13,20 +14,6 @@
 #include <sys/mman.h>
 
 #include <cmocka.h>
-
-static uint64_t random_state;
-
-/* splitmix64 */
-static inline uint64_t random_next(void) {
-        uint64_t z = random_state += UINT64_C(0x9e3779b97f4a7c15);
-        z = (z ^ z >> 30) * UINT64_C(0xbf58476d1ce4e5b9);
-        z = (z ^ z >> 27) * UINT64_C(0x94d049bb133111eb);
-        return z ^ z >> 31;
-}
-
-static inline uint32_t random_below(uint32_t n) {
-        return (random_next() >> 32) * n >> 32;
-}
 
 /* Allocations until memory runs out, and for how many it stays so; what was asked for so far. */
 static size_t fail_after = SIZE_MAX, fail_for = SIZE_MAX, n_allocations, n_failed;

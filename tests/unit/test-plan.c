@@ -12,6 +12,7 @@
 
 #include "merge/plan.c" /* the prices are its own */
 #include "tests/test.h"
+#include "tests/unit/random.h"
 
 #define N_BLOCKS 6
 #define N_PAGES (N_BLOCKS * BLOCK_PAGES)
@@ -25,15 +26,6 @@ typedef struct World {
         VmaList vmas;
         PlanRules rules;
 } World;
-
-static uint64_t state;
-
-static uint32_t rnd(uint32_t below) {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        return (uint32_t)((state >> 20) % below);
-}
 
 static void world_init(World *w) {
         *w = (World){ .rules = { .minimum_run_pages = 1, .huge_page_split = 2500, .vmas_now = 1, .vmas_max = 16000 } };
@@ -59,13 +51,13 @@ static void world_set(World *w, unsigned from, unsigned to, bool wanted) {
 }
 
 static void world_random(World *w) {
-        unsigned at = 0, n = 0, density = 1 + rnd(100), present = 30 + rnd(71), longest = 1U << rnd(8);
-        unsigned alone = rnd(3) ? 0 : 1 + rnd(60);
+        unsigned at = 0, n = 0, density = 1 + random_below(100), present = 30 + random_below(71), longest = 1U << random_below(8);
+        unsigned alone = random_below(3) ? 0 : 1 + random_below(60);
 
         world_init(w);
         for (unsigned i = 0; i < N_PAGES;) {
-                unsigned run = 1 + rnd(longest), kind = rnd(100) < density ? 1 + rnd(3) : 0;
-                bool is_alone = rnd(100) < alone;
+                unsigned run = 1 + random_below(longest), kind = random_below(100) < density ? 1 + random_below(3) : 0;
+                bool is_alone = random_below(100) < alone;
 
                 for (unsigned end = MIN_OF(i + run, (unsigned)N_PAGES); i < end; i++) {
                         Block *b = &w->blocks[i / BLOCK_PAGES];
@@ -82,28 +74,28 @@ static void world_random(World *w) {
                                 page_set_add(b->zero, i % BLOCK_PAGES);
                         else if (kind == 3)
                                 page_set_add(b->merged, i % BLOCK_PAGES);
-                        else if (rnd(16) == 0)
+                        else if (random_below(16) == 0)
                                 page_set_add(b->zeropage, i % BLOCK_PAGES);
-                        if (kind == 1 || (kind == 0 && rnd(100) < present))
+                        if (kind == 1 || (kind == 0 && random_below(100) < present))
                                 page_set_add(b->hashed, i % BLOCK_PAGES);
                 }
         }
         for (unsigned i = 0; i < N_BLOCKS; i++) {
-                w->blocks[i].huge = rnd(4) == 0;
-                if (rnd(8))
+                w->blocks[i].huge = random_below(4) == 0;
+                if (random_below(8))
                         w->present[n++] = &w->blocks[i];
         }
         w->space.n = n;
         while (at < N_PAGES && w->vmas.n < ELEMENTSOF(w->mappings)) {
-                unsigned to = MIN_OF(at + 1 + rnd(rnd(2) ? 40 : 900), (unsigned)N_PAGES);
-                if (rnd(5))
-                        world_map(w, at, to, rnd(6) ? VMA_OK : VMA_SKIP_LOCKED, rnd(4) == 0);
+                unsigned to = MIN_OF(at + 1 + random_below(random_below(2) ? 40 : 900), (unsigned)N_PAGES);
+                if (random_below(5))
+                        world_map(w, at, to, random_below(6) ? VMA_OK : VMA_SKIP_LOCKED, random_below(4) == 0);
                 at = to;
         }
-        w->rules.minimum_run_pages = rnd(3) ? 1 : 1 + rnd(20);
-        w->rules.huge_page_split = rnd(10001);
-        w->rules.vmas_now = w->vmas.n + rnd(10);
-        w->rules.vmas_max = rnd(2) ? 16000 : rnd(60);
+        w->rules.minimum_run_pages = random_below(3) ? 1 : 1 + random_below(20);
+        w->rules.huge_page_split = random_below(10001);
+        w->rules.vmas_now = w->vmas.n + random_below(10);
+        w->rules.vmas_max = random_below(2) ? 16000 : random_below(60);
 }
 
 typedef struct Page {
@@ -271,7 +263,7 @@ static void test_promises(void **unused) {
                 _cleanup_(plan_done) Plan plan = {};
                 const char *why;
 
-                state = seed * 0x9E3779B97F4A7C15ULL;
+                random_state = seed;
                 world_random(&w);
                 assert_int_equal(plan_make(&w.space, &w.vmas, &w.rules, &plan), 0);
                 why = broken(&w, &plan);

@@ -11,20 +11,12 @@
 
 #include "merge/pool-space.h"
 #include "tests/test.h"
+#include "tests/unit/random.h"
 
 #define MODEL_PAGES 65536U
 #define SHARING 5U
 
 static uint32_t model[MODEL_PAGES];
-static uint64_t state = 0x9e3779b97f4a7c15;
-
-static uint32_t rnd(uint32_t below) {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        return (uint32_t)((state >> 20) % below);
-}
-
 static void check_model(const PoolSpace *space) {
         uint64_t used = 0, mappings = 0;
 
@@ -50,16 +42,16 @@ static void test_random(void **unused) {
         memset(model, 0xff, sizeof model);
         pool_space_init(&space, SHARING);
         for (unsigned step = 0; step < 40000; step++) {
-                uint32_t what = rnd(10);
-                Run *run = n ? &runs[rnd((uint32_t)n)] : NULL;
+                uint32_t what = random_below(10);
+                Run *run = n ? &runs[random_below((uint32_t)n)] : NULL;
 
                 if (n < ELEMENTSOF(runs) && what < 4) {
-                        Run new = { .n_pages = 1 + rnd(rnd(8) == 0 ? POOL_RUN_MAX : 16) };
+                        Run new = { .n_pages = 1 + random_below(random_below(8) == 0 ? POOL_RUN_MAX : 16) };
                         uint64_t addresses[3];
                         for (unsigned i = 0; i < 3; i++)
-                                addresses[i] = (uint64_t)rnd(1 << 20) << PAGE_SHIFT;
+                                addresses[i] = (uint64_t)random_below(1 << 20) << PAGE_SHIFT;
                         assert_int_equal(pool_space_alloc(&space, new.n_pages, addresses, 3, &new.page), 0);
-                        new.address = addresses[rnd(3)];
+                        new.address = addresses[random_below(3)];
                         for (unsigned i = 0; i < 3; i++) {
                                 assert_true(pool_fits(addresses[i], new.page));
                                 assert_true((addresses[i] / PAGE_BYTES) % BLOCK_PAGES != new.page % BLOCK_PAGES);
@@ -71,8 +63,8 @@ static void test_random(void **unused) {
                         }
                         runs[n++] = new;
                 } else if (run && what < 7) {
-                        bool full = false, misfit = rnd(8) == 0;
-                        uint64_t bad = (run->page + BLOCK_PAGES * rnd(9)) << PAGE_SHIFT;
+                        bool full = false, misfit = random_below(8) == 0;
+                        uint64_t bad = (run->page + BLOCK_PAGES * random_below(9)) << PAGE_SHIFT;
                         int r = pool_space_take(&space, run->page, run->n_pages, misfit ? bad : run->address);
                         for (uint32_t i = 0; i < run->n_pages; i++)
                                 full |= model[run->page + i] == SHARING;

@@ -12,6 +12,7 @@
 
 #include "merge/pool-tidy.h"
 #include "merge/remap-plan.h"
+#include "tests/unit/random.h"
 
 #include <string.h>
 
@@ -20,15 +21,6 @@
 #define N_POOL 400U
 #define MAX_SHARING 3U
 #define NOWHERE UINT64_MAX
-
-static uint64_t state = 88172645463325252;
-
-static uint32_t rnd(uint32_t below) {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        return (uint32_t)((state >> 20) % below);
-}
 
 typedef struct World {
         uint64_t page[N_MEMBERS][N_PAGES];      /* of the pool; NOWHERE: it maps none */
@@ -108,24 +100,24 @@ static void world_random(World *w) {
         uint64_t pages[N_PAGES], from = 0;
 
         for (unsigned i = 0; i < N_PAGES; i++) {
-                if (rnd(9) == 0 || from >= N_POOL)
-                        from = rnd(N_POOL);
+                if (random_below(9) == 0 || from >= N_POOL)
+                        from = random_below(N_POOL);
                 pages[i] = from++;
         }
         for (unsigned m = 0; m < N_MEMBERS; m++)
                 for (unsigned k = 0; k < 3; k++) {
-                        unsigned n = 1 + rnd(40), source = rnd(N_PAGES - n), to = rnd(3) ? source : rnd(N_PAGES - n);
+                        unsigned n = 1 + random_below(40), source = random_below(N_PAGES - n), to = random_below(3) ? source : random_below(N_PAGES - n);
 
                         for (unsigned i = 0; i < n; i++)
                                 w->page[m][to + i] = pages[source + i];
                 }
-        for (unsigned k = rnd(3); k > 0; k--)
-                w->written[rnd(N_MEMBERS)][rnd(N_PAGES)] = true;
-        for (unsigned k = rnd(3); k > 0; k--)
-                for (unsigned m = rnd(N_MEMBERS), i = rnd(N_PAGES); i < N_PAGES; i++)
+        for (unsigned k = random_below(3); k > 0; k--)
+                w->written[random_below(N_MEMBERS)][random_below(N_PAGES)] = true;
+        for (unsigned k = random_below(3); k > 0; k--)
+                for (unsigned m = random_below(N_MEMBERS), i = random_below(N_PAGES); i < N_PAGES; i++)
                         w->flags[m][i]++;
-        for (unsigned k = rnd(4); k > 0; k--)
-                w->unknown[rnd(N_POOL)]++;
+        for (unsigned k = random_below(4); k > 0; k--)
+                w->unknown[random_below(N_POOL)]++;
 }
 
 /* Of the model: the page of the process has nobody else's company, and is of no use where it is. */
@@ -187,15 +179,15 @@ static void test_alone_random(void **unused) {
                 world_init(&w);
                 world_random(&w);
                 for (unsigned m = 0; m < N_MEMBERS; m++)
-                        looks[m] = 1 + rnd(4);
+                        looks[m] = 1 + random_below(4);
                 for (uint64_t page = 0; page < N_POOL; page++)
-                        if (rnd(2))
-                                (void)stable_insert(w.stable, 1 + rnd(N_POOL / 2), page, 1 + rnd(MAX_SHARING));
+                        if (random_below(2))
+                                (void)stable_insert(w.stable, 1 + random_below(N_POOL / 2), page, 1 + random_below(MAX_SHARING));
                 for (unsigned look = 0; look < 30; look++) {
                         _cleanup_(tidy_stretches_done) TidyStretches got = {};
 
-                        if (rnd(3) == 0) {
-                                unsigned m = rnd(N_MEMBERS), from = rnd(N_PAGES), n = MIN_OF(1 + rnd(60), N_PAGES - from);
+                        if (random_below(3) == 0) {
+                                unsigned m = random_below(N_MEMBERS), from = random_below(N_PAGES), n = MIN_OF(1 + random_below(60), N_PAGES - from);
 
                                 for (unsigned i = 0; i < n; i++)
                                         switch (look % 3) {

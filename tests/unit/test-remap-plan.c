@@ -10,6 +10,7 @@
 #include <cmocka.h>
 
 #include "merge/remap-plan.h"
+#include "tests/unit/random.h"
 
 #include <string.h>
 
@@ -17,15 +18,6 @@
 #define N_PAGES (N_BLOCKS * BLOCK_PAGES)
 #define BASE (64 * BLOCK_BYTES)
 #define MAX_SHARING 4U
-
-static uint64_t state = 88172645463325252;
-
-static uint32_t rnd(uint32_t below) {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        return (uint32_t)((state >> 20) % below);
-}
 
 typedef struct World {
         Block blocks[N_BLOCKS];
@@ -210,25 +202,25 @@ static void test_random_runs(void **unused) {
 
                 world_init(&w);
                 while (at < N_PAGES && w.vmas.n < ELEMENTSOF(w.mappings)) {
-                        unsigned to = MIN_OF(at + 1 + rnd(300), (unsigned)N_PAGES);
+                        unsigned to = MIN_OF(at + 1 + random_below(300), (unsigned)N_PAGES);
 
                         world_map(&w, at, to);
-                        w.mappings[w.vmas.n - 1].exec = rnd(5) == 0;
-                        w.mappings[w.vmas.n - 1].skip = rnd(6) ? VMA_OK : VMA_SKIP_LOCKED;
-                        at = to + rnd(3);
+                        w.mappings[w.vmas.n - 1].exec = random_below(5) == 0;
+                        w.mappings[w.vmas.n - 1].skip = random_below(6) ? VMA_OK : VMA_SKIP_LOCKED;
+                        at = to + random_below(3);
                 }
                 for (unsigned i = 0; i < N_PAGES;) {
-                        unsigned end = MIN_OF(i + 1 + rnd(60), (unsigned)N_PAGES);
+                        unsigned end = MIN_OF(i + 1 + random_below(60), (unsigned)N_PAGES);
 
-                        if (rnd(3))
+                        if (random_below(3))
                                 world_twins(&w, i, end);
-                        i = end + rnd(4);
+                        i = end + random_below(4);
                 }
                 for (unsigned b = 0; b < N_BLOCKS; b++)
-                        w.blocks[b].huge = rnd(3) == 0;
-                w.rules.minimum_run_pages = 1 + rnd(20);
-                w.rules.huge_page_split = rnd(10001);
-                w.rules.vmas_max = rnd(2) ? 16000 : rnd(30);
+                        w.blocks[b].huge = random_below(3) == 0;
+                w.rules.minimum_run_pages = 1 + random_below(20);
+                w.rules.huge_page_split = random_below(10001);
+                w.rules.vmas_max = random_below(2) ? 16000 : random_below(30);
                 assert_int_equal(remap_runs_make(&w.space, &w.vmas, &w.rules, &runs), 0);
                 for (unsigned i = 0; i < N_PAGES; i++) {
                         const Vma *vma = vma_list_find(&w.vmas, BASE + i * PAGE_BYTES);
