@@ -11,6 +11,8 @@
 
 PROBE_MAP_TARGETS;
 PROBE_MAP_BLOCKS;
+PROBE_MAP_EVENTS;
+PROBE_MAP_COSTS;
 
 __u64 cow_breaks;
 
@@ -26,8 +28,11 @@ static __always_inline int fault(__u64 addr, __u64 error) {
         struct probe_block *block;
         __u64 bit = 1ULL << (addr >> PROBE_PAGE_SHIFT & 63), word = addr >> (PROBE_PAGE_SHIFT + 6) & 7;
 
-        if ((error & (FAULT_PRESENT | FAULT_WRITE | FAULT_OTHERS)) != (FAULT_PRESENT | FAULT_WRITE))
+        if ((error & (FAULT_PRESENT | FAULT_WRITE | FAULT_OTHERS)) != (FAULT_PRESENT | FAULT_WRITE)) {
+                spend(&costs, &events, 1);
                 return 0;
+        }
+        spend(&costs, &events, 2);
         key.block = addr >> PROBE_BLOCK_SHIFT;
         key.tgid = current_tgid();
         block = bpf_map_lookup_elem(&blocks, &key);

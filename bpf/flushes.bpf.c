@@ -7,6 +7,8 @@
 #include "kernel.h"
 
 PROBE_MAP_TARGETS;
+PROBE_MAP_EVENTS;
+PROBE_MAP_COSTS;
 
 struct {
         __uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
@@ -32,6 +34,8 @@ int BPF_PROG(on_flush, int reason, unsigned long pages) {
         else if (tgid == settings.daemon_tgid)
                 by = PROBE_BY_DAEMON;
         else {
+                /* What ksmd and the daemon pay is theirs to pay, and what is to be counted first of all. */
+                spend(&costs, &events, 2);
                 target = bpf_map_lookup_elem(&targets, &tgid);
                 if (target) {
                         by = PROBE_BY_TARGETS;

@@ -76,6 +76,50 @@ struct task_struct {
                 __type(value, struct probe_block);                 \
         } blocks SEC(".maps")
 
+#define PROBE_MAP_EVENTS                                           \
+        struct {                                                   \
+                __uint(type, BPF_MAP_TYPE_RINGBUF);                \
+                __uint(max_entries, 65536);                        \
+        } events SEC(".maps")
+
+#define PROBE_MAP_COSTS                                            \
+        struct {                                                   \
+                __uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);           \
+                __uint(max_entries, 1);                            \
+                __type(key, __u32);                                \
+                __type(value, struct probe_cost);                  \
+        } costs SEC(".maps")
+
 static __always_inline __u32 current_tgid(void) { return bpf_get_current_pid_tgid() >> 32; }
 
 static __always_inline void add(__u64 *counter, __u64 n) { __sync_fetch_and_add(counter, n); }
+
+static __always_inline int say_to(void *events, __u32 kind, __u64 cgroup, __u32 tgid) {
+        struct probe_event *event = bpf_ringbuf_reserve(events, sizeof *event, 0);
+
+        if (!event)
+                return 0;
+        event->cgroup = cgroup;
+        event->tgid = tgid;
+        event->kind = kind;
+        bpf_ringbuf_submit(event, 0);
+        return 0;
+}
+
+/* Says so when the window was short. An interrupt's flush in the middle may lose a unit, no more. */
+static __always_inline void spend(void *costs, void *events, __u32 units) {
+        __u32 zero = 0;
+        struct probe_cost *cost = bpf_map_lookup_elem(costs, &zero);
+        __u64 now;
+
+        if (!cost)
+                return;
+        cost->units += units;
+        if (cost->units < PROBE_WINDOW_UNITS)
+                return;
+        now = bpf_ktime_get_ns();
+        if (now - cost->since < PROBE_WINDOW_NSEC)
+                say_to(events, PROBE_EVENT_DEAR, 0, current_tgid());
+        cost->units = 0;
+        cost->since = now;
+}

@@ -33,18 +33,32 @@ struct probe_block {
         __u64 merged[PROBE_BLOCK_WORDS];
 };
 
-/* Map "events", a ring: something happened that may change who is managed. */
+/* Map "events", a ring: something happened that may change who is managed, or a probe costs too much. */
 enum probe_event_kind {
         PROBE_EVENT_FORK,
         PROBE_EVENT_EXEC,
         PROBE_EVENT_EXIT,
         PROBE_EVENT_ATTACH,
+        PROBE_EVENT_DEAR,
 };
 
 struct probe_event {
         __u64 cgroup;           /* the process is, or was, in; 0: not known */
         __u32 tgid;             /* the process; of a fork the child; 0: not known */
         __u32 kind;
+};
+
+/* Map "costs", an element a CPU: what the probes of faults and flushes, which come in storms, took of it together. In units:
+ * a fault that ends at the first comparison is one, what looks something up is two. A unit is 100 ns, calling the program
+ * being most of it (tests/bench/probe-cost.c). So many units in less than PROBE_WINDOW_NSEC are more than 3 % of the CPU. */
+#define PROBE_UNIT_NSEC 100U
+#define PROBE_COST_PERCENT 3U
+#define PROBE_WINDOW_UNITS 32768U
+#define PROBE_WINDOW_NSEC ((__u64)PROBE_WINDOW_UNITS * PROBE_UNIT_NSEC * 100 / PROBE_COST_PERCENT)
+
+struct probe_cost {
+        __u64 units;            /* since */
+        __u64 since;            /* CLOCK_MONOTONIC, nsec: when the window began */
 };
 
 /* Map "flushes", an element a CPU: the tracepoint's reasons by who ran. */

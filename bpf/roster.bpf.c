@@ -9,23 +9,9 @@
 
 PROBE_MAP_CGROUPS;
 PROBE_MAP_TARGETS;
+PROBE_MAP_EVENTS;
 
-struct {
-        __uint(type, BPF_MAP_TYPE_RINGBUF);
-        __uint(max_entries, 65536);
-} events SEC(".maps");
-
-static __always_inline int say(__u32 kind, __u64 cgroup, __u32 tgid) {
-        struct probe_event *event = bpf_ringbuf_reserve(&events, sizeof *event, 0);
-
-        if (!event)
-                return 0;
-        event->cgroup = cgroup;
-        event->tgid = tgid;
-        event->kind = kind;
-        bpf_ringbuf_submit(event, 0);
-        return 0;
-}
+static __always_inline int say(__u32 kind, __u64 cgroup, __u32 tgid) { return say_to(&events, kind, cgroup, tgid); }
 
 static __always_inline int say_if_managed(__u32 kind, __u64 cgroup, __u32 tgid) {
         return bpf_map_lookup_elem(&cgroups, &cgroup) ? say(kind, cgroup, tgid) : 0;

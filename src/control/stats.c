@@ -60,6 +60,7 @@ static const Field daemon_fields[] = {
         DAEMON_FIELD(cow_breaks),
         DAEMON_FIELD(tlb_flushes),
         DAEMON_FIELD(tlb_flush_pages),
+        DAEMON_FIELD(probes_rested_nsec),
         DAEMON_FIELD(max_page_sharing),
         DAEMON_FIELD(rmap_mapping_nsec),
         DAEMON_FIELD(rmap_walks),

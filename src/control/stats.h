@@ -38,6 +38,7 @@ typedef struct PageStats {
 typedef struct DaemonStats {
         PageStats pages;
         uint64_t cpu_nsec, ksmd_cpu_nsec, throttled_nsec, cow_breaks, tlb_flushes, tlb_flush_pages;
+        uint64_t probes_rested_nsec;
         uint64_t max_page_sharing, rmap_mapping_nsec, rmap_walks, rmap_walk_nsec, rmap_walk_nsec_max;
         uint64_t stops, stop_nsec_p50, stop_nsec_p99, stop_nsec_max;
 } DaemonStats;

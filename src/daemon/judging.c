@@ -5,7 +5,9 @@
  *   - the census looks at the frame behind every page that is marked, so it sees which pages became merged, and which
  *     were and are on a frame of their own now: always there, after every burst, and later and later where little happens;
  *   - the probe is told by the census which pages are merged and clears the bit of each that is written to: known within
- *     a second, and a page that broke and was merged again between two looks, too.
+ *     a second, and a page that broke and was merged again between two looks, too. It may rest, or be missing.
+ *
+ * A break that the census finds and the probe did not see is counted there: each once, whoever saw it.
  *
  * Between the look at a page and telling the probe of it the page may be written to; the probe then expects a write
  * that was, and counts one too many should the page be written to after it was protected anew. The next census puts it
@@ -60,14 +62,15 @@ static void end_block(JudgeLooking *looking) {
 
         if (!block)
                 return;
-        if (block->judge && collect(m, looking->member, block, broken))
-                for (unsigned i = 0; i < BLOCK_PAGES / 64; i++) {
-                        block->judge->told[i] &= ~broken[i];
-                        looking->broken[i] |= broken[i] & looking->looked[i];
-                }
+        if (block->judge)
+                (void)collect(m, looking->member, block, broken);
+        for (unsigned i = 0; i < BLOCK_PAGES / 64; i++) {
+                m->breaks_found += (unsigned)__builtin_popcountll(looking->broken[i] & ~broken[i]);
+                looking->broken[i] |= broken[i] & looking->looked[i];
+        }
+        for (unsigned i = 0; block->judge && i < BLOCK_PAGES / 64; i++)
+                block->judge->told[i] &= ~broken[i];
         losses = judge_look(block, m->turn, looking->looked, looking->merged, looking->broken, m->conf->daemon.judgement);
-        if (!probes_have(m->probes, PROBE_FAULTS))
-                m->breaks_found += page_set_count(looking->broken);
         if (!block->judge || losses < 0)
                 return;
         /* What is marked no more was taken apart by us, or by the process. */

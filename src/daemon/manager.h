@@ -72,12 +72,13 @@ typedef struct Manager {
         ScanBatch *batches;             /* n_batches of them, for one round of the crew */
         size_t n_batches;
         Probes *probes;
-        LoopSource *probe_source, *probe_timer;
+        LoopSource *probe_source, *probe_timer, *rest_timer;
+        uint64_t probes_rested_nsec;    /* of those that were closed: a reload opens them anew */
         VmaReader vma_reader;           /* all targets' */
         struct ProbeNews *news;         /* what the probes said and was not carried out yet */
         JudgeBudget judge_budget;       /* BreakQuota= */
         bool breaks_too_dear;           /* it is exceeded: no burst begins */
-        uint64_t breaks_found;          /* by looking, without the probe */
+        uint64_t breaks_found;          /* by looking: not seen by the probe */
         uint64_t breaks_seen;           /* by the probe, as of the last collection */
         uint32_t looks;                 /* at one member each: JudgeRecord.looked */
         uint16_t turn;                  /* JudgeRecord.turn */

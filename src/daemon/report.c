@@ -92,8 +92,8 @@ static json_t *probes_json(const Manager *m) {
         for (unsigned i = 0; array && i < _PROBE_MAX; i++) {
                 ProbeState state = probes_state(m->probes, (ProbeId)i);
 
-                json_array_append_new(array, json_pack("{s:s, s:s, s:s?}", "name", probe_name((ProbeId)i), "way",
-                                                       probe_way_name(state.way), "reason",
+                json_array_append_new(array, json_pack("{s:s, s:s, s:b, s:s?}", "name", probe_name((ProbeId)i), "way",
+                                                       probe_way_name(state.way), "resting", (int)state.resting, "reason",
                                                        state.way == PROBE_WAY_NONE ? probe_error_name(state.error) : NULL));
         }
         return array;
@@ -160,6 +160,7 @@ static void add_probe_counts(const Manager *m, DaemonStats *stats, json_t **ret_
         stats->rmap_walk_nsec = walks.nsec;
         stats->rmap_walk_nsec_max = walks.nsec_max;
         stats->cow_breaks = manager_cow_breaks(m);
+        stats->probes_rested_nsec = m->probes_rested_nsec + probes_rested(m->probes, now_nsec());
         for (unsigned by = 0; by < PROBE_BY_N; by++) {
                 uint64_t n = 0, pages = 0;
 

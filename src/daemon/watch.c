@@ -51,11 +51,32 @@ static void carry_out(Manager *m) {
         manager_watch(m);
 }
 
+/* Begins and ends the rests of the probes that take too much. */
+static int see_to_rest(Manager *m) {
+        bool rested = probes_state(m->probes, PROBE_FAULTS).resting || probes_state(m->probes, PROBE_FLUSHES).resting;
+        uint64_t now = now_nsec(), next = probes_rest(m->probes, now);
+
+        if (rested == (next != UINT64_MAX))
+                return 0;
+        if (rested)
+                log_debug("the probes of faults and flushes are attached again");
+        else
+                log_info("faults or TLB flushes come so fast that counting them takes more than %u %% of a CPU: not counted "
+                         "for %llu s", PROBE_COST_PERCENT, (unsigned long long)((next - now) / NSEC_PER_SEC));
+        return loop_source_set_timer(m->rest_timer, next == UINT64_MAX ? UINT64_MAX : next - now, 0);
+}
+
+static int on_rest_ended(void *userdata, LoopSource *source) { return see_to_rest(userdata); }
+
 static int on_readable(void *userdata, LoopSource *source, int fd, uint32_t revents) {
         Manager *m = userdata;
         uint64_t since = now_nsec() - m->news->carried_out_nsec;
+        int r;
 
         probes_read_events(m->probes, on_event, m->news);
+        r = see_to_rest(m);
+        if (r < 0)
+                return r;
         if (m->news->timer_runs || (m->news->n == 0 && !m->news->all))
                 return 0;
         if (since >= REFRESH_REST_NSEC) {
@@ -105,6 +126,8 @@ int manager_open_probes(Manager *m) {
         if (probes_event_fd(m->probes) >= 0) {
                 r = loop_add_timer(m->loop, UINT64_MAX, 0, on_rested, m, &m->probe_timer);
                 if (r == 0)
+                        r = loop_add_timer(m->loop, UINT64_MAX, 0, on_rest_ended, m, &m->rest_timer);
+                if (r == 0)
                         r = loop_add_io(m->loop, probes_event_fd(m->probes), POLLIN, on_readable, m, &m->probe_source);
                 if (r < 0)
                         return r;
@@ -116,7 +139,9 @@ int manager_open_probes(Manager *m) {
 void manager_close_probes(Manager *m) {
         m->probe_source = loop_source_free(m->probe_source);
         m->probe_timer = loop_source_free(m->probe_timer);
+        m->rest_timer = loop_source_free(m->rest_timer);
         m->breaks_found += m->probes ? probes_cow_breaks(m->probes) : 0;
+        m->probes_rested_nsec += m->probes ? probes_rested(m->probes, now_nsec()) : 0;
         vma_reader_close(&m->vma_reader);
         m->probes = probes_free(m->probes);
         free(m->news);

@@ -40,6 +40,10 @@ int probes_event_fd(const Probes *probes) { return -EBADF; }
 
 void probes_read_events(Probes *probes, ProbeHandler handler, void *userdata) {}
 
+uint64_t probes_rest(Probes *probes, uint64_t now_nsec) { return UINT64_MAX; }
+
+uint64_t probes_rested(const Probes *probes, uint64_t now_nsec) { return 0; }
+
 bool probes_block_get(const Probes *probes, pid_t pid, uint64_t addr, struct probe_block *ret) { return false; }
 
 int probes_block_set(Probes *probes, pid_t pid, uint64_t addr, const struct probe_block *block) { return 0; }

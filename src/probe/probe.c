@@ -30,14 +30,20 @@
 /* What the kernel takes for an element of a hash of such blocks (6.18: 48 of its own, rounded to a slab). */
 #define BLOCK_ELEMENT_BYTES 192U
 #define BUCKET_BYTES 16U
+#define REST_SOON_NSEC (10 * NSEC_PER_SEC) /* a storm that comes so soon after a rest is the same one */
 
-enum { SHARED_CGROUPS, SHARED_TARGETS, SHARED_BLOCKS, N_SHARED };
+enum { SHARED_CGROUPS, SHARED_TARGETS, SHARED_BLOCKS, SHARED_EVENTS, SHARED_COSTS, N_SHARED };
 
 static const char *const shared_names[N_SHARED] = {
         [SHARED_CGROUPS] = "cgroups",
         [SHARED_TARGETS] = "targets",
         [SHARED_BLOCKS] = "blocks",
+        [SHARED_EVENTS] = "events",
+        [SHARED_COSTS] = "costs",
 };
+
+/* Those that come in storms. */
+static const ProbeId stormy[] = { PROBE_FAULTS, PROBE_FLUSHES };
 
 typedef struct Probe {
         struct bpf_object *object;
@@ -53,6 +59,10 @@ struct Probes {
         struct ring_buffer *ring;
         ProbeHandler handler;           /* while events are read */
         void *userdata;
+        bool dear;                      /* as the events say that were read */
+        uint64_t rest_begun_nsec, rest_ends_nsec; /* UINT64_MAX: nothing rests; the last rest then ended */
+        uint64_t rest_nsec;             /* how long the last one was */
+        uint64_t rested_nsec;           /* all that have ended */
         int n_cpus;
         uint64_t blocks_max, n_blocks;
         uint64_t *cgroups;              /* told, ascending */
@@ -73,9 +83,27 @@ static __attribute__((format(printf, 2, 0))) int print(enum libbpf_print_level l
         return 0;
 }
 
-static void probe_close(Probe *probe) {
+static int probe_attach(Probe *probe) {
+        struct bpf_program *program;
+
+        bpf_object__for_each_program(program, probe->object) {
+                struct bpf_link *link = probe->n_links < PROGRAMS_MAX ? bpf_program__attach(program) : NULL;
+
+                if (!link)
+                        return errno ? -errno : -EINVAL;
+                probe->links[probe->n_links++] = link;
+                probe->iterator = bpf_program__fd(program);
+        }
+        return 0;
+}
+
+static void probe_detach(Probe *probe) {
         while (probe->n_links > 0)
                 bpf_link__destroy(probe->links[--probe->n_links]);
+}
+
+static void probe_close(Probe *probe) {
+        probe_detach(probe);
         bpf_object__close(probe->object);
         probe->object = NULL;
 }
@@ -122,7 +150,6 @@ static int probe_open(Probes *probes, const ProbeOptions *options, Probe *probe,
         LIBBPF_OPTS(bpf_object_open_opts, opts, .object_name = name);
         struct probe_settings settings = { .daemon_tgid = (uint32_t)getpid(), .ksmd_tgid = (uint32_t)options->ksmd };
         struct bpf_map *rodata;
-        struct bpf_program *program;
         size_t size = 0;
         int r;
 
@@ -136,16 +163,10 @@ static int probe_open(Probes *probes, const ProbeOptions *options, Probe *probe,
         r = use_shared(probes, probe->object);
         if (r == 0)
                 r = bpf_object__load(probe->object);
+        if (r == 0)
+                r = probe_attach(probe);
         if (r < 0)
                 return r;
-        bpf_object__for_each_program(program, probe->object) {
-                struct bpf_link *link = probe->n_links < PROGRAMS_MAX ? bpf_program__attach(program) : NULL;
-
-                if (!link)
-                        return errno ? -errno : -EINVAL;
-                probe->links[probe->n_links++] = link;
-                probe->iterator = bpf_program__fd(program);
-        }
         keep_shared(probes, probe->object);
         return 0;
 }
@@ -182,14 +203,23 @@ static bool in_first_namespace(void) {
 static int on_event(void *userdata, void *data, size_t size) {
         Probes *probes = userdata;
 
-        if (size >= sizeof(struct probe_event) && probes->handler)
-                probes->handler(probes->userdata, data);
+        const struct probe_event *event = data;
+
+        if (size < sizeof *event)
+                return 0;
+        if (event->kind == PROBE_EVENT_DEAR)
+                probes->dear = true;
+        else if (probes->handler)
+                probes->handler(probes->userdata, event);
         return 0;
 }
 
+/* Those that say what must be heard. */
+static const ProbeId tellers[] = { PROBE_ROSTER, PROBE_FAULTS, PROBE_FLUSHES };
+
 int probes_new(const ProbeOptions *options, Probes **ret) {
         _cleanup_(probes_freep) Probes *probes = calloc(1, sizeof *probes);
-        int error = options->off ? -ECANCELED : !in_first_namespace() ? -EXDEV : -ENOSYS, fd;
+        int error = options->off ? -ECANCELED : !in_first_namespace() ? -EXDEV : -ENOSYS;
 
         if (!probes)
                 return -ENOMEM;
@@ -207,13 +237,12 @@ int probes_new(const ProbeOptions *options, Probes **ret) {
                         probe_try(probes, options, (ProbeId)i);
                 libbpf_set_print(before);
         }
-        if (probes_have(probes, PROBE_ROSTER)) {
-                fd = bpf_object__find_map_fd_by_name(probes->probes[PROBE_ROSTER].object, "events");
-                probes->ring = ring_buffer__new(fd, on_event, probes, NULL);
-                if (!probes->ring) {
-                        probes->probes[PROBE_ROSTER].state = (ProbeState){ .error = -errno };
-                        probe_close(&probes->probes[PROBE_ROSTER]);
-                }
+        probes->rest_ends_nsec = UINT64_MAX;
+        if (probes->shared[SHARED_EVENTS] >= 0) {
+                probes->ring = ring_buffer__new(probes->shared[SHARED_EVENTS], on_event, probes, NULL);
+                for (size_t i = 0; i < ELEMENTSOF(tellers) && !probes->ring; i++)
+                        if (probes_have(probes, tellers[i]))
+                                probes_refuse(probes, tellers[i], -errno);
         }
         *ret = TAKE_PTR(probes);
         return 0;
@@ -244,6 +273,47 @@ void probes_read_events(Probes *probes, ProbeHandler handler, void *userdata) {
         probes->userdata = userdata;
         (void)ring_buffer__consume(probes->ring);
         probes->handler = NULL;
+}
+
+static void rest_begin(Probes *probes, uint64_t now_nsec) {
+        bool again = probes->rest_nsec > 0 && now_nsec - probes->rest_begun_nsec < probes->rest_nsec + REST_SOON_NSEC;
+
+        probes->rest_nsec = again ? MIN_OF(2 * probes->rest_nsec, PROBES_REST_MAX_NSEC) : PROBES_REST_MIN_NSEC;
+        probes->rest_begun_nsec = now_nsec;
+        probes->rest_ends_nsec = now_nsec + probes->rest_nsec;
+        for (size_t i = 0; i < ELEMENTSOF(stormy); i++) {
+                probe_detach(&probes->probes[stormy[i]]);
+                probes->probes[stormy[i]].state.resting = probes_have(probes, stormy[i]);
+        }
+}
+
+static void rest_end(Probes *probes, uint64_t now_nsec) {
+        probes->rested_nsec += now_nsec - probes->rest_begun_nsec;
+        probes->rest_ends_nsec = UINT64_MAX;
+        for (size_t i = 0; i < ELEMENTSOF(stormy); i++) {
+                Probe *probe = &probes->probes[stormy[i]];
+                int r;
+
+                if (!probe->state.resting)
+                        continue;
+                probe->state.resting = false;
+                r = probe_attach(probe);
+                if (r < 0)
+                        probes_refuse(probes, stormy[i], r);
+        }
+}
+
+uint64_t probes_rest(Probes *probes, uint64_t now_nsec) {
+        if (now_nsec >= probes->rest_ends_nsec)
+                rest_end(probes, now_nsec);
+        else if (probes->dear && probes->rest_ends_nsec == UINT64_MAX)
+                rest_begin(probes, now_nsec);
+        probes->dear = false;
+        return probes->rest_ends_nsec;
+}
+
+uint64_t probes_rested(const Probes *probes, uint64_t now_nsec) {
+        return probes->rested_nsec + (probes->rest_ends_nsec != UINT64_MAX ? now_nsec - probes->rest_begun_nsec : 0);
 }
 
 static int note(int *result, int r) {

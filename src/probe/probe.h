@@ -30,6 +30,7 @@ typedef enum ProbeWay {
 typedef struct ProbeState {
         ProbeWay way;
         int error;              /* with PROBE_WAY_NONE why not, as a negative errno: */
+        bool resting;           /* detached for a time: what happens meanwhile is not counted */
 } ProbeState;
 
 /* "roster", …; what follows when it works and when it does not, a sentence each; why not, of an error of ours
@@ -69,6 +70,18 @@ void probes_forget_blocks(Probes *probes, pid_t pid);
 int probes_event_fd(const Probes *probes);
 typedef void (*ProbeHandler)(void *userdata, const struct probe_event *event);
 void probes_read_events(Probes *probes, ProbeHandler handler, void *userdata);
+
+/* Faults and flushes come in storms, and their probes cost each of them the same. Where that was more than
+ * PROBE_COST_PERCENT of a CPU (bpf/probe.h) the events read say so, and the two are detached: for PROBES_REST_MIN_NSEC,
+ * and twice as long each time it happens again soon after, to PROBES_REST_MAX_NSEC at most. A storm costs as much as it
+ * does for a window of a tenth of a second then, once in a while.
+ * Attaches them again when it is time, and returns when to call next (CLOCK_MONOTONIC, nsec), or UINT64_MAX: when
+ * events were read. */
+#define PROBES_REST_MIN_NSEC (2 * NSEC_PER_SEC)
+#define PROBES_REST_MAX_NSEC (64 * NSEC_PER_SEC)
+uint64_t probes_rest(Probes *probes, uint64_t now_nsec);
+/* How long they have rested in all. */
+uint64_t probes_rested(const Probes *probes, uint64_t now_nsec);
 
 /* What is merged of the 2 MiB at addr, as last set and less what was written to since: false when nothing was set. */
 bool probes_block_get(const Probes *probes, pid_t pid, uint64_t addr, struct probe_block *ret);

@@ -17,6 +17,7 @@
 #include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/sysinfo.h>
@@ -341,6 +342,73 @@ static void test_flushes(Probes *probes, const char *tracefs) {
         CHECK(false, "more than 5 %% apart");
 }
 
+/* Faults as fast as they come, of pages that are only read, until the probes have enough of it; 0: they bear it. */
+static uint64_t storm(Probes *probes, uint64_t now) {
+        const uint64_t bytes = 16 * BLOCK_BYTES, deadline = now_nsec() + 20 * NSEC_PER_SEC;
+        uint8_t *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        uint64_t ends = UINT64_MAX;
+
+        CHECK(memory != MAP_FAILED && madvise(memory, bytes, MADV_NOHUGEPAGE) == 0, "mmap");
+        while (ends == UINT64_MAX && now_nsec() < deadline) {
+                for (uint64_t at = 0; at < bytes; at += PAGE_BYTES)
+                        (void)*(volatile uint8_t *)(memory + at);
+                CHECK(madvise(memory, bytes, MADV_DONTNEED) == 0, "DONTNEED");
+                probes_read_events(probes, NULL, NULL);
+                ends = probes_rest(probes, now);
+        }
+        munmap(memory, bytes);
+        return ends == UINT64_MAX ? 0 : ends - now;
+}
+
+static uint64_t flushes_of_all(Probes *probes) {
+        uint64_t reasons[PROBE_FLUSH_REASONS], own;
+
+        return all_flushes(probes, reasons, &own);
+}
+
+/* Probes that would take too much rest, longer each time, count nothing meanwhile, and count again. */
+static void test_rest(Probes *probes) {
+        uint64_t now = now_nsec(), rested = 0, before, after;
+        unsigned rests = 0;
+
+        CHECK(setpriority(PRIO_PROCESS, 0, -20) == 0, "priority"); /* so that the faults do come fast */
+        for (uint64_t expected = PROBES_REST_MIN_NSEC; rests < 7; expected = MIN_OF(2 * expected, PROBES_REST_MAX_NSEC)) {
+                uint64_t took = storm(probes, now);
+
+                CHECK(took == expected, "rest %u is of %llu ms, not %llu", rests, (unsigned long long)(took / NSEC_PER_MSEC),
+                      (unsigned long long)(expected / NSEC_PER_MSEC));
+                CHECK(probes_state(probes, PROBE_FAULTS).resting && !probes_state(probes, PROBE_ROSTER).resting, "who rests");
+                before = flushes_of_all(probes);
+                usleep(20000); /* which switches tasks, so that there are flushes to be counted */
+                CHECK(flushes_of_all(probes) == before, "counted while resting");
+                CHECK(probes_rest(probes, now + took - 1) == now + took, "the rest ends early");
+                rested += took;
+                now += took;
+                CHECK(probes_rest(probes, now) == UINT64_MAX, "the rest does not end");
+                CHECK(probes_rested(probes, now) == rested, "rested %llu ms of %llu",
+                      (unsigned long long)(probes_rested(probes, now) / NSEC_PER_MSEC), (unsigned long long)(rested / NSEC_PER_MSEC));
+                CHECK(probes_have(probes, PROBE_FAULTS) && !probes_state(probes, PROBE_FAULTS).resting, "attached again");
+                after = flushes_of_all(probes);
+                for (unsigned i = 0; i < 100 && flushes_of_all(probes) == after; i++)
+                        usleep(10000);
+                CHECK(flushes_of_all(probes) > after, "not counted after the rest");
+                rests++;
+        }
+        /* A later storm is another one. */
+        now += 3600 * NSEC_PER_SEC;
+        CHECK(storm(probes, now) == PROBES_REST_MIN_NSEC, "a later storm is taken for the same");
+        CHECK(probes_rest(probes, now + PROBES_REST_MIN_NSEC) == UINT64_MAX, "the rest does not end");
+        /* What is not a storm does not wake anybody. */
+        for (unsigned i = 0; i < 100; i++) {
+                usleep(5000);
+                probes_read_events(probes, NULL, NULL);
+                CHECK(probes_rest(probes, now_nsec()) == UINT64_MAX, "they rest for nothing");
+        }
+        CHECK(setpriority(PRIO_PROCESS, 0, 0) == 0, "priority");
+        printf("rest: %u times in a storm, from %llu to %llu s\n", rests, PROBES_REST_MIN_NSEC / NSEC_PER_SEC + 0ULL,
+               PROBES_REST_MAX_NSEC / NSEC_PER_SEC + 0ULL);
+}
+
 /* A page that merges is counted once, with as many others as the kernel's own counter has. */
 static void test_ksm(Probes *probes, const char *tracefs) {
         _cleanup_(ksm_freep) Ksm *ksm = NULL;
@@ -415,6 +483,8 @@ int main(int argc, char **argv) {
         CHECK(mkdtemp(tracefs), "directory");
         (void)mount("tracefs", tracefs, "tracefs", 0, NULL);
         test_flushes(probes, tracefs);
+        test_rest(probes);
+        test_faults(probes); /* they count as before */
         test_ksm(probes, tracefs);
         (void)umount(tracefs);
         rmdir(tracefs);

@@ -81,5 +81,51 @@ def breaks_cost_too_much():
         check(host.stop(process) == 0, "end")
 
 
+# Reads pages that are not there, as fast as they come.
+STORM = [sys.executable, "-c", """
+import mmap, os
+os.nice(-20)
+memory = mmap.mmap(-1, 1 << 26, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+memory.madvise(mmap.MADV_NOHUGEPAGE)
+while True:
+    memory[::4096]
+    memory.madvise(mmap.MADV_DONTNEED)
+"""]
+
+
+def rest():
+    """in a storm of faults the probes rest, which is said; what breaks meanwhile is counted when frames are; after it they
+    count again"""
+    def resting():
+        return {p["name"] for p in host.call("GetStatus")["probes"] if p["resting"]}
+
+    with Host("rest") as host:
+        victim, process = start(host, daemon="PayBack=10min\n")
+        if not probed(host):
+            check(host.stop(process) == 0, "end")
+            return
+        check(not resting() and host.stats()["probes_rested_nsec"] == 0, "they rest without a reason")
+        storm = host.spawn(None, *STORM)
+        wait_for("the probes to rest for long", lambda: host.stats()["probes_rested_nsec"] > 6.2e9 and resting(), 60, 0.05)
+        before = host.stats()["cow_breaks"]
+        broken = victim.write()
+        check(host.stats()["cow_breaks"] == before, "counted by whom?")
+        host.passes(2)
+        counted = host.stats()["cow_breaks"] - before
+        print(f"    while {sorted(resting())} rest: {broken} breaks provoked, {counted} counted")
+        check(resting() == {"faults", "flushes"}, "which of them rest")
+        check(broken >= victim.hot * 0.95 and counted == broken, "not exact")
+        storm.kill()
+        storm.wait()
+        wait_for("the probes to be back", lambda: not resting(), 70, 0.1)
+        before = host.stats()["tlb_flushes_by"]["others"]
+        wait_for("flushes to be counted again", lambda: host.stats()["tlb_flushes_by"]["others"] > before)
+        rested = host.stats()["probes_rested_nsec"]
+        host.passes(2)
+        check(host.stats()["probes_rested_nsec"] == rested, "they rest after the storm")
+        victim.order("check")
+        check(host.stop(process) == 0, "end")
+
+
 if __name__ == "__main__":
-    run_tests(known_at_once, counted, breaks_cost_too_much)
+    run_tests(known_at_once, counted, breaks_cost_too_much, rest)

@@ -19,8 +19,8 @@ static const char *const page_names[] = {
         "metadata_bytes",
 };
 static const char *const daemon_names[] = {
-        "cpu_nsec", "ksmd_cpu_nsec", "throttled_nsec", "cow_breaks", "tlb_flushes", "tlb_flush_pages", "max_page_sharing",
-        "rmap_mapping_nsec", "rmap_walks", "rmap_walk_nsec", "rmap_walk_nsec_max", "stops",
+        "cpu_nsec", "ksmd_cpu_nsec", "throttled_nsec", "cow_breaks", "tlb_flushes", "tlb_flush_pages",
+        "probes_rested_nsec", "max_page_sharing", "rmap_mapping_nsec", "rmap_walks", "rmap_walk_nsec", "rmap_walk_nsec_max", "stops",
         "stop_nsec_p50", "stop_nsec_p99", "stop_nsec_max",
 };
 
@@ -60,7 +60,7 @@ static void test_pages(void **state) {
 }
 
 static void test_daemon(void **state) {
-        DaemonStats stats = {sample(1000), 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+        DaemonStats stats = {sample(1000), 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16};
         json_t *object = daemon_stats_json(&stats);
 
         check_pages(object, 1000);
