@@ -56,11 +56,11 @@ static int see_to_rest(Manager *m) {
         bool rested = probes_state(m->probes, PROBE_FAULTS).resting || probes_state(m->probes, PROBE_FLUSHES).resting;
         uint64_t now = now_nsec(), next = probes_rest(m->probes, now);
 
-        if (rested == (next != UINT64_MAX))
+        if (!rested && next == UINT64_MAX)
                 return 0;
-        if (rested)
+        if (next == UINT64_MAX)
                 log_debug("the probes of faults and flushes are attached again");
-        else
+        else if (!rested)
                 log_info("faults or TLB flushes come so fast that counting them takes more than %u %% of a CPU: not counted "
                          "for %llu s", PROBE_COST_PERCENT, (unsigned long long)((next - now) / NSEC_PER_SEC));
         return loop_source_set_timer(m->rest_timer, next == UINT64_MAX ? UINT64_MAX : next - now, 0);

@@ -60,7 +60,7 @@ struct Probes {
         ProbeHandler handler;           /* while events are read */
         void *userdata;
         bool dear;                      /* as the events say that were read */
-        uint64_t rest_begun_nsec, rest_ends_nsec; /* UINT64_MAX: nothing rests; the last rest then ended */
+        uint64_t rest_begun_nsec, rest_ends_nsec; /* UINT64_MAX: nothing rests, since rest_begun_nsec */
         uint64_t rest_nsec;             /* how long the last one was */
         uint64_t rested_nsec;           /* all that have ended */
         int n_cpus;
@@ -287,19 +287,21 @@ static void rest_begin(Probes *probes, uint64_t now_nsec) {
         }
 }
 
+/* What cannot be attached again now rests on: what it counted so far is not lost. */
 static void rest_end(Probes *probes, uint64_t now_nsec) {
         probes->rested_nsec += now_nsec - probes->rest_begun_nsec;
+        probes->rest_begun_nsec = now_nsec;
         probes->rest_ends_nsec = UINT64_MAX;
         for (size_t i = 0; i < ELEMENTSOF(stormy); i++) {
                 Probe *probe = &probes->probes[stormy[i]];
-                int r;
 
                 if (!probe->state.resting)
                         continue;
-                probe->state.resting = false;
-                r = probe_attach(probe);
-                if (r < 0)
-                        probes_refuse(probes, stormy[i], r);
+                probe->state.resting = probe_attach(probe) < 0;
+                if (probe->state.resting) {
+                        probe_detach(probe);
+                        probes->rest_ends_nsec = now_nsec + probes->rest_nsec;
+                }
         }
 }
 

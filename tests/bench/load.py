@@ -6,8 +6,8 @@ whole.
 
     load.py [--rounds N] [--requests N]
 
-Interleaved: a round is a stretch alone and one converging; in every other one the load goes on until the daemon has
-made two passes, and some pairs of stretches follow, beside the daemon and while it is paused (its probes stay, whose
+Interleaved: a round is a stretch alone and one converging; in every other one the load goes on until a pass of
+the daemon saves hardly more than the one before, and some pairs of stretches follow, beside the daemon and while it is paused (its probes stay, whose
 price probe-cost tells, and what is merged stays merged). Only neighbours are compared, as the machine is
 not the same for long, and the median of all pairs counts. Writes take merged pages apart, so each round has new
 servers. Server, load and whoever works beside them share the CPUs there are: with two of them, both are busy before the
@@ -52,10 +52,17 @@ class Load:
             self.rounds.setdefault((who, kind), []).append((*result[kind], share, *alone[kind]))
 
     def wait_until_steady(self, servers):
-        until = time.monotonic() + LOADED_WAIT_MAX
-        while not self.bench.serving() or self.bench.call("GetStatus")["full_scans"] < 2:
-            check(time.monotonic() < until, "no second pass under load")
+        """Until a pass under load, and what was merged after it, saved hardly more than the one before."""
+        until, passes, saved = time.monotonic() + LOADED_WAIT_MAX, 0, 0
+        while True:
+            check(time.monotonic() < until, f"not steady under load: {passes} passes, {saved} bytes saved")
             load(servers, self.requests // 20)
+            status = self.bench.serving() and self.bench.call("GetStatus")
+            if not status or status["state"] != "idle" or status["full_scans"] == passes:
+                continue
+            if passes > 0 and status["bytes_saved"] <= saved * 1.01:
+                return
+            passes, saved = status["full_scans"], status["bytes_saved"]
 
     def daemon_round(self, steady_too):
         servers = Redis(self.bench, self.group)
