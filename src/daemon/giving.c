@@ -17,9 +17,18 @@ static const char *refusal(int error) {
 
 /* Marks of a time when this domain went by route advise. */
 static int undo_marks(Manager *m, Member *member) {
-        AdviseResult result = { 0 };
+        UndoSlice slice = manager_undo_begin();
+        int r;
 
-        return member->marks.ours.n > 0 ? advise_undo(m->advise, member->target, &member->marks, &result) : 0;
+        if (member->marks.ours.n == 0)
+                return 0;
+        do {
+                AdviseResult result = { 0 };
+
+                r = advise_undo(m->advise, member->target, &member->marks, slice.until_nsec, &result);
+                slice.cut = r == 0 && result.unfinished;
+        } while (manager_undo_goes_on(m, member, &slice));
+        return slice.cut ? REMOTE_E_BUSY : r;
 }
 
 static void note_plan(Member *member, const ZeroPlan *plan) {
@@ -77,6 +86,8 @@ int pass_give(Pass *pass, Member *member) {
         if (pass_slot(member)->dry_run || member->skip != TARGET_OK)
                 return 0;
         r = undo_marks(m, member);
+        if (passed_over(member))
+                return 0;
         if (r != 0) {
                 member->plan_again = r > 0;
                 if (r > 0)

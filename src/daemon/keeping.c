@@ -350,6 +350,14 @@ void manager_tend_pools(Manager *m, uint64_t n_pages) {
         }
 }
 
+uint64_t manager_pool_pages(const Manager *m) {
+        uint64_t most = 0;
+
+        for (size_t i = 0; m->remapping && i < m->remapping->n_pools; i++)
+                most = MAX_OF(most, pool_space(m->remapping->pools[i]->pool)->n);
+        return most;
+}
+
 static bool maps_a_pool(const Remapping *remapping, pid_t pid) {
         _cleanup_free_ char *text = NULL;
         char path[64];

@@ -16,10 +16,9 @@
 
 #define STATE_DIR "/run/ksmd-user"
 #define REFRESH_NSEC NSEC_PER_SEC
-/* How long a clean stop goes on trying to reach targets that cannot be called at the moment. */
-#define UNDO_PATIENCE_NSEC (5 * NSEC_PER_SEC)
 #define BUSY_RETRY_NSEC NSEC_PER_SEC
-#define UNDO_RETRY_NSEC (50 * NSEC_PER_MSEC)
+/* For the last answers to be sent. */
+#define ANSWER_NSEC (10 * NSEC_PER_MSEC)
 /* A convergence (--once) ends after so many passes, however much still changes. */
 #define ONCE_PASSES 5
 #define ONCE_IDLE_PASSES 3U
@@ -291,26 +290,12 @@ int manager_listen(Manager *m, int listen_fd) {
         return service_new(m->loop, listen_fd, &manager_ops, m, &m->service);
 }
 
-static void end_request(Manager *m, size_t i, int result, const char *reason, json_t *parameters) {
+void manager_end_request(Manager *m, size_t i, int result, const char *reason, json_t *parameters) {
         Request request = m->requests[i];
 
         m->requests[i] = m->requests[--m->n_requests];
         service_call_end(request.call, result, reason, parameters);
         free(request.cgroup);
-}
-
-static bool undo_leaving(Manager *m, uint64_t *ret_pages) {
-        uint64_t before = *ret_pages;
-        bool again = manager_undo_leaving(m, ret_pages);
-
-        /* Ever more seldom while nothing comes of it: each try reads mappings, and may disturb. */
-        if (!again)
-                m->undo_wait_nsec = 0;
-        else if (*ret_pages > before || m->undo_wait_nsec == 0)
-                m->undo_wait_nsec = UNDO_RETRY_NSEC;
-        else
-                m->undo_wait_nsec = MIN_OF(2 * m->undo_wait_nsec, REFRESH_NSEC);
-        return again;
 }
 
 int manager_load_config(Manager *m) {
@@ -348,46 +333,6 @@ static void swap_config(Manager *m) {
         log_info("configuration reloaded, warnings: %u", m->conf->n_warnings);
 }
 
-/* Answered when it is done, which takes a while where a process cannot be called at once. */
-static void carry_out_unmerges(Manager *m) {
-        for (size_t i = 0; i < m->n_requests;) {
-                Request *request = &m->requests[i];
-                uint64_t before;
-                bool again;
-
-                if (request->kind != REQUEST_UNMERGE) {
-                        i++;
-                        continue;
-                }
-                if (!request->started) {
-                        int r = roster_block(&m->roster, request->cgroup);
-
-                        if (r < 0) {
-                                end_request(m, i, r == -ENOENT ? SERVICE_E_NOT_FOUND : r, "no such cgroup is opted in",
-                                            NULL);
-                                continue;
-                        }
-                        request->started = true;
-                        request->until_nsec = now_nsec() + UNDO_PATIENCE_NSEC;
-                }
-                before = request->pages;
-                again = undo_leaving(m, &request->pages);
-                if (request->pages > before) /* it goes on */
-                        request->until_nsec = now_nsec() + UNDO_PATIENCE_NSEC;
-                if (again && now_nsec() < request->until_nsec) {
-                        i++;
-                        continue;
-                }
-                manager_tend_pools(m, UINT64_MAX);
-                manager_census(m);
-                if (again)
-                        end_request(m, i, SERVICE_E_BUSY, "some processes cannot be called now; it goes on being tried",
-                                    NULL);
-                else
-                        end_request(m, i, 0, NULL, json_pack("{s:I}", "pages", (json_int_t)request->pages));
-        }
-}
-
 /* What was asked for while a pass ran, or since. */
 static void carry_out_requests(Manager *m) {
         uint64_t pages = 0;
@@ -401,14 +346,15 @@ static void carry_out_requests(Manager *m) {
                         swap_config(m);
                 notify_ready();
         }
-        carry_out_unmerges(m);
-        undo_leaving(m, &pages);
+        manager_begin_unmerges(m);
+        manager_undo_leaving(m, &pages);
+        manager_end_unmerges(m);
 }
 
 static void end_scans(Manager *m) {
         for (size_t i = 0; i < m->n_requests;)
                 if (m->requests[i].kind == REQUEST_SCAN && m->requests[i].started)
-                        end_request(m, i, 0, NULL, NULL);
+                        manager_end_request(m, i, 0, NULL, NULL);
                 else
                         i++;
 }
@@ -435,26 +381,49 @@ static void report_status(Manager *m) {
                       m->paused ? ", paused" : "");
 }
 
+/* Everybody who left, however long it takes; who cannot be called is waited for while patience lasts. */
+static void undo_all(Manager *m, uint64_t patience_nsec) {
+        uint64_t pages = 0, moved = now_nsec();
+
+        for (uint64_t before = pages; manager_undo_leaving(m, &pages); before = pages) {
+                uint64_t wait = manager_undo_wait_nsec(m);
+
+                if (pages > before || wait == 0)
+                        moved = now_nsec();
+                else if (now_nsec() >= moved + patience_nsec)
+                        break;
+                loop_dispatch(m->loop, wait);
+        }
+        if (pages > 0)
+                log_info("%llu pages unmarked", (unsigned long long)pages);
+}
+
+/* Who waits for what was done to the end is told so. */
+static void answer_last(Manager *m) {
+        uint64_t until = now_nsec() + ANSWER_NSEC;
+
+        if (m->n_requests == 0)
+                return;
+        for (size_t i = 0; i < m->n_requests; i++)
+                m->requests[i].tended = UINT64_MAX;
+        manager_end_unmerges(m);
+        for (uint64_t now; (now = now_nsec()) < until;)
+                (void)loop_dispatch(m->loop, until - now);
+}
+
 /* Leaves the host as the configuration wants it left: merged, or as it was before us; KSM's knobs as found. */
 static void stop(Manager *m) {
-        uint64_t pages = 0, until = now_nsec() + UNDO_PATIENCE_NSEC;
         int r;
 
         m->state = MANAGER_STOPPING;
         notify_stopping();
         if (m->burst)
                 burst_stop(m->burst);
-        if (m->conf->daemon.on_stop == CONF_ON_STOP_UNMERGE && !m->once) {
+        if (m->conf->daemon.on_stop == CONF_ON_STOP_UNMERGE && !m->once)
                 roster_dismiss(&m->roster);
-                for (uint64_t before = pages; undo_leaving(m, &pages) && now_nsec() < until; before = pages) {
-                        if (pages > before) /* it goes on */
-                                until = now_nsec() + UNDO_PATIENCE_NSEC;
-                        loop_dispatch(m->loop, UNDO_RETRY_NSEC);
-                }
-                log_info("%llu pages unmarked", (unsigned long long)pages);
-        } else
-                undo_leaving(m, &pages);
+        undo_all(m, UNDO_PATIENCE_NSEC);
         manager_tend_pools(m, UINT64_MAX);
+        answer_last(m);
         manager_keep(m);
         for (size_t i = 0; i < m->roster.n_leaving; i++)
                 log_warning("process %d could not be reached for %u s: what was marked for merging stays marked until "
@@ -474,7 +443,8 @@ int manager_run(Manager *m) {
         report_status(m);
         while (!m->stopping) {
                 uint64_t now = now_nsec();
-                bool due = !m->paused && (now >= m->next_pass_nsec || manager_scan_requested(m));
+                uint64_t undo_wait = manager_answer_is_near(m) ? 0 : manager_undo_wait_nsec(m);
+                bool due = !m->paused && undo_wait > 0 && (now >= m->next_pass_nsec || manager_scan_requested(m));
 
                 if (due) {
                         m->next_pass_nsec = now + m->conf->daemon.scan_interval_nsec;
@@ -495,12 +465,10 @@ int manager_run(Manager *m) {
                                 m->next_pass_nsec = MIN_OF(m->next_pass_nsec, now + BUSY_RETRY_NSEC);
                         report_status(m);
                 } else {
-                        uint64_t wait = m->paused ? REFRESH_NSEC : MIN_OF(m->next_pass_nsec - now, REFRESH_NSEC);
+                        uint64_t wait = MIN_OF(undo_wait, REFRESH_NSEC);
 
-                        if (m->n_requests > 0)
-                                wait = MIN_OF(wait, UNDO_RETRY_NSEC);
-                        else if (m->undo_wait_nsec > 0)
-                                wait = MIN_OF(wait, m->undo_wait_nsec);
+                        if (!m->paused)
+                                wait = MIN_OF(wait, m->next_pass_nsec > now ? m->next_pass_nsec - now : 0);
                         manager_breathe(m, wait);
                 }
                 if (!m->stopping)
@@ -527,12 +495,11 @@ static bool converged(const Manager *m) {
 
 int manager_run_once(Manager *m) {
         unsigned idle_passes = 0; /* in a row: ksmd may have got no CPU, or a process could not be called just then */
-        uint64_t pages = 0;
         json_t *stats;
         int r = 0;
 
         for (unsigned i = 0; i < ONCE_PASSES && idle_passes < ONCE_IDLE_PASSES && !m->stopping; i += r == 0) {
-                undo_leaving(m, &pages);
+                undo_all(m, 0);
                 r = manager_pass(m);
                 if (r < 0 || (r == 0 && converged(m)))
                         break;

@@ -37,14 +37,27 @@ typedef enum ManagerState {
 #define MANAGER_NODES_WAIT \
         "KSM can change it only while no page is shared (ksmctl unmerge for each cgroup, then ksmctl reload)"
 
+/* How long a clean stop, or who asked for an unmerge, waits for processes that cannot be called at the moment. */
+#define UNDO_PATIENCE_NSEC (5 * NSEC_PER_SEC)
+
 /* An answer owed until the named work is done. */
 typedef struct Request {
         enum { REQUEST_SCAN, REQUEST_UNMERGE } kind;
         ServiceCall *call;
         char *cgroup;
         bool started;                   /* scan: a pass that began after the request is under way; unmerge: it left */
-        uint64_t pages, until_nsec;     /* unmerge: taken apart so far; when to stop waiting for the rest */
+        uint64_t id;                    /* unmerge: of those that left for it (Member.unmerge) */
+        uint64_t pages, moved_nsec;     /* unmerge: taken apart so far; when it went on last */
+        unsigned failed;                /* unmerge: processes that were given up */
+        uint64_t tended;                /* unmerge: pages of the pools looked at since, for who is mapped no more */
 } Request;
+
+/* As much of an undoing as is done in one go, before the event loop has its turn. */
+typedef struct UndoSlice {
+        uint64_t until_nsec;            /* something is done in each, and a batch ended */
+        uint64_t pages;                 /* undone; grows */
+        bool cut;                       /* the time was up: it can go on at once */
+} UndoSlice;
 
 typedef struct Manager {
         Loop *loop;
@@ -96,7 +109,8 @@ typedef struct Manager {
         bool reload_wanted;             /* SIGHUP came */
         Conf *new_conf;                 /* loaded, to be swapped in between passes */
         uint64_t started_nsec, next_pass_nsec, last_pass_nsec;
-        uint64_t undo_wait_nsec;        /* until who could not be undone is tried again; 0: there is nobody */
+        uint64_t undo_at_nsec;          /* when undoing goes on; UINT64_MAX: there is nobody to be undone */
+        uint64_t request_ids;           /* given so far */
         uint64_t full_scans;
         uint64_t merge_failures[_MERGE_FAILURE_MAX];    /* events: changed, gone, denied, busy */
         uint64_t pass_changes;          /* the last pass: pages newly marked, and pages to wait for */
@@ -129,13 +143,18 @@ int manager_run_once(Manager *manager); /* one full convergence over what is opt
 /* Loads the configuration anew; the main loop swaps it in. Its warnings replace the old ones. */
 int manager_load_config(Manager *manager);
 
+/* Answers the i-th request, whose place the last one takes. */
+void manager_end_request(Manager *manager, size_t i, int result, const char *reason, json_t *parameters);
+
 /* Somebody waits for a pass. */
 bool manager_scan_requested(const Manager *manager);
 
 /* pace.c: lets the event loop run for nsec, and within a pass for as long as CPUQuota= wants work to wait. true: the
  * work at hand is to be given up. */
 bool manager_breathe(Manager *manager, uint64_t nsec);
-/* The same between two steps of the burst, which is paused meanwhile if it must wait. */
+/* The event loop runs once, whatever the quota says: for what is not to wait. The same result. */
+bool manager_attend(Manager *manager);
+/* As manager_breathe() between two steps of the burst, which is paused meanwhile if it must wait. */
 bool manager_breathe_in_burst(Manager *manager);
 /* Whether the host is busy, and what follows: looks at most every half second. */
 void manager_look_at_others(Manager *manager);
@@ -164,13 +183,24 @@ void manager_note_remote_error(Manager *manager, Member *member, int error /* RE
 /* Learns what is marked in a member that no pass has met: an earlier daemon may have marked it, and a child is born
  * with its parent's marks. REMOTE_E_GONE, REMOTE_E_DENIED, -errno. */
 int manager_load_marks(Manager *manager, Member *member);
-/* Undoes one member; 0 when nothing of ours is left in it (or it is gone), REMOTE_E_BUSY to try again later: it cannot
- * be called now, or memory to un-share into was short. *ret_pages grows by the pages that were unmarked. */
-int manager_undo(Manager *manager, Member *member, uint64_t *ret_pages);
+/* A slice of undoing one member; 0 when nothing of ours is left in it (or it is gone), REMOTE_E_BUSY to try again, at
+ * once if it was cut, else later: it cannot be called now, or memory to un-share into was short. */
+int manager_undo(Manager *manager, Member *member, UndoSlice *slice);
 
-/* undoing.c: undoes what was done to the members that left. true: some could not be reached, or were born meanwhile,
- * and are to be tried again. */
+/* undoing.c: a slice of undoing what was done to the members that left, counted to the requests that they left for.
+ * true: some could not be reached, or there was no time, or they were born meanwhile: again when undo_at_nsec says.
+ * Where that is at once, no pass is to come in between. *ret_pages grows. */
 bool manager_undo_leaving(Manager *manager, uint64_t *ret_pages);
+uint64_t manager_undo_wait_nsec(const Manager *manager); /* until then; UINT64_MAX: nobody is left */
+/* The requests to unmerge: what is asked for leaves; what is done is answered. An answer is near when only some
+ * moments' work is left to be done for it. */
+void manager_begin_unmerges(Manager *manager);
+void manager_end_unmerges(Manager *manager);
+bool manager_answer_is_near(const Manager *manager);
+/* For who undoes within a pass, between two slices: the event loop has its turn. false: it is over, or to be left to a
+ * later pass; the member may have left meanwhile. */
+UndoSlice manager_undo_begin(void);
+bool manager_undo_goes_on(Manager *manager, const Member *member, UndoSlice *slice);
 
 /* census.c: counts what is saved now, by frames, and the statistics anew. */
 void manager_census(Manager *manager);

@@ -153,7 +153,7 @@ static void forget_image(Manager *m, Member *member) {
 /* Whether it takes part at all, asked again whenever it did something. */
 static bool meet(Manager *m, Member *member) {
         bool ask_dumpable = false; /* whom it cannot be seen from outside: adopt() asks everybody */
-        uint64_t unmarked = 0;
+        UndoSlice slice = manager_undo_begin();
         int r;
 
         r = target_inspect(member->target, m->once ? 0 : m->conf->daemon.minimum_age_nsec, &member->skip,
@@ -185,8 +185,12 @@ static bool meet(Manager *m, Member *member) {
         }
         if (member->track && member->group->track == CONF_NO)
                 manager_end_track(member);
-        if (member->skip == TARGET_SKIP_NOT_DUMPABLE && (member->marks.ours.n > 0 || member->pooled > 0))
-                (void)manager_undo(m, member, &unmarked); /* it began to keep secrets; where that fails, the next pass */
+        if (member->skip == TARGET_SKIP_NOT_DUMPABLE && (member->marks.ours.n > 0 || member->pooled > 0)) {
+                do
+                        (void)manager_undo(m, member, &slice); /* it began to keep secrets; where that fails, the next pass */
+                while (manager_undo_goes_on(m, member, &slice));
+                return false;
+        }
         return member->skip == TARGET_OK ||
                (member->adopted && (member->skip == TARGET_SKIP_FROZEN || member->skip == TARGET_SKIP_STOPPED));
 }
@@ -298,39 +302,39 @@ int manager_load_marks(Manager *m, Member *member) {
         return r == TARGET_E_GONE ? REMOTE_E_GONE : r == TARGET_E_DENIED ? REMOTE_E_DENIED : r;
 }
 
-static int undo(Manager *m, Member *member, uint64_t *ret_pages) {
+static int undo(Manager *m, Member *member, UndoSlice *slice) {
         AdviseResult result = { 0 };
         int r;
 
         manager_end_track(member);
-        if (image_gone(member)) {
-                if (member->marks_loaded)
-                        advise_forget(m->advise, member->target, &member->marks);
+        if (image_gone(member))
                 return 0;
-        }
-        r = manager_unmap(m, member, NULL, ret_pages);
+        r = manager_unmap(m, member, NULL, slice);
+        if (r == 0)
+                r = manager_load_marks(m, member);
         if (r != 0)
-                return r == REMOTE_E_GONE ? 0 : r;
-        r = manager_load_marks(m, member);
-        if (r != 0)
-                return r == REMOTE_E_GONE ? 0 : r;
+                return r;
         if (member->marks.ours.n == 0)
                 return 0;
-        r = advise_undo(m->advise, member->target, &member->marks, &result);
-        *ret_pages += result.pages_unmarked;
-        if (r == REMOTE_E_GONE) {
-                advise_forget(m->advise, member->target, &member->marks);
-                return 0;
-        }
+        r = advise_undo(m->advise, member->target, &member->marks, slice->until_nsec, &result);
+        slice->pages += result.pages_unmarked;
+        slice->cut |= r == 0 && result.unfinished;
         return r == 0 && member->marks.ours.n > 0 ? REMOTE_E_BUSY : r;
 }
 
 /* Merging can wait until CPUs are free, to be left alone is everybody's right. */
-int manager_undo(Manager *m, Member *member, uint64_t *ret_pages) {
+int manager_undo(Manager *m, Member *member, UndoSlice *slice) {
         int r;
 
         remote_insist(m->remote, true);
-        r = undo(m, member, ret_pages);
+        r = undo(m, member, slice);
+        /* Ending, or becoming another program, it is refused or not found in many ways. */
+        if (r == REMOTE_E_GONE || image_gone(member)) {
+                if (member->marks_loaded)
+                        advise_forget(m->advise, member->target, &member->marks);
+                slice->cut = false;
+                r = 0;
+        }
         remote_insist(m->remote, false);
         return r;
 }

@@ -97,6 +97,8 @@ bool manager_breathe(Manager *m, uint64_t nsec) {
         return false;
 }
 
+bool manager_attend(Manager *m) { return dispatch(m, 0); }
+
 bool manager_breathe_in_burst(Manager *m) {
         uint64_t wait = budget_wait(m), left;
 

@@ -449,12 +449,17 @@ void pass_judge_trust(Pass *pass) {
 /* Mappings of another domain's pool, that a process brought along from where it was forked. */
 static int leave_others(Manager *m, Member *member) {
         const Slot *slot = pass_slot(member);
-        uint64_t pages = 0;
+        const RemapPool *keep = slot->apart || slot->dry_run ? NULL : slot->pool;
+        UndoSlice slice = manager_undo_begin();
         int r;
 
         manager_end_track(member);
-        r = manager_unmap(m, member, slot->apart || slot->dry_run ? NULL : slot->pool, &pages);
-        log_info("process %d: %lu pages of a pool that is not for it are its own again", member->target->pid, pages);
+        do
+                r = manager_unmap(m, member, keep, &slice);
+        while (manager_undo_goes_on(m, member, &slice));
+        log_info("process %d: %lu pages of a pool that is not for it are its own again", member->target->pid, slice.pages);
+        if (passed_over(member))
+                return 0;
         member->look_again = true;
         (void)manager_refresh(m, member);
         return r;

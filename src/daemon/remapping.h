@@ -50,16 +50,18 @@ const char *manager_open_pool(void *userdata, Slot *slot);
 void manager_learn_pool(Slot *slot);
 /* Gives back pages that nobody maps any more, after a look at so many; ends pools that are not needed. */
 void manager_tend_pools(Manager *manager, uint64_t n_pages);
+/* As many as it takes to have looked at all. */
+uint64_t manager_pool_pages(const Manager *manager);
 /* All the memory that is kept about a pool. */
 uint64_t remapping_pool_bytes(const RemapPool *pool);
 RemapPool *remapping_find_pool(const Remapping *remapping, const Vma *vma);
 
 /* unmapping.c. Makes sure of the member's guards: its own if something of it is remapped. 0; REMOTE_E_*; -errno. */
 int manager_find_guard(Manager *manager, Member *member, const VmaList *vmas);
-/* Everything of the member that maps a pool becomes plain memory again; only what maps another pool than keep if that
- * is not NULL. *ret_pages grows. 0: nothing is left; REMOTE_E_BUSY: something is, to be tried again; other REMOTE_E_*;
- * -errno. */
-int manager_unmap(Manager *manager, Member *member, const RemapPool *keep, uint64_t *ret_pages);
+/* A slice of the way back: everything of the member that maps a pool becomes plain memory again; only what maps another
+ * pool than keep if that is not NULL. 0: nothing is left; REMOTE_E_BUSY: something is, to be tried again, at once if it
+ * was cut; other REMOTE_E_*; -errno. */
+int manager_unmap(Manager *manager, Member *member, const RemapPool *keep, UndoSlice *slice);
 /* Of the member's mappings of the pool what lies in the stretches becomes plain memory again, where nothing was written
  * since it was merged; it is the caller's to have it looked at (manager_refresh()). *ret_pages grows, also when it
  * fails. 0: what could be was; REMOTE_E_*; -errno. */

@@ -387,7 +387,7 @@ static void unblock(Roster *roster) {
         roster->n_blocked = 0;
 }
 
-int roster_block(Roster *roster, const char *path) {
+int roster_block(Roster *roster, const char *path, uint64_t unmerge) {
         char *copy;
         int r;
 
@@ -402,6 +402,8 @@ int roster_block(Roster *roster, const char *path) {
                         return -ENOMEM;
                 roster->blocked[roster->n_blocked++] = copy;
                 group_refresh(roster, roster->groups[i]); /* who was forked a moment ago leaves with the others */
+                for (size_t k = 0; k < roster->groups[i]->n_members; k++)
+                        roster->groups[i]->members[k]->unmerge = unmerge;
                 group_leave(roster, i);
                 return 0;
         }

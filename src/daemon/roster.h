@@ -64,6 +64,15 @@ typedef struct MemberCounts {
         uint64_t marked, left_huge, left_budget, left_run, left_stack, left_kind, unmerged;
 } MemberCounts;
 
+/* All of a member's mappings of pools, gone through once while they are put back: as far as that came. */
+typedef struct UnmapRound {
+        const struct RemapPool *keep;   /* what is not put back: another one, another round */
+        uint64_t from;                  /* address; 0: it begins */
+        uint64_t done, left, busy;      /* pages */
+        unsigned rounds;                /* that were before it */
+        bool written_too;
+} UnmapRound;
+
 typedef struct Member {
         Group *group;
         Target *target;
@@ -99,9 +108,13 @@ typedef struct Member {
         uint64_t pooled, astray;        /* pages of its mappings of pools; of other pools than its domain's */
         const char *remap_refused;      /* why none of its pages can be remapped; NULL: they can */
         const char *zero_refused;       /* why none of its zero pages can be given back; NULL: they can */
+        UnmapRound unmap;               /* route remap; of a putting back that was cut */
+        uint64_t undo_at_nsec, undo_wait_nsec; /* leaving: could not be undone, is tried again then; after how long */
+        uint64_t unmerge;               /* leaving: by which request (Request.id); 0: none */
         bool gone;                      /* the process ended */
         bool leaving;                   /* opted out: to be undone */
         bool undone;                    /* its record is still needed for who was born meanwhile */
+        bool put_back;                  /* leaving: so will be the pages of who was born meanwhile */
 } Member;
 
 /* Pages that map a merged frame: as the pages were read, or as the frames were counted since. */
@@ -151,8 +164,9 @@ void roster_refresh_cgroup(Roster *roster, uint64_t id);
 void roster_reconfigure(Roster *roster, const Conf *conf);
 /* Whether pages of different nodes are kept apart from now on: nothing may be merged. */
 void roster_set_apart(Roster *roster, bool apart);
-/* One cgroup leaves, and is left alone until roster_reconfigure(). -ENOENT, -ENOMEM. */
-int roster_block(Roster *roster, const char *path);
+/* One cgroup leaves, for the unmerge of this number (Member.unmerge), and is left alone until roster_reconfigure().
+ * -ENOENT, -ENOMEM. */
+int roster_block(Roster *roster, const char *path, uint64_t unmerge);
 /* A process that an earlier daemon marked and that is managed no more joins the leaving. TARGET_E_GONE,
  * TARGET_E_DENIED, -errno. */
 int roster_add_orphan(Roster *roster, pid_t pid);

@@ -4,29 +4,53 @@
  * the undoing of the parent. So all who leave are asked before any is undone; and as somebody may fork until the very
  * moment in which the last of his marks is gone, the file stays until then, and who was born by then is looked for.
  * What is born later has nothing of ours, so this comes to an end.
+ *
+ * Undoing takes seconds for each GiB, so it is done in slices, between which the event loop runs; who is in the middle
+ * of it goes on where it was. As nothing is written down of how far it came, a daemon that is killed in between leaves
+ * what the next one undoes from the beginning: what is still marked or remapped is the kernel's to tell.
  */
 #include "daemon/manager.h"
 
+#include "base/clock.h"
 #include "base/io.h"
 #include "base/log.h"
-#include "daemon/notify.h"
+#include "daemon/remapping.h"
 #include "target/origin.h"
 
 #include <fcntl.h>
 #include <string.h>
 
-static bool born_of_undone(const Roster *roster, pid_t pid) {
+#define SLICE_NSEC (50 * NSEC_PER_MSEC)
+/* Who could not be undone is tried again so soon, and ever more seldom while nothing comes of it: each try reads
+ * mappings, and may disturb. */
+#define RETRY_NSEC (50 * NSEC_PER_MSEC)
+#define RETRY_MAX_NSEC NSEC_PER_SEC
+/* Of each pool, in one go: some ten milliseconds. */
+#define TEND_PAGES 8192U
+
+UndoSlice manager_undo_begin(void) { return (UndoSlice){ .until_nsec = now_nsec() + SLICE_NSEC }; }
+
+bool manager_undo_goes_on(Manager *m, const Member *member, UndoSlice *slice) {
+        if (!slice->cut || manager_attend(m) || member->gone || member->leaving)
+                return false;
+        slice->cut = false;
+        slice->until_nsec = now_nsec() + SLICE_NSEC;
+        return true;
+}
+
+/* Of whom this one may have been born. */
+static const Member *undone_parent(const Roster *roster, pid_t pid) {
         TargetOrigin origin;
 
         if (target_origin_of(pid, &origin) < 0)
-                return false;
+                return NULL;
         for (size_t i = 0; i < roster->n_leaving; i++) {
                 const Member *member = roster->leaving[i];
 
                 if (member->undone && target_origin_precedes(&member->marks.origin, &origin))
-                        return true;
+                        return member;
         }
-        return false;
+        return NULL;
 }
 
 /* true: there are some whom no list has, and they leave too. */
@@ -39,13 +63,15 @@ static bool find_newborn(Manager *m) {
                 return false;
         for (const struct dirent *entry; (entry = readdir(proc));) {
                 pid_t pid = atoi(entry->d_name);
+                const Member *parent;
                 Member *member;
 
-                if (pid <= 0 || roster_find_leaving(&m->roster, pid) || !born_of_undone(&m->roster, pid))
+                if (pid <= 0 || roster_find_leaving(&m->roster, pid) || !(parent = undone_parent(&m->roster, pid)))
                         continue;
                 member = roster_find_member(&m->roster, pid);
                 if (!member && roster_add_orphan(&m->roster, pid) == 0) {
                         member = roster_find_leaving(&m->roster, pid);
+                        member->unmerge = parent->unmerge;
                         found = true;
                 }
                 if (member)
@@ -73,34 +99,149 @@ static bool drop_undone(Manager *m) {
         return found;
 }
 
+static Request *request_of(Manager *m, const Member *member) {
+        for (size_t i = 0; i < m->n_requests; i++)
+                if (m->requests[i].id == member->unmerge && member->unmerge != 0)
+                        return &m->requests[i];
+        return NULL;
+}
+
+/* Somebody left for it and is not undone yet. */
+static bool is_awaited(const Manager *m, const Request *request) {
+        for (size_t i = 0; i < m->roster.n_leaving; i++)
+                if (m->roster.leaving[i]->unmerge == request->id)
+                        return true;
+        return false;
+}
+
+/* A slice's worth of one of them. true: it is not over, or its record is still needed. */
+static bool undo_one(Manager *m, Member *member, UndoSlice *slice) {
+        Request *request = request_of(m, member);
+        uint64_t before = slice->pages;
+        bool had_marks = member->marks.recorded;
+        int r = manager_undo(m, member, slice);
+
+        if (request) {
+                request->pages += slice->pages - before;
+                if (slice->pages > before || slice->cut)
+                        request->moved_nsec = now_nsec();
+        }
+        if (slice->cut)
+                return true;
+        if (r == REMOTE_E_BUSY || r == REMOTE_E_TRACED || r == REMOTE_E_LOST) {
+                if (slice->pages > before || member->undo_wait_nsec == 0)
+                        member->undo_wait_nsec = RETRY_NSEC;
+                else
+                        member->undo_wait_nsec = MIN_OF(2 * member->undo_wait_nsec, RETRY_MAX_NSEC);
+                member->undo_at_nsec = now_nsec() + member->undo_wait_nsec;
+                return true;
+        }
+        if (r != 0) {
+                log_warning("process %d: what was done to it cannot be undone: %s", member->target->pid,
+                            r < 0 ? strerror(-r) : remote_error_name(r));
+                if (request)
+                        request->failed++;
+        }
+        /* The children of who just ended are as managed as he was, and know from what is remembered of him. */
+        member->undone = r == 0 && (had_marks || member->put_back) &&
+                         (!member->group || (!member->gone && target_alive(member->target)));
+        return member->undone;
+}
+
 bool manager_undo_leaving(Manager *m, uint64_t *ret_pages) {
-        bool again = false;
+        UndoSlice slice;
+        bool born;
 
         for (size_t i = 0; i < m->roster.n_leaving; i++)
                 (void)manager_load_marks(m, m->roster.leaving[i]); /* manager_undo() says what is wrong */
-        for (size_t i = 0; i < m->roster.n_leaving;) {
+        slice = manager_undo_begin();
+        for (size_t i = 0; i < m->roster.n_leaving && !slice.cut;) {
                 Member *member = m->roster.leaving[i];
-                bool had_marks = member->marks.recorded;
-                int r;
 
-                notify_watchdog(); /* each may take minutes, and the event loop stands meanwhile */
-                r = manager_undo(m, member, ret_pages);
-                if (r == REMOTE_E_BUSY || r == REMOTE_E_TRACED || r == REMOTE_E_LOST) {
-                        again = true;
+                if (now_nsec() >= slice.until_nsec)
+                        slice.cut = true;
+                else if (member->undo_at_nsec > now_nsec() || undo_one(m, member, &slice))
+                        i++;
+                else
+                        roster_drop(&m->roster, member);
+        }
+        born = drop_undone(m);
+        roster_prune_slots(&m->roster);
+        m->undo_at_nsec = slice.cut || born ? 0 : UINT64_MAX;
+        for (size_t i = 0; i < m->roster.n_leaving; i++)
+                m->undo_at_nsec = MIN_OF(m->undo_at_nsec, m->roster.leaving[i]->undo_at_nsec);
+        *ret_pages += slice.pages;
+        return m->roster.n_leaving > 0;
+}
+
+uint64_t manager_undo_wait_nsec(const Manager *m) {
+        uint64_t now = now_nsec();
+
+        return m->undo_at_nsec == UINT64_MAX ? UINT64_MAX : MAX_OF(m->undo_at_nsec, now) - now;
+}
+
+void manager_begin_unmerges(Manager *m) {
+        for (size_t i = 0; i < m->n_requests;) {
+                Request *request = &m->requests[i];
+                int r = 0;
+
+                if (request->kind == REQUEST_UNMERGE && !request->started) {
+                        request->started = true;
+                        request->id = ++m->request_ids;
+                        request->moved_nsec = now_nsec();
+                        r = roster_block(&m->roster, request->cgroup, request->id);
+                }
+                if (r < 0)
+                        manager_end_request(m, i, r == -ENOENT ? SERVICE_E_NOT_FOUND : r, "no such cgroup is opted in",
+                                            NULL);
+                else
+                        i++;
+        }
+}
+
+/* true: what nobody maps any more was given back. */
+static bool tend_for(Manager *m, Request *request) {
+        uint64_t all = manager_pool_pages(m);
+
+        if (request->tended < all) {
+                manager_tend_pools(m, TEND_PAGES);
+                request->tended += TEND_PAGES;
+        }
+        return request->tended >= all;
+}
+
+/* One is undone, and its answer is a matter of moments. */
+bool manager_answer_is_near(const Manager *m) {
+        for (size_t i = 0; i < m->n_requests; i++)
+                if (m->requests[i].tended > 0)
+                        return true;
+        return false;
+}
+
+/* Answered when it is done, which takes a while for what is large, or where a process cannot be called at once. */
+void manager_end_unmerges(Manager *m) {
+        bool counted = false;
+
+        for (size_t i = 0; i < m->n_requests;) {
+                Request *request = &m->requests[i];
+                bool awaited = is_awaited(m, request);
+
+                if (request->kind != REQUEST_UNMERGE || !request->started ||
+                    (awaited && now_nsec() < request->moved_nsec + UNDO_PATIENCE_NSEC) ||
+                    (!awaited && !tend_for(m, request))) {
                         i++;
                         continue;
                 }
-                if (r != 0)
-                        log_warning("process %d: what was marked for merging cannot be unmarked: %s",
-                                    member->target->pid, r < 0 ? strerror(-r) : remote_error_name(r));
-                /* The children of who just ended are as managed as he was, and know from what is remembered of him. */
-                if (r == 0 && had_marks && (!member->group || (!member->gone && target_alive(member->target)))) {
-                        member->undone = true;
-                        i++;
-                } else
-                        roster_drop(&m->roster, member);
+                if (!counted)
+                        manager_census(m);
+                counted = true;
+                if (awaited)
+                        manager_end_request(m, i, SERVICE_E_BUSY,
+                                            "some processes cannot be called now; it goes on being tried", NULL);
+                else if (request->failed > 0)
+                        manager_end_request(m, i, -EIO,
+                                            "some processes could not be undone: the daemon's log says which", NULL);
+                else
+                        manager_end_request(m, i, 0, NULL, json_pack("{s:I}", "pages", (json_int_t)request->pages));
         }
-        again |= drop_undone(m);
-        roster_prune_slots(&m->roster);
-        return again;
 }

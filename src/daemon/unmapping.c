@@ -9,6 +9,10 @@
  * Pages that were written since they were merged are put back too when all of a process is, unless something may have
  * pinned them: what writes past the page tables would be lost (merge/remap.h). Such runs stay as they are, and are
  * tried again. What a pass puts back by itself (tidying.c) never was written.
+ *
+ * All of a process takes seconds for each GiB, so it is done in slices, between which the event loop runs. The mappings
+ * are read anew in each, and gone on with at the address where the one before ended. That nothing is left is concluded
+ * only from a look at all of them.
  */
 #include "daemon/remapping.h"
 
@@ -18,8 +22,6 @@
 
 #include <string.h>
 
-/* In one go, the event loop standing: what is left is gone on with a moment later. */
-#define UNMAP_NSEC (400 * NSEC_PER_MSEC)
 #define ROUNDS_MAX 8U
 
 void manager_note_pooled(Manager *m, Member *member) {
@@ -138,15 +140,22 @@ typedef struct Unmap {
         const RemapPool *pool;          /* of the batch at hand */
         RemapRange ranges[REMAP_BATCH_MAX];
         size_t n;
-        uint64_t units, done, left, busy;
+        uint64_t units;
         uint64_t added_end;             /* of what was added last */
         Ranges lent;                    /* pages that are not tracked for the time being */
-        bool written_too;
         bool in_order;                  /* what stays as it is ends it: what comes behind would not become one with it */
         int result;                     /* REMOTE_E_*, -errno: no more is begun */
+        UnmapRound round;
+        uint64_t pages;                 /* put back in all */
+        uint64_t until_nsec;            /* the event loop has its turn then, if a batch was carried out */
+        unsigned batches;
+        bool cut;                       /* it has it */
 } Unmap;
 
-static bool goes_on(const Unmap *u) { return u->result == 0 && !(u->in_order && u->left > 0); }
+static bool goes_on(Unmap *u) {
+        u->cut |= u->batches > 0 && now_nsec() >= u->until_nsec;
+        return !u->cut && u->result == 0 && !(u->in_order && u->round.left > 0);
+}
 
 static void unmap_done(Unmap *u) { ranges_done(&u->lent); }
 
@@ -165,11 +174,11 @@ static bool is_alike(const Vma *vma, const Vma *run) {
 
 static void carry_out(Unmap *u) {
         RemapBatch batch = remapping_batch(u->m, &u->member->guard, u->ranges, u->n, u->units, true);
-        size_t left = 0;
 
         if (u->n == 0)
                 return;
-        batch.written_too = u->written_too;
+        u->batches++;
+        batch.written_too = u->round.written_too;
         batch.pool_dev = u->pool->identity.dev;
         batch.pool_inode = u->pool->identity.inode;
         u->result = remap_undo(u->m->remote, u->member->target, &batch);
@@ -180,19 +189,16 @@ static void carry_out(Unmap *u) {
         for (size_t i = 0; i < u->n && u->result == 0; i++) {
                 const RemapRange *range = &u->ranges[i];
 
-                if (range->result == REMAP_DONE)
-                        u->done += range->n_pages;
-                else
-                        left += range->n_pages;
+                *(range->result == REMAP_DONE ? &u->round.done : &u->round.left) += range->n_pages;
+                u->pages += range->result == REMAP_DONE ? range->n_pages : 0;
                 if (range->result == REMAP_UNGUARDED)
                         (void)remap_guard_register(u->member->guard.zero, range->start,
                                                    range->start + range->n_pages * PAGE_BYTES);
-                u->busy += range->result == REMAP_BUSY ? range->n_pages : 0;
+                u->round.busy += range->result == REMAP_BUSY ? range->n_pages : 0;
                 if (range->result != REMAP_DONE)
                         log_debug("process %d: %u pages at %lx stay remapped: %s (%s)", u->member->target->pid,
                                   range->n_pages, range->start, remap_result_name(range->result), strerror(-range->error));
         }
-        u->left += left;
         if (batch.workers > 0)
                 u->result = REMOTE_E_BUSY;
         u->n = 0;
@@ -200,14 +206,16 @@ static void carry_out(Unmap *u) {
         notify_watchdog();
 }
 
-static void add_piece(Unmap *u, const Vma *vma, const RemapPool *pool, uint64_t start, uint32_t n_pages, uint64_t neighbour) {
+/* false: it was not added, as no more is. */
+static bool add_piece(Unmap *u, const Vma *vma, const RemapPool *pool, uint64_t start, uint32_t n_pages,
+                      uint64_t neighbour) {
         const RemapPace *pace = &u->m->remapping->pace[true];
         uint64_t units = remap_pace_units(pace, n_pages);
 
         if (u->n == REMAP_BATCH_MAX || u->pool != pool || (u->n > 0 && u->units + units > remap_pace_batch(pace)))
                 carry_out(u);
         if (!goes_on(u))
-                return;
+                return false;
         u->pool = pool;
         u->units += units;
         u->ranges[u->n++] = (RemapRange){
@@ -217,6 +225,8 @@ static void add_piece(Unmap *u, const Vma *vma, const RemapPool *pool, uint64_t 
                 .mergeable = vma->mergeable,
                 .neighbour = neighbour,
         };
+        u->added_end = start + n_pages * PAGE_BYTES;
+        return true;
 }
 
 /* A page of a mapping beside a run, for the run to become one with: not tracked until the run is in place, as a mapping
@@ -253,27 +263,33 @@ static void add_stretch(Unmap *u, size_t i, const RemapPool *pool, uint64_t from
         for (uint64_t start = from; start < to && goes_on(u);) {
                 uint32_t n = (uint32_t)MIN_OF((to - start) / PAGE_BYTES, (uint64_t)REMAP_PIECE_PAGES);
                 uint64_t end = start + n * PAGE_BYTES;
+                uint64_t neighbour = start > from ? start - PAGE_BYTES : lower ?: end == to ? upper : 0;
 
-                add_piece(u, vma, pool, start, n, start > from ? start - PAGE_BYTES : lower ?: end == to ? upper : 0);
-                u->added_end = start = end;
+                if (!add_piece(u, vma, pool, start, n, neighbour))
+                        return;
+                start = end;
         }
 }
 
-/* One look at all of the mappings. */
-static int unmap_round(Unmap *u, uint64_t until_nsec) {
+/* One look at all of the mappings from where it is to go on. */
+static int unmap_round(Unmap *u) {
         _cleanup_(vma_list_done) VmaList vmas = {};
+        uint64_t begun = now_nsec(), read;
         bool any = false;
         int r = target_read_vma_flags(u->member->target, true, &vmas);
 
         if (r != 0)
                 return remote_error(r);
+        read = now_nsec();
+        u->until_nsec = MAX_OF(u->until_nsec, 2 * read - begun); /* no more than half of it goes to looking */
         u->vmas = &vmas;
-        u->done = u->left = u->busy = u->added_end = 0;
+        u->added_end = 0;
         u->result = 0;
-        for (size_t i = 0; i < vmas.n && u->result == 0; i++) {
-                const RemapPool *pool = remapping_find_pool(u->m->remapping, &vmas.vmas[i]);
+        for (size_t i = 0; i < vmas.n && goes_on(u); i++) {
+                const Vma *vma = &vmas.vmas[i];
+                const RemapPool *pool = remapping_find_pool(u->m->remapping, vma);
 
-                if (!pool || pool == u->keep)
+                if (!pool || pool == u->keep || vma->end <= u->round.from)
                         continue;
                 if (!any) {
                         r = manager_find_guard(u->m, u->member, &vmas);
@@ -281,22 +297,47 @@ static int unmap_round(Unmap *u, uint64_t until_nsec) {
                                 return r;
                 }
                 any = true;
-                add_stretch(u, i, pool, vmas.vmas[i].start, vmas.vmas[i].end);
-                if (now_nsec() > until_nsec && u->result == 0) {
-                        carry_out(u);
-                        return u->result != 0 ? u->result : REMOTE_E_BUSY;
-                }
+                add_stretch(u, i, pool, MAX_OF(vma->start, u->round.from), vma->end);
         }
         if (u->result == 0)
                 carry_out(u);
+        if (u->added_end > 0)
+                u->round.from = u->added_end;
         return u->result;
 }
 
-int manager_unmap(Manager *m, Member *member, const RemapPool *keep, uint64_t *ret_pages) {
-        _cleanup_(unmap_done) Unmap u = { .m = m, .member = member, .keep = keep };
-        uint64_t until = now_nsec() + UNMAP_NSEC;
-        int r = 0;
+/* 0: nothing is left, or it was cut. */
+static int unmap_rounds(Unmap *u) {
+        while (u->round.rounds < ROUNDS_MAX) {
+                UnmapRound *round = &u->round;
+                bool whole = round->from == 0;
+                int r = unmap_round(u);
 
+                if (r != 0)
+                        return r == -ENOTCONN || r == -ETIMEDOUT ? REMOTE_E_BUSY : r;
+                if (u->cut || (whole && round->done == 0 && round->left == 0))
+                        return 0;
+                if (round->busy > 0 && !round->written_too)
+                        round->written_too = !remap_target_may_pin(u->member->target);
+                else if (round->done == 0 && round->left > 0)
+                        return REMOTE_E_BUSY;
+                *round = (UnmapRound){
+                        .keep = u->keep,
+                        .rounds = round->rounds + 1,
+                        .written_too = round->written_too,
+                };
+        }
+        return REMOTE_E_BUSY;
+}
+
+int manager_unmap(Manager *m, Member *member, const RemapPool *keep, UndoSlice *slice) {
+        _cleanup_(unmap_done) Unmap u = { .m = m, .member = member, .keep = keep, .until_nsec = slice->until_nsec,
+                                          .round = { .keep = keep } };
+        int r;
+
+        if (member->unmap.keep == keep)
+                u.round = member->unmap;
+        member->unmap = (UnmapRound){};
         if (!m->remapping || m->remapping->n_pools == 0)
                 return 0;
         if (member->target->memfd < 0) {
@@ -304,25 +345,20 @@ int manager_unmap(Manager *m, Member *member, const RemapPool *keep, uint64_t *r
                 if (r != 0)
                         return remote_error(r);
         }
-        for (unsigned round = 0; round < ROUNDS_MAX; round++) {
-                r = unmap_round(&u, until);
-                *ret_pages += u.done;
-                if (r == -ENOTCONN || r == -ETIMEDOUT)
-                        return REMOTE_E_BUSY;
-                if (r != 0)
-                        return r;
-                if (u.done == 0 && u.left == 0)
-                        return 0;
-                if (u.busy > 0 && !u.written_too)
-                        u.written_too = !remap_target_may_pin(member->target);
-                else if (u.done == 0)
-                        return REMOTE_E_BUSY;
-        }
+        if (u.round.written_too) /* as nobody had anything pinned when it was looked at last */
+                u.round.written_too = !remap_target_may_pin(member->target);
+        r = unmap_rounds(&u);
+        slice->pages += u.pages;
+        member->put_back |= u.pages > 0;
+        if (r != 0 || !u.cut)
+                return r;
+        member->unmap = u.round;
+        slice->cut = true;
         return REMOTE_E_BUSY;
 }
 
 int manager_put_back(Manager *m, Member *member, const RemapPool *pool, const Ranges *stretches, uint64_t *ret_pages) {
-        _cleanup_(unmap_done) Unmap u = { .m = m, .member = member, .in_order = true };
+        _cleanup_(unmap_done) Unmap u = { .m = m, .member = member, .in_order = true, .until_nsec = UINT64_MAX };
         _cleanup_(vma_list_done) VmaList vmas = {};
         size_t at = 0;
         int r = target_read_vma_flags(member->target, true, &vmas);
@@ -348,6 +384,6 @@ int manager_put_back(Manager *m, Member *member, const RemapPool *pool, const Ra
         if (goes_on(&u))
                 carry_out(&u);
         give_back_lent(&u);
-        *ret_pages += u.done;
+        *ret_pages += u.pages;
         return u.result;
 }

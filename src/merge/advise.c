@@ -17,12 +17,17 @@
  *     their merges break too soon (merge/judge.h): what is merged there would be broken soon anyway;
  *   - by undo.
  * It takes about 10 µs for each page it un-shares, so it is made in pieces: remote_call() ends a stop between calls only.
+ * Undoing may take minutes: the ranges to be unmarked are read once a round and worked off as time allows, call by
+ * call of advise_undo(). What the target does with them meanwhile the kernel does not mind (a range that is not
+ * mergeable, or not there), and the next round finds the rest.
  *
  * madvise(2) goes on past a hole in the range and says ENOMEM then; so after a call that failed, the kernel is asked
  * what was marked.
  */
 
 #include "merge/marks.h"
+
+#include "base/clock.h"
 
 #include <fcntl.h>
 #include <limits.h>
@@ -35,6 +40,8 @@
 #define UNMARK_MIDDLE_PAGES BLOCK_PAGES
 #define UNMARK_PIECE_BYTES (16 * PAGE_BYTES)
 #define UNDO_ROUNDS 3U
+/* Unmarked between two looks at the clock: some stops, some ten milliseconds. */
+#define UNDO_STEP_PAGES 512U
 
 int advise_new(Remote *remote, const char *state_dir, bool process_madvise, Advise **ret) {
         _cleanup_(advise_freep) Advise *advise = calloc(1, sizeof *advise);
@@ -331,6 +338,7 @@ int advise_apply(Advise *advise, Target *target, const Plan *plan, Marks *marks,
         AdviseResult result = {};
         int r, outcome;
 
+        marks_forget_undo(marks); /* one that was not gone on with */
         r = wish_read(plan, &wish);
         if (r == 0)
                 r = marks_refresh(marks, &wish.mergeable);
@@ -346,41 +354,85 @@ int advise_apply(Advise *advise, Target *target, const Plan *plan, Marks *marks,
         return outcome != 0 ? outcome : r;
 }
 
-int advise_undo(Advise *advise, Target *target, Marks *marks, AdviseResult *ret) {
+/* What is ours now, to be unmarked in the round that begins. *ret_over: nothing is, or trying goes no further. */
+static int undo_begin_round(Target *target, Marks *marks, AdviseResult *result, bool *ret_over) {
+        _cleanup_(ranges_done) Ranges mergeable = {};
+        MarksUndo *undo = &marks->undo;
+        uint64_t pages;
+        int r = target_mergeable(target, &mergeable);
+
+        if (r == 0)
+                r = marks_refresh(marks, &mergeable);
+        if (r != 0)
+                return r;
+        pages = ranges_pages(&marks->ours);
+        result->failed_ranges = marks->ours.n;
+        *ret_over = pages == 0 || undo->rounds >= UNDO_ROUNDS || (undo->rounds > 0 && pages >= undo->before_pages);
+        if (*ret_over)
+                return 0;
+        undo->rounds++;
+        undo->before_pages = pages;
+        undo->next = 0;
+        return ranges_unite(&marks->ours, &(Ranges){}, &undo->todo);
+}
+
+/* The next of them, off the list. */
+static int undo_take(MarksUndo *undo, Ranges *ret) {
+        uint64_t room = UNDO_STEP_PAGES * PAGE_BYTES;
+        int r = 0;
+
+        while (undo->next < undo->todo.n && room > 0 && r == 0) {
+                PlanRange *range = &undo->todo.ranges[undo->next];
+                uint64_t bytes = MIN_OF(range->end - range->start,
+                                        DIV_ROUND_UP(room, UNMARK_PIECE_BYTES) * UNMARK_PIECE_BYTES);
+
+                r = ranges_append(ret, range->start, range->start + bytes);
+                range->start += bytes;
+                room -= MIN_OF(room, bytes);
+                undo->next += range->start == range->end;
+        }
+        return r;
+}
+
+void marks_forget_undo(Marks *marks) {
+        ranges_done(&marks->undo.todo);
+        marks->undo = (MarksUndo){};
+}
+
+int advise_undo(Advise *advise, Target *target, Marks *marks, uint64_t until_nsec, AdviseResult *ret) {
+        MarksUndo *undo = &marks->undo;
         AdviseResult result = {};
-        uint64_t before = UINT64_MAX;
+        bool over = false;
+        int r = 0;
 
-        for (unsigned round = 0;; round++) {
-                _cleanup_(ranges_done) Ranges mergeable = {};
+        while (r == 0) {
+                _cleanup_(ranges_done) Ranges step = {};
                 _cleanup_(batch_done) Batch batch = {};
-                uint64_t pages;
-                int r;
 
-                r = target_mergeable(target, &mergeable);
+                if (undo->next == undo->todo.n) {
+                        r = undo_begin_round(target, marks, &result, &over);
+                        if (r != 0 || over)
+                                break;
+                }
+                r = undo_take(undo, &step);
                 if (r == 0)
-                        r = marks_refresh(marks, &mergeable);
-                if (r != 0)
-                        return r;
-                pages = ranges_pages(&marks->ours);
-                result.failed_ranges = marks->ours.n;
-                if (pages == 0 || round >= UNDO_ROUNDS || pages >= before)
-                        break;
-                before = pages;
-                r = batch_add(&batch, &marks->ours, MADV_UNMERGEABLE, UNMARK_PIECE_BYTES);
+                        r = batch_add(&batch, &step, MADV_UNMERGEABLE, UNMARK_PIECE_BYTES);
                 if (r == 0)
                         r = batch_run(advise, target, &batch, &result);
-                if (r != 0) {
-                        *ret = result;
-                        return r;
+                if (r == 0 && now_nsec() >= until_nsec) {
+                        result.unfinished = true;
+                        break;
                 }
         }
+        if (!result.unfinished)
+                marks_forget_undo(marks);
         if (marks->ours.n == 0) {
                 free(marks->idle);
                 marks->idle = NULL;
                 marks->n_idle = 0;
         }
         *ret = result;
-        return 0;
+        return r;
 }
 
 void advise_forget(Advise *advise, Target *target, Marks *marks) {

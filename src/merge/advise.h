@@ -23,6 +23,14 @@ typedef struct MarkIdle {
         unsigned plans;
 } MarkIdle;
 
+/* An undoing under way, over several calls. */
+typedef struct MarksUndo {
+        Ranges todo;            /* of this round: what is left of it begins with … */
+        size_t next;            /* … this range */
+        unsigned rounds;        /* begun so far */
+        uint64_t before_pages;  /* ours when this one was */
+} MarksUndo;
+
 /* What is marked in one target. */
 typedef struct Marks {
         Ranges ours;            /* marked by us, as far as we know */
@@ -32,6 +40,7 @@ typedef struct Marks {
         TargetOrigin origin;    /* of the process, while it lived */
         MarkIdle *idle;         /* by address */
         size_t n_idle;
+        MarksUndo undo;
 } Marks;
 
 /* Learns what is marked in a target at first contact: from the state file of an earlier daemon if there is one; from
@@ -44,6 +53,7 @@ void marks_done(Marks *marks);
 typedef struct AdviseResult {
         uint64_t pages_marked, pages_unmarked, calls;
         uint64_t failed_ranges; /* changed under us, or refused */
+        bool unfinished;        /* undoing: the time was up; the next call goes on */
 } AdviseResult;
 
 /* Makes the marks what the plan (from a list of the mappings as they are now) says: marks what is new; unmarks what
@@ -52,9 +62,10 @@ typedef struct AdviseResult {
 int advise_apply(Advise *advise, Target *target, const Plan *plan, Marks *marks, AdviseResult *ret);
 
 /* Unmarks everything we marked: the kernel un-shares it. Repeated while that makes progress; 0 with failed_ranges > 0
- * when some are left (un-sharing needs memory). The state file stays until advise_forget(): who was forked meanwhile
- * learns from it what to undo. REMOTE_E_*, -errno. */
-int advise_undo(Advise *advise, Target *target, Marks *marks, AdviseResult *ret);
+ * when some are left (un-sharing needs memory). Something is done in each call, but until until_nsec (now_nsec(), some
+ * milliseconds more) no longer: 0 with unfinished. The state file stays until advise_forget(): who was forked meanwhile
+ * learns from it what to undo. REMOTE_E_*, -errno: the next call begins anew. */
+int advise_undo(Advise *advise, Target *target, Marks *marks, uint64_t until_nsec, AdviseResult *ret);
 
 /* Forgets a target that ended, replaced its program, or was undone: removes its state file. */
 void advise_forget(Advise *advise, Target *target, Marks *marks);

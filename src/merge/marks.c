@@ -150,6 +150,7 @@ int marks_load(Advise *advise, Target *target, const VmaList *vmas, Marks *ret) 
 void marks_done(Marks *marks) {
         ranges_done(&marks->ours);
         ranges_done(&marks->foreign);
+        marks_forget_undo(marks);
         free(marks->idle);
         *marks = (Marks){};
 }

@@ -24,6 +24,8 @@ struct Advise {
 int marks_record(Advise *advise, const Target *target, Marks *marks);
 /* The process ended, or runs another program: moves what was foreign in it to where its children find it. */
 void marks_end(Advise *advise, Marks *marks);
+/* The next undoing begins from the beginning. */
+void marks_forget_undo(Marks *marks);
 void marks_unrecord(Advise *advise, const Target *target, Marks *marks);
 /* Removes the state files of processes that are gone. */
 int marks_sweep(int statefd);

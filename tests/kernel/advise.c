@@ -289,7 +289,7 @@ static void undo(Advise *advise, Target *target, Marks *marks, uint64_t expected
         uint64_t pages = 0;
         int r;
 
-        while ((r = advise_undo(advise, target, marks, &result)) != 0) {
+        while ((r = advise_undo(advise, target, marks, UINT64_MAX, &result)) != 0) {
                 pages += result.pages_unmarked;
                 result = (AdviseResult){};
                 try_again(r, "undo");

@@ -180,7 +180,7 @@ static void test_mark_and_undo(void **state) {
         /* The same plan again calls nobody. */
         assert_int_equal(apply(f, 10, 20, 30, 1000, &result), 0);
         assert_int_equal(fake.batches, 1);
-        assert_int_equal(advise_undo(f->advise, &f->target, &f->marks, &result), 0);
+        assert_int_equal(advise_undo(f->advise, &f->target, &f->marks, UINT64_MAX, &result), 0);
         assert_int_equal(result.pages_unmarked, 980);
         assert_int_equal(result.failed_ranges, 0);
         assert_int_equal(result.calls, 1 + DIV_ROUND_UP(970, 16)); /* in pieces */
@@ -201,7 +201,7 @@ static void test_foreign(void **state) {
         assert_int_equal(apply(f, 50, 150, 0, 0, &result), 0);
         assert_int_equal(result.pages_marked, 50);
         memset(fake.mergeable + 300, true, 100);
-        assert_int_equal(advise_undo(f->advise, &f->target, &f->marks, &result), 0);
+        assert_int_equal(advise_undo(f->advise, &f->target, &f->marks, UINT64_MAX, &result), 0);
         assert_int_equal(marked(0, 100), 0);
         assert_int_equal(marked(100, 200), 100);
         assert_int_equal(marked(300, 400), 100);
@@ -219,7 +219,7 @@ static void test_crash(void **state) {
         assert_true(f->marks.recorded);
         assert_int_equal(f->marks.ours.n, 2);
         assert_int_equal(ranges_pages(&f->marks.ours), 60);
-        assert_int_equal(advise_undo(f->advise, &f->target, &f->marks, &result), 0);
+        assert_int_equal(advise_undo(f->advise, &f->target, &f->marks, UINT64_MAX, &result), 0);
         assert_int_equal(marked(0, N_PAGES), 100);
         assert_int_equal(marked(100, 200), 100);
         assert_true(has_state(f)); /* for who was forked meanwhile */
@@ -241,7 +241,7 @@ static void test_moved(void **state) {
         memset(fake.mapped + 10, false, 10);
         memset(fake.mergeable + 10, false, 10);
         memset(fake.mergeable + 500, true, 10);
-        assert_int_equal(advise_undo(f->advise, &f->target, &f->marks, &result), 0);
+        assert_int_equal(advise_undo(f->advise, &f->target, &f->marks, UINT64_MAX, &result), 0);
         assert_int_equal(marked(0, N_PAGES), 0);
         assert_int_equal(fake.calls, 2);
 }
@@ -292,7 +292,7 @@ static void test_secret(void **state) {
         for (unsigned i = 0; i < 10; i++)
                 assert_int_equal(apply(f, 0, 100, 200, 300, &result), 0);
         assert_int_equal(marked(150, 300), 150);
-        assert_int_equal(advise_undo(f->advise, &f->target, &f->marks, &result), 0);
+        assert_int_equal(advise_undo(f->advise, &f->target, &f->marks, UINT64_MAX, &result), 0);
         assert_int_equal(marked(0, N_PAGES), 0);
 }
 
@@ -322,7 +322,7 @@ static void test_hole(void **state) {
         assert_int_equal(result.pages_marked, 10);
         assert_int_equal(f->marks.ours.n, 3);
         assert_int_equal(ranges_pages(&f->marks.ours), 18);
-        assert_int_equal(advise_undo(f->advise, &f->target, &f->marks, &result), 0);
+        assert_int_equal(advise_undo(f->advise, &f->target, &f->marks, UINT64_MAX, &result), 0);
         assert_int_equal(marked(0, 1000), 0);
         assert_true(fake.mergeable[1000]);
 }
@@ -341,11 +341,11 @@ static void test_refused(void **state) {
         fake.error = 0;
         assert_int_equal(apply(f, 10, 20, 30, 40, &result), 0);
         fake.error = -ENOMEM;
-        assert_int_equal(advise_undo(f->advise, &f->target, &f->marks, &result), 0);
+        assert_int_equal(advise_undo(f->advise, &f->target, &f->marks, UINT64_MAX, &result), 0);
         assert_int_equal(result.failed_ranges, 2);
         assert_true(has_state(f));
         fake.error = 0;
-        assert_int_equal(advise_undo(f->advise, &f->target, &f->marks, &result), 0);
+        assert_int_equal(advise_undo(f->advise, &f->target, &f->marks, UINT64_MAX, &result), 0);
         assert_int_equal(result.failed_ranges, 0);
         assert_true(has_state(f)); /* for who was forked meanwhile */
         advise_forget(f->advise, &f->target, &f->marks);
@@ -372,6 +372,78 @@ static void test_interrupted(void **state) {
         fake.forgetful = true;
         assert_int_equal(apply(f, 10, 60, 0, 0, &result), REMOTE_E_LOST);
         assert_int_equal(ranges_pages(&f->marks.ours), 50);
+}
+
+/* The time is up after each step: the marks go bit by bit, whatever the target does with the rest meanwhile. */
+static void test_in_slices(void **state) {
+        Fixture *f = *state;
+        AdviseResult result = { .unfinished = true };
+        unsigned slices = 0;
+
+        load(f);
+        assert_int_equal(apply(f, 0, 1500, 1600, 2000, &result), 0);
+        for (bool unfinished = true; unfinished; slices++) {
+                unsigned before = marked(0, N_PAGES);
+
+                assert_int_equal(advise_undo(f->advise, &f->target, &f->marks, 0, &result), 0);
+                assert_true(before - marked(0, N_PAGES) < 512 + 16);
+                unfinished = result.unfinished;
+                if (slices == 0) { /* it unmaps what is next, moves what is last to where we were already */
+                        memset(fake.mapped + 600, false, 8);
+                        memset(fake.mergeable + 600, false, 8);
+                        memset(fake.mergeable + 1900, false, 100);
+                        memset(fake.mergeable + 100, true, 100);
+                }
+                if (slices == 1) { /* who is killed here leaves what shows whose the rest is */
+                        _cleanup_(vma_list_done) VmaList vmas = {};
+                        Marks next = {};
+
+                        target_read_vma_flags(NULL, true, &vmas);
+                        assert_int_equal(marks_load(f->advise, &f->target, &vmas, &next), 0);
+                        assert_int_equal(ranges_pages(&next.ours), marked(0, N_PAGES));
+                        marks_done(&next);
+                }
+        }
+        assert_true(slices >= DIV_ROUND_UP(1900, 512));
+        assert_int_equal(marked(0, N_PAGES), 0);
+        assert_int_equal(f->marks.ours.n, 0);
+        assert_true(has_state(f));
+}
+
+/* One that marks itself anew all the time does not keep us busy for ever. */
+static void test_in_slices_ends(void **state) {
+        Fixture *f = *state;
+        AdviseResult result = { .unfinished = true };
+        unsigned slices = 0;
+
+        load(f);
+        assert_int_equal(apply(f, 0, 2000, 0, 0, &result), 0);
+        for (bool unfinished = true; unfinished; slices++) {
+                assert_true(slices < 4 * DIV_ROUND_UP(2000, 512));
+                assert_int_equal(advise_undo(f->advise, &f->target, &f->marks, 0, &result), 0);
+                memset(fake.mergeable, true, 2000);
+                unfinished = result.unfinished;
+        }
+        assert_true(result.failed_ranges > 0);
+}
+
+/* It could not be called for the rest: the next time begins with what is marked then. */
+static void test_slice_fails(void **state) {
+        Fixture *f = *state;
+        AdviseResult result;
+
+        load(f);
+        assert_int_equal(apply(f, 0, 2000, 0, 0, &result), 0);
+        assert_int_equal(advise_undo(f->advise, &f->target, &f->marks, 0, &result), 0);
+        assert_true(result.unfinished);
+        fake.outcome = REMOTE_E_BUSY;
+        fake.fail_after = 1;
+        assert_int_equal(advise_undo(f->advise, &f->target, &f->marks, UINT64_MAX, &result), REMOTE_E_BUSY);
+        assert_false(result.unfinished);
+        assert_true(marked(0, N_PAGES) > 0);
+        fake.fail_after = UINT32_MAX;
+        assert_int_equal(advise_undo(f->advise, &f->target, &f->marks, UINT64_MAX, &result), 0);
+        assert_int_equal(marked(0, N_PAGES), 0);
 }
 
 static void test_bad_state_file(void **state) {
@@ -544,7 +616,8 @@ int main(void) {
                 cmocka_unit_test(test_ranges),
                 TEST(test_mark_and_undo), TEST(test_foreign), TEST(test_crash), TEST(test_moved),
                 TEST(test_no_flapping), TEST(test_secret), TEST(test_foreign_secret_stays), TEST(test_hole),
-                TEST(test_refused), TEST(test_interrupted), TEST(test_bad_state_file), TEST(test_sweep),
+                TEST(test_refused), TEST(test_interrupted), TEST(test_in_slices), TEST(test_in_slices_ends),
+                TEST(test_slice_fails), TEST(test_bad_state_file), TEST(test_sweep),
                 TEST(test_fork), TEST(test_forget),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);
