@@ -185,13 +185,11 @@ static void print_scope(const char *scope, json_t *const *objects, size_t n, con
 }
 
 static void print_array(const char *scope, const json_t *array, const char *const *labels, bool cgroups) {
-        size_t n = json_array_size(array);
-        _cleanup_free_ json_t **objects = calloc(n + 1, sizeof *objects);
+        size_t n;
+        _cleanup_free_ json_t **objects = elements(array, &n);
 
         if (!objects)
                 return;
-        for (size_t i = 0; i < n; i++)
-                objects[i] = json_array_get(array, i);
         print_scope(scope, objects, n, labels);
         for (size_t i = 0; cgroups && i < ELEMENTSOF(cgroup_metrics); i++)
                 print_metric(&cgroup_metrics[i], scope, objects, n, labels);

@@ -36,3 +36,14 @@ static inline const char *cgroup(const json_t *object, const char *name) {
 
         return !value ? "-" : *value ? value : "/";
 }
+
+/* What is in an array, borrowed; the list of it is the caller's to free. NULL: out of memory. */
+static inline json_t **elements(const json_t *array, size_t *ret_n) {
+        size_t n = json_array_size(array);
+        json_t **list = calloc(n + 1, sizeof *list);
+
+        for (size_t i = 0; list && i < n; i++)
+                list[i] = json_array_get(array, i);
+        *ret_n = n;
+        return list;
+}

@@ -92,14 +92,11 @@ static const json_t *find_cgroup(const json_t *stats, const char *path) {
 static void write_cgroups(FILE *f, const TopSample *now, const TopSample *before) {
         _cleanup_(table_done) Table table = TABLE(">SAVED", ">CHANGE", ">SHARING", ">ZERO", ">UNSHARED", ">VOLATILE",
                                                   ">PROCESSES", "CGROUP", "DOMAIN", "ROUTE");
-        const json_t *array = json_object_get(now->stats, "cgroups");
-        size_t n = json_array_size(array);
-        _cleanup_free_ json_t **rows = calloc(n + 1, sizeof *rows);
+        size_t n;
+        _cleanup_free_ json_t **rows = elements(json_object_get(now->stats, "cgroups"), &n);
 
         if (!rows)
                 return;
-        for (size_t i = 0; i < n; i++)
-                rows[i] = json_array_get(array, i);
         qsort(rows, n, sizeof *rows, compare_saved);
         for (size_t i = 0; i < n; i++) {
                 const json_t *row = rows[i], *was = find_cgroup(before->stats, cgroup(row, "path"));

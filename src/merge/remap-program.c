@@ -39,10 +39,6 @@ const char *remap_result_name(RemapResult result) {
 /* Bytes that any count of moved ones is below, and any negative number is not. */
 #define NEGATIVE ((uint64_t)1 << 62)
 
-static void copy(RemapProgram *program, unsigned to, RemoteOperand from) {
-        REMOTE_OPERATE(program->p, REMOTE_OP_ADD, REMOTE_NOWHERE, to, from, remote_value(0));
-}
-
 /* The address of a field of the row at hand. */
 static void find_field(RemapProgram *program, unsigned field) {
         REMOTE_OPERATE(program->p, REMOTE_OP_ADD, REMOTE_NOWHERE, program->field, remote_word(program->row),
@@ -123,7 +119,7 @@ RemapLoop remap_loop_begin(RemapProgram *program, RemapResult only, bool until_s
         RemapLoop loop = { remote_program_label(p), remote_program_label(p), remote_program_label(p) };
         unsigned body = remote_program_label(p), chosen = remote_program_label(p);
 
-        copy(program, program->row, remote_at(program->rows));
+        remote_program_copy(program->p, program->row, remote_at(program->rows));
         REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, program->rows_end, remote_at(program->rows),
                        remote_value(program->batch->n * ROW_WORDS * sizeof(uint64_t)));
         remote_program_here(p, loop.again);
@@ -168,16 +164,16 @@ void remap_row_done(RemapProgram *program) {
 
 void remap_register(RemapProgram *program, unsigned uffd, RemoteOperand start, RemoteOperand bytes, uint64_t mode,
                     unsigned on_error) {
-        copy(program, program->reg + WORD_OF(struct uffdio_register, range.start), start);
-        copy(program, program->reg + WORD_OF(struct uffdio_register, range.len), bytes);
-        copy(program, program->reg + WORD_OF(struct uffdio_register, mode), remote_value(mode));
+        remote_program_copy(program->p, program->reg + WORD_OF(struct uffdio_register, range.start), start);
+        remote_program_copy(program->p, program->reg + WORD_OF(struct uffdio_register, range.len), bytes);
+        remote_program_copy(program->p, program->reg + WORD_OF(struct uffdio_register, mode), remote_value(mode));
         REMOTE_CALL(program->p, on_error, program->error, SYS_ioctl, remote_word(uffd), remote_value(UFFDIO_REGISTER),
                     remote_at(program->reg));
 }
 
 void remap_range(RemapProgram *program, unsigned uffd, uint64_t request, RemoteOperand start, RemoteOperand bytes) {
-        copy(program, program->range + WORD_OF(struct uffdio_range, start), start);
-        copy(program, program->range + WORD_OF(struct uffdio_range, len), bytes);
+        remote_program_copy(program->p, program->range + WORD_OF(struct uffdio_range, start), start);
+        remote_program_copy(program->p, program->range + WORD_OF(struct uffdio_range, len), bytes);
         REMOTE_CALL(program->p, REMOTE_NOWHERE, REMOTE_NOTHING, SYS_ioctl, remote_word(uffd), remote_value(request),
                     remote_at(program->range));
 }
@@ -202,7 +198,7 @@ void remap_scratch(RemapProgram *program, unsigned uffd, unsigned on_error) {
                     remote_value(PROT_READ | PROT_WRITE),
                     remote_value(MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE), remote_value(UINT64_MAX),
                     remote_value(0));
-        copy(program, program->scratch, remote_word(program->temporary));
+        remote_program_copy(program->p, program->scratch, remote_word(program->temporary));
         REMOTE_CALL(p, bad, REMOTE_NOTHING, SYS_madvise, remote_word(program->scratch),
                     remote_word(program->scratch_bytes), remote_value(MADV_DONTFORK));
         /* -EINVAL where the kernel has no huge pages. */
@@ -222,6 +218,15 @@ void remap_unscratch(RemapProgram *program) {
                     remote_word(program->scratch_bytes));
 }
 
+void remap_go_on(RemapProgram *program, unsigned to, unsigned from, unsigned size, unsigned came, unsigned done) {
+        RemoteProgram *p = program->p;
+
+        REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, to, remote_word(to), remote_word(came));
+        REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, from, remote_word(from), remote_word(came));
+        REMOTE_OPERATE(p, REMOTE_OP_SUB, REMOTE_NOWHERE, size, remote_word(size), remote_word(came));
+        REMOTE_OPERATE(p, REMOTE_OP_EQUAL, done, REMOTE_NOTHING, remote_word(size), remote_value(0));
+}
+
 void remap_move_in(RemapProgram *program, unsigned uffd) {
         RemoteProgram *p = program->p;
         unsigned again = remote_program_label(p), failed = remote_program_label(p), some = remote_program_label(p),
@@ -229,11 +234,11 @@ void remap_move_in(RemapProgram *program, unsigned uffd) {
                  from = program->move + WORD_OF(UffdMove, src), size = program->move + WORD_OF(UffdMove, len),
                  moved = program->move + WORD_OF(UffdMove, move);
 
-        copy(program, to, row_value(program, ROW_START));
-        copy(program, from, remote_word(program->there));
-        copy(program, size, row_value(program, ROW_BYTES));
+        remote_program_copy(program->p, to, row_value(program, ROW_START));
+        remote_program_copy(program->p, from, remote_word(program->there));
+        remote_program_copy(program->p, size, row_value(program, ROW_BYTES));
         remote_program_here(p, again);
-        copy(program, moved, remote_value(0));
+        remote_program_copy(program->p, moved, remote_value(0));
         REMOTE_CALL(p, failed, program->temporary, SYS_ioctl, remote_word(uffd), remote_value(UAPI_UFFDIO_MOVE),
                     remote_at(program->move));
         remote_program_jump(p, done);
@@ -245,10 +250,7 @@ void remap_move_in(RemapProgram *program, unsigned uffd) {
                                remote_value((uint64_t)(int64_t)ends[i]));
         remote_program_jump(p, again);
         remote_program_here(p, some);
-        REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, to, remote_word(to), remote_word(moved));
-        REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, from, remote_word(from), remote_word(moved));
-        REMOTE_OPERATE(p, REMOTE_OP_SUB, REMOTE_NOWHERE, size, remote_word(size), remote_word(moved));
-        REMOTE_OPERATE(p, REMOTE_OP_EQUAL, done, REMOTE_NOTHING, remote_word(size), remote_value(0));
+        remap_go_on(program, to, from, size, moved, done);
         remote_program_jump(p, again);
         remote_program_here(p, done);
 }

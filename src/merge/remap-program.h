@@ -86,6 +86,9 @@ void remap_advise(RemapProgram *program, RemoteOperand start, unsigned on_error)
 /* The scratch mapping, registered with uffd. */
 void remap_scratch(RemapProgram *program, unsigned uffd, unsigned on_error);
 void remap_unscratch(RemapProgram *program);
+/* Of what was to be moved or copied (the words say whereto, from where, how many bytes) so many bytes came over: they say
+ * the same of the rest from then on. Where there is none it goes on at done. */
+void remap_go_on(RemapProgram *program, unsigned to, unsigned from, unsigned size, unsigned came, unsigned done);
 /* Moves the row's pages from scratch to where they belong, as many as are there, however often it takes. */
 void remap_move_in(RemapProgram *program, unsigned uffd);
 /* Where a control of the tests left a safeguard out: long enough to be seen. */

@@ -50,17 +50,14 @@ typedef struct Undo {
 
 static void undo_done(Undo *u) { remap_program_done(&u->base); }
 
-static void set(RemoteProgram *p, unsigned word, RemoteOperand value) {
-        REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, word, value, remote_value(0));
-}
-
 static void protect(Undo *u, uint64_t mode, unsigned on_error) {
         RemapProgram *base = &u->base;
         RemoteProgram *p = base->p;
 
-        set(p, u->protect + WORD_OF(struct uffdio_writeprotect, range.start), row_value(base, ROW_START));
-        set(p, u->protect + WORD_OF(struct uffdio_writeprotect, range.len), row_value(base, ROW_BYTES));
-        set(p, u->protect + WORD_OF(struct uffdio_writeprotect, mode), remote_value(mode));
+        remote_program_copy(p, u->protect + WORD_OF(struct uffdio_writeprotect, range.start),
+                            row_value(base, ROW_START));
+        remote_program_copy(p, u->protect + WORD_OF(struct uffdio_writeprotect, range.len), row_value(base, ROW_BYTES));
+        remote_program_copy(p, u->protect + WORD_OF(struct uffdio_writeprotect, mode), remote_value(mode));
         REMOTE_CALL(p, on_error, base->error, SYS_ioctl, remote_word(u->mute), remote_value(UFFDIO_WRITEPROTECT),
                     remote_at(u->protect));
 }
@@ -102,12 +99,12 @@ static void copy_out(Undo *u, unsigned on_error) {
                  from = u->copy + WORD_OF(struct uffdio_copy, src), size = u->copy + WORD_OF(struct uffdio_copy, len),
                  copied = u->copy + WORD_OF(struct uffdio_copy, copy);
 
-        set(p, to, remote_word(base->there));
-        set(p, from, row_value(base, ROW_START));
-        set(p, size, row_value(base, ROW_BYTES));
-        set(p, u->copy + WORD_OF(struct uffdio_copy, mode), remote_value(UFFDIO_COPY_MODE_DONTWAKE));
+        remote_program_copy(p, to, remote_word(base->there));
+        remote_program_copy(p, from, row_value(base, ROW_START));
+        remote_program_copy(p, size, row_value(base, ROW_BYTES));
+        remote_program_copy(p, u->copy + WORD_OF(struct uffdio_copy, mode), remote_value(UFFDIO_COPY_MODE_DONTWAKE));
         remote_program_here(p, again);
-        set(p, copied, remote_value(0));
+        remote_program_copy(p, copied, remote_value(0));
         REMOTE_CALL(p, failed, base->error, SYS_ioctl, remote_word(u->mute), remote_value(UFFDIO_COPY), remote_at(u->copy));
         remote_program_jump(p, done);
         remote_program_here(p, failed);
@@ -116,10 +113,7 @@ static void copy_out(Undo *u, unsigned on_error) {
                        remote_value((uint64_t)(int64_t)-EAGAIN));
         remote_program_jump(p, on_error);
         remote_program_here(p, some);
-        REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, to, remote_word(to), remote_word(copied));
-        REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, from, remote_word(from), remote_word(copied));
-        REMOTE_OPERATE(p, REMOTE_OP_SUB, REMOTE_NOWHERE, size, remote_word(size), remote_word(copied));
-        REMOTE_OPERATE(p, REMOTE_OP_EQUAL, done, REMOTE_NOTHING, remote_word(size), remote_value(0));
+        remap_go_on(base, to, from, size, copied, done);
         remote_program_jump(p, again);
         remote_program_here(p, done);
 }
@@ -130,7 +124,7 @@ static void make_fresh(Undo *u, unsigned on_error) {
         RemoteProgram *p = base->p;
         unsigned bad = remote_program_label(p), alone = remote_program_label(p), good = remote_program_label(p);
 
-        set(p, u->fresh, remote_word(u->next));
+        remote_program_copy(p, u->fresh, remote_word(u->next));
         REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, u->next, remote_word(u->next), row_value(base, ROW_BYTES));
         REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, u->next, remote_word(u->next), remote_value(PAGE_BYTES));
         REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, base->temporary, row_value(base, ROW_FLAGS),
@@ -168,10 +162,11 @@ static void undo_rows(Undo *u) {
         if (!base->batch->written_too && remap_guards(REMAP_GUARD_WRITTEN)) {
                 unsigned busy = remote_program_label(p), clean = remote_program_label(p);
 
-                set(p, u->scan + WORD_OF(PagemapScan, start), row_value(base, ROW_START));
+                remote_program_copy(p, u->scan + WORD_OF(PagemapScan, start), row_value(base, ROW_START));
                 REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, u->scan + WORD_OF(PagemapScan, end),
                                row_value(base, ROW_START), row_value(base, ROW_BYTES));
-                set(p, u->scan + WORD_OF(PagemapScan, vec), remote_at(u->scan + WORD_OF(PagemapScan, vec) + 8));
+                remote_program_copy(p, u->scan + WORD_OF(PagemapScan, vec),
+                                    remote_at(u->scan + WORD_OF(PagemapScan, vec) + 8));
                 REMOTE_CALL(p, kept, base->error, SYS_ioctl, remote_word(u->pagemap), remote_value(PAGEMAP_SCAN_IOCTL),
                             remote_at(u->scan));
                 REMOTE_OPERATE(p, REMOTE_OP_EQUAL, clean, REMOTE_NOTHING, remote_word(base->error), remote_value(0));

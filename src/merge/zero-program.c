@@ -82,10 +82,6 @@ static Words words_new(RemoteProgram *p) {
         return w;
 }
 
-static void set(RemoteProgram *p, unsigned word, RemoteOperand value) {
-        REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, word, value, remote_value(0));
-}
-
 static void add(RemoteProgram *p, unsigned word, RemoteOperand value) {
         REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, word, remote_word(word), value);
 }
@@ -117,8 +113,8 @@ static void uffd_call(RemoteProgram *p, const Words *w, unsigned on_error, unsig
 static void move(RemoteProgram *p, const Words *w, unsigned on_error, unsigned to, unsigned from, RemoteOperand length) {
         REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, w->move, remote_word(to), remote_word(w->offset));
         REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, w->move + 1, remote_word(from), remote_word(w->offset));
-        set(p, w->move + 2, length);
-        set(p, w->move + 4, remote_value(0));
+        remote_program_copy(p, w->move + 2, length);
+        remote_program_copy(p, w->move + 4, remote_value(0));
         uffd_call(p, w, on_error, UAPI_UFFDIO_MOVE, w->move);
 }
 
@@ -134,15 +130,15 @@ static void take_run(RemoteProgram *p, const Words *w, unsigned next) {
         load_field(p, w, 5, w->range);
         load_field(p, w, 6, w->range + 1);
         jump_equal(p, same, w->range + 1, 0);
-        set(p, w->registered, remote_value(0));
+        remote_program_copy(p, w->registered, remote_value(0));
         if (zero_guards(ZERO_GUARD_MISSING))
                 uffd_call(p, w, next, UFFDIO_REGISTER, w->range);
-        set(p, w->registered, remote_value(1));
+        remote_program_copy(p, w->registered, remote_value(1));
         remote_program_here(p, same);
         jump_equal(p, next, w->registered, 0);
-        set(p, w->offset, remote_value(0));
-        set(p, w->moved, remote_value(0));
-        set(p, w->failures, remote_value(0));
+        remote_program_copy(p, w->offset, remote_value(0));
+        remote_program_copy(p, w->moved, remote_value(0));
+        remote_program_copy(p, w->failures, remote_value(0));
 
         remote_program_here(p, again);
         REMOTE_OPERATE(p, REMOTE_OP_SUB, REMOTE_NOWHERE, w->length, remote_word(w->bytes), remote_word(w->offset));
@@ -154,7 +150,7 @@ static void take_run(RemoteProgram *p, const Words *w, unsigned next) {
         jump_equal(p, skip, w->move + 4, 0);
         REMOTE_OPERATE(p, REMOTE_OP_BELOW, on, REMOTE_NOTHING, remote_word(w->move + 4), remote_value(SIGN_BIT));
         remote_program_here(p, skip);
-        set(p, w->move + 4, remote_value(0));
+        remote_program_copy(p, w->move + 4, remote_value(0));
         add(p, w->offset, remote_value(PAGE_BYTES));
         add(p, w->failures, remote_value(1));
         jump_equal(p, taken, w->failures, FAILURES_MAX);
@@ -178,7 +174,7 @@ static void heed_event(RemoteProgram *p, const Words *w, unsigned table, unsigne
         jump_equal(p, begin, w->message, UFFD_EVENT_REMAP);
         remote_program_jump(p, look);
         remote_program_here(p, begin);
-        set(p, w->each, remote_at(table));
+        remote_program_copy(p, w->each, remote_at(table));
         remote_program_here(p, each);
         REMOTE_OPERATE(p, REMOTE_OP_EQUAL, look, REMOTE_NOTHING, remote_word(w->each), remote_word(w->end));
         REMOTE_OPERATE(p, REMOTE_OP_LOAD, REMOTE_NOWHERE, w->low, remote_word(w->each));
@@ -191,10 +187,10 @@ static void heed_event(RemoteProgram *p, const Words *w, unsigned table, unsigne
         REMOTE_OPERATE(p, REMOTE_OP_LOAD, REMOTE_NOWHERE, w->at, remote_word(w->at));
         REMOTE_OPERATE(p, REMOTE_OP_SUB, REMOTE_NOWHERE, w->at, remote_word(w->at), remote_word(w->low));
         REMOTE_OPERATE(p, REMOTE_OP_BELOW, low, REMOTE_NOTHING, remote_word(w->message + 1), remote_word(w->low));
-        set(p, w->low, remote_word(w->message + 1));
+        remote_program_copy(p, w->low, remote_word(w->message + 1));
         remote_program_here(p, low);
         REMOTE_OPERATE(p, REMOTE_OP_BELOW, high, REMOTE_NOTHING, remote_word(w->high), remote_word(w->message + 2));
-        set(p, w->high, remote_word(w->message + 2));
+        remote_program_copy(p, w->high, remote_word(w->message + 2));
         remote_program_here(p, high);
         jump_below(p, overlap, w->low, remote_word(w->high));
         remote_program_jump(p, next);
@@ -236,7 +232,7 @@ static void put_back(RemoteProgram *p, const Words *w, unsigned table, unsigned 
         jump_equal(p, again, w->result, (uint64_t)-EBUSY);
         jump_equal(p, again, w->result, (uint64_t)-ENOMEM);
         /* No mapping of the kind it left is there. */
-        set(p, w->move + 4, remote_value(PAGE_BYTES));
+        remote_program_copy(p, w->move + 4, remote_value(PAGE_BYTES));
         add(p, w->lost, remote_value(1));
         remote_program_here(p, some);
         add(p, w->back, remote_word(w->move + 4));
@@ -262,11 +258,11 @@ static void look_at_run(RemoteProgram *p, const Words *w, unsigned table, unsign
         load_field(p, w, 2, w->scratch);
         if (!zero_guards(ZERO_GUARD_MISSING)) { /* only where it comes back to must be registered, by then */
                 load_field(p, w, 0, w->range);
-                set(p, w->range + 1, remote_word(w->bytes));
+                remote_program_copy(p, w->range + 1, remote_word(w->bytes));
                 uffd_call(p, w, next, UFFDIO_REGISTER, w->range);
         }
-        set(p, w->offset, remote_value(0));
-        set(p, w->back, remote_value(0));
+        remote_program_copy(p, w->offset, remote_value(0));
+        remote_program_copy(p, w->back, remote_value(0));
 
         remote_program_here(p, look);
         load_field(p, w, 0, w->address);
@@ -324,14 +320,14 @@ static void begin(RemoteProgram *p, const Words *w, const int *devicefd, unsigne
                     remote_value(MADV_DONTFORK));
         REMOTE_CALL(p, REMOTE_NOWHERE, w->result, SYS_madvise, remote_value(ZERO_SCRATCH), remote_value(SCRATCH_BYTES),
                     remote_value(MADV_NOHUGEPAGE)); /* a kernel without huge pages knows no such advice */
-        set(p, w->range, remote_value(ZERO_SCRATCH));
-        set(p, w->range + 1, remote_value(SCRATCH_BYTES));
+        remote_program_copy(p, w->range, remote_value(ZERO_SCRATCH));
+        remote_program_copy(p, w->range + 1, remote_value(SCRATCH_BYTES));
         uffd_call(p, w, unmap, UFFDIO_REGISTER, w->range);
 }
 
 static void dawdle(RemoteProgram *p, const Words *w) {
         unsigned again = remote_program_label(p);
-        set(p, w->offset, remote_value(0));
+        remote_program_copy(p, w->offset, remote_value(0));
         remote_program_here(p, again);
         REMOTE_OPERATE(p, REMOTE_OP_SAMES, REMOTE_NOWHERE, w->result, remote_at(0), remote_at(0), remote_value(4 * PAGE_BYTES));
         add(p, w->offset, remote_value(1));
@@ -345,7 +341,7 @@ static void build(RemoteProgram *p, const Words *w, unsigned table, size_t n, co
                  seeing = remote_program_label(p);
         begin(p, w, devicefd, out, unmap);
 
-        set(p, w->entry, remote_at(table));
+        remote_program_copy(p, w->entry, remote_at(table));
         REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, w->end, remote_at(table), remote_value(8 * TABLE_WORDS * n));
         remote_program_here(p, take);
         REMOTE_OPERATE(p, REMOTE_OP_EQUAL, taken, REMOTE_NOTHING, remote_word(w->entry), remote_word(w->end));
@@ -362,15 +358,15 @@ static void build(RemoteProgram *p, const Words *w, unsigned table, size_t n, co
 
         if (zero_test_dawdle > 0)
                 dawdle(p, w);
-        set(p, w->end, remote_word(w->entry));
-        set(p, w->entry, remote_at(table));
-        set(p, w->range, remote_value(ZERO_SCRATCH));
-        set(p, w->range + 1, remote_value(SCRATCH_BYTES));
+        remote_program_copy(p, w->end, remote_word(w->entry));
+        remote_program_copy(p, w->entry, remote_at(table));
+        remote_program_copy(p, w->range, remote_value(ZERO_SCRATCH));
+        remote_program_copy(p, w->range + 1, remote_value(SCRATCH_BYTES));
         uffd_call(p, w, blind, UFFDIO_UNREGISTER, w->range);
         remote_program_jump(p, seeing);
         remote_program_here(p, blind);
-        set(p, w->blind, remote_value(1));
-        set(p, w->move + 3, remote_value(UAPI_UFFD_MOVE_DONTWAKE | UAPI_UFFD_MOVE_ALLOW_SRC_HOLES));
+        remote_program_copy(p, w->blind, remote_value(1));
+        remote_program_copy(p, w->move + 3, remote_value(UAPI_UFFD_MOVE_DONTWAKE | UAPI_UFFD_MOVE_ALLOW_SRC_HOLES));
         remote_program_here(p, seeing);
         remote_program_here(p, look);
         REMOTE_OPERATE(p, REMOTE_OP_EQUAL, looked, REMOTE_NOTHING, remote_word(w->entry), remote_word(w->end));

@@ -100,6 +100,10 @@ void remote_program_op(RemoteProgram *program, RemoteOp op, unsigned label, unsi
         emit(program, op, 0, label, result, n, operands);
 }
 
+void remote_program_copy(RemoteProgram *program, unsigned word, RemoteOperand from) {
+        REMOTE_OPERATE(program, REMOTE_OP_ADD, REMOTE_NOWHERE, word, from, remote_value(0));
+}
+
 void remote_program_call(RemoteProgram *program, unsigned on_error, unsigned result, long nr, size_t n,
                          const RemoteOperand *operands) {
         emit(program, REMOTE_OP_CALL, nr, on_error, result, n, operands);
@@ -152,20 +156,16 @@ _Static_assert(offsetof(struct stat, st_dev) % 8 == 0 && sizeof(dev_t) == 8 && o
 #define STAT_DEV (offsetof(struct stat, st_dev) / 8)
 #define STAT_INO (offsetof(struct stat, st_ino) / 8)
 
-static void copy_word(RemoteProgram *program, unsigned to, RemoteOperand from) {
-        REMOTE_OPERATE(program, REMOTE_OP_ADD, REMOTE_NOWHERE, to, from, remote_value(0));
-}
-
 void remote_program_note(RemoteProgram *program, unsigned word) {
         RemoteNote *note = note_of(program, word);
         if (!note)
                 return;
         unsigned skip = remote_program_label(program), stat = program->stat_word;
-        copy_word(program, note->noted, remote_value(0));
+        remote_program_copy(program, note->noted, remote_value(0));
         REMOTE_CALL(program, skip, REMOTE_NOTHING, SYS_fstat, remote_word(word), remote_at(stat));
-        copy_word(program, note->noted + 1, remote_word(stat + STAT_DEV));
-        copy_word(program, note->noted + 2, remote_word(stat + STAT_INO));
-        copy_word(program, note->noted, remote_value(1));
+        remote_program_copy(program, note->noted + 1, remote_word(stat + STAT_DEV));
+        remote_program_copy(program, note->noted + 2, remote_word(stat + STAT_INO));
+        remote_program_copy(program, note->noted, remote_value(1));
         remote_program_here(program, skip);
 }
 
@@ -188,7 +188,7 @@ void remote_program_close(RemoteProgram *program, unsigned word) {
         remote_program_here(program, ino);
         REMOTE_CALL(program, REMOTE_NOWHERE, REMOTE_NOTHING, SYS_close, remote_word(word));
         remote_program_here(program, skip);
-        copy_word(program, note->noted, remote_value(0));
+        remote_program_copy(program, note->noted, remote_value(0));
 }
 
 /* struct msghdr and what it points to, as words. */
@@ -211,9 +211,9 @@ static Message message_words(RemoteProgram *program, size_t n) {
         remote_program_set(program, m.header + offsetof(struct msghdr, msg_iovlen) / 8, 1);
         remote_program_set(program, m.header + offsetof(struct msghdr, msg_controllen) / 8, CMSG_SPACE(n * sizeof(int)));
         /* Where they lie in the target is not known yet: stored by the program. */
-        copy_word(program, m.vector, remote_at(m.byte));
-        copy_word(program, m.header + offsetof(struct msghdr, msg_iov) / 8, remote_at(m.vector));
-        copy_word(program, m.header + offsetof(struct msghdr, msg_control) / 8, remote_at(m.control));
+        remote_program_copy(program, m.vector, remote_at(m.byte));
+        remote_program_copy(program, m.header + offsetof(struct msghdr, msg_iov) / 8, remote_at(m.vector));
+        remote_program_copy(program, m.header + offsetof(struct msghdr, msg_control) / 8, remote_at(m.control));
         return m;
 }
 

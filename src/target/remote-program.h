@@ -85,6 +85,8 @@ void remote_program_here(RemoteProgram *program, unsigned label);
  * would be a fault, and nobody's. */
 void remote_program_op(RemoteProgram *program, RemoteOp op, unsigned label, unsigned result, size_t n,
                        const RemoteOperand *operands);
+/* The word becomes what the operand is when it comes to that; remote_program_set() says what it is at the beginning. */
+void remote_program_copy(RemoteProgram *program, unsigned word, RemoteOperand from);
 void remote_program_call(RemoteProgram *program, unsigned on_error, unsigned result, long nr, size_t n,
                          const RemoteOperand *operands);
 #define REMOTE_OPERANDS(...) \
