@@ -27,7 +27,7 @@ static const struct {
         {"scan", "", "begin a pass now and wait for its end", 0, 0, command_scan},
         {"pause", "", "begin no more passes; what is merged stays merged", 0, 0, command_pause},
         {"resume", "", "go on after pause", 0, 0, command_resume},
-        {"unmerge", "CGROUP", "take apart what was merged in a cgroup", 1, 1, command_unmerge},
+        {"unmerge", "CGROUP", "take apart what was merged in a cgroup, and leave it alone until a reload", 1, 1, command_unmerge},
         {"reload", "", "read the configuration again", 0, 0, command_reload},
         {"doctor", "", "what works on this host and what does not (needs no daemon)", 0, 0, command_doctor},
 };
@@ -75,9 +75,12 @@ int main(int argc, char **argv) {
                 {"version", no_argument, NULL, 'v'},
                 {},
         };
+        static char name[] = "ksmctl";
         Ctl ctl = {.socket = DEFAULT_SOCKET};
         int c, r;
 
+        if (argc > 0)
+                argv[0] = name; /* by which getopt_long(3) speaks */
         while ((c = getopt_long(argc, argv, "h", options, NULL)) >= 0)
                 switch (c) {
                 case 's':
@@ -98,7 +101,8 @@ int main(int argc, char **argv) {
                 case 'v':
                         printf("ksmctl %s\n", KSMD_USER_VERSION);
                         return CTL_DONE;
-                default:
+                default: /* it has been said */
+                        fputs("ksmctl: see ksmctl --help\n", stderr);
                         return CTL_USAGE;
                 }
         r = run_command(&ctl, argc - optind, argv + optind);
