@@ -186,7 +186,8 @@ static json_t *keeper_json(void) {
         int r = keeper_look(given && *given == '/' ? given : "/run/ksmd-user", &seen), n;
 
         if (r == -ENOENT)
-                n = asprintf(&verdict, "none runs, nothing needs one: the daemon starts it for the first section of route remap");
+                n = asprintf(&verdict,
+                             "none runs, nothing needs one: the daemon starts it for the first section of route remap");
         else if (r == -EACCES || r == -EPERM)
                 n = asprintf(&verdict, "only root may ask it");
         else if (r < 0)
@@ -211,8 +212,9 @@ static json_t *remap_json(const HostKernel *kernel) {
         int r = moves ? pool_new("doctor", 2, &pool, &reason) : -EOPNOTSUPP;
 
         if (r < 0)
-                r = asprintf(&verdict, "not possible: %s%s%s", moves ? reason ?: "no pool can be made" : "no UFFDIO_MOVE (Linux 6.8)",
-                             moves ? ": " : "", moves ? strerror(-r) : "");
+                r = asprintf(&verdict, "not possible: %s%s%s",
+                             moves ? reason ?: "no pool can be made" : "no UFFDIO_MOVE (Linux 6.8)", moves ? ": " : "",
+                             moves ? strerror(-r) : "");
         else
                 r = asprintf(&verdict, "possible; cgroups of one domain share a pool %s",
                              denied ? "(shmem_enabled is deny)"
@@ -272,7 +274,8 @@ static void print_text(const json_t *report) {
         json_array_foreach(json_object_get(report, "features"), i, one) {
                 bool works = json_is_true(json_object_get(one, "works"));
 
-                printf("  %-8s %s%s%s\n", works ? "ok" : json_is_true(json_object_get(one, "required")) ? "MISSING" : "no",
+                printf("  %-8s %s%s%s\n",
+                       works ? "ok" : json_is_true(json_object_get(one, "required")) ? "MISSING" : "no",
                        json_string_value(json_object_get(one, "name")), works ? "" : ": ",
                        works ? "" : json_string_value(json_object_get(one, "state")));
                 printf("           %s\n", json_string_value(json_object_get(one, "follows")));

@@ -60,7 +60,8 @@ static void show_status(const json_t *reply) {
         line("daemon", "%s, pid %" PRId64 ", up %s", text(reply, "version"), number(reply, "pid"),
              format_nsec((uint64_t)number(reply, "uptime_nsec")).text);
         line("managed", "%s in %s of %s", counted(number(reply, "processes"), "process", "es").text,
-             counted(number(reply, "cgroups"), "cgroup", "s").text, counted(number(reply, "domains"), "domain", "s").text);
+             counted(number(reply, "cgroups"), "cgroup", "s").text,
+             counted(number(reply, "domains"), "domain", "s").text);
         if (json_is_integer(last))
                 line("passes", "%" PRId64 ", the last took %s", number(reply, "full_scans"),
                      format_nsec((uint64_t)json_integer_value(last)).text);

@@ -104,7 +104,8 @@ static void note_member(Manager *m, CensusFrames *frames, Member *member) {
 static void count_member(Member *member, PageStats *stats) {
         const Census *census = &member->census;
         MemberCounts *counts = &member->counts;
-        uint64_t left = counts->left_huge + counts->left_budget + counts->left_run + counts->left_stack + counts->left_kind;
+        uint64_t left = counts->left_huge + counts->left_budget + counts->left_run + counts->left_stack +
+                        counts->left_kind;
         uint64_t zeroed = census->given; /* by KSM */
 
         bool pooled = member->group->slot->pool; /* what is remapped is in no block any more, and not wanted */

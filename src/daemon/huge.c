@@ -53,7 +53,8 @@ int pass_judge_huge(Pass *pass, Member *member, const PlanRules *rules) {
                         continue;
                 vma = vma_list_find(&member->vmas, block->addr);
                 block->keep_whole = block->split_due > now;
-                if (!vma || vma->mergeable || block->keep_whole || block->judged == now || !plan_would_split(rules, block))
+                if (!vma || vma->mergeable || block->keep_whole || block->judged == now ||
+                    !plan_would_split(rules, block))
                         continue;
                 if (!HUGE_LEAVE_OUT)
                         r = read_whole(pass, member, block);

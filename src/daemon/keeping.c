@@ -393,7 +393,8 @@ void manager_find_remapped(Manager *m) {
                 return;
         proc = m->remapping->n_pools > 0 ? opendir("/proc") : NULL;
         for (const struct dirent *entry; proc && (entry = readdir(proc));)
-                if (entry->d_name[0] >= '1' && entry->d_name[0] <= '9' && maps_a_pool(m->remapping, atoi(entry->d_name)))
+                if (entry->d_name[0] >= '1' && entry->d_name[0] <= '9' &&
+                    maps_a_pool(m->remapping, atoi(entry->d_name)))
                         add_orphan(m, atoi(entry->d_name));
         if (proc)
                 closedir(proc);

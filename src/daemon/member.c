@@ -109,8 +109,8 @@ static int read_vmas(Member *member) {
                 return r;
         vma_list_done(&member->vmas);
         member->vmas_nsec = now_nsec();
-        r = (wants_sums(member) ? target_read_vmas : target_read_vma_flags)(member->target, member->group->include_dontdump,
-                                                                            &member->vmas);
+        r = (wants_sums(member) ? target_read_vmas : target_read_vma_flags)(
+                        member->target, member->group->include_dontdump, &member->vmas);
         if (r == 0)
                 track_claim(member->track, &member->vmas);
         return r;
@@ -186,8 +186,8 @@ static bool meet(Manager *m, Member *member) {
         if (member->track && member->group->track == CONF_NO)
                 manager_end_track(member);
         if (member->skip == TARGET_SKIP_NOT_DUMPABLE && (member->marks.ours.n > 0 || member->pooled > 0)) {
-                do
-                        (void)manager_undo(m, member, &slice); /* it began to keep secrets; where that fails, the next pass */
+                do /* it began to keep secrets; where that fails, the next pass */
+                        (void)manager_undo(m, member, &slice);
                 while (manager_undo_goes_on(m, member, &slice));
                 return false;
         }

@@ -150,7 +150,9 @@ int pass_mark(Pass *pass) {
 
                 member->touched |= member->space.found;
                 member->space.found = false;
-                if (passed_over(member) || !member->vmas.n || !(member->touched || member->plan_again || is_astray(member)))
+                if (passed_over(member) || !member->vmas.n)
+                        continue;
+                if (!member->touched && !member->plan_again && !is_astray(member))
                         continue;
                 if (manager_breathe(pass->manager, 0))
                         return -ECANCELED;

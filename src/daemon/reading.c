@@ -89,7 +89,8 @@ static void select_pages(const Pass *pass, Member *member) {
         };
         int r;
 
-        domain_find_moved(domain, &member->space, rules.all_due ? SIZE_MAX : DIV_ROUND_UP(member->space.n, MOVED_PASSES));
+        domain_find_moved(domain, &member->space,
+                          rules.all_due ? SIZE_MAX : DIV_ROUND_UP(member->space.n, MOVED_PASSES));
         r = selection_make(&member->todo, &member->space, member->track, &member->vmas, m->crew, &rules);
 
         if (r == TARGET_E_GONE)

@@ -273,7 +273,8 @@ static const char *member_state(const Manager *m, const Member *member, const ch
 }
 
 static uint64_t member_pages(const Member *member) {
-        return member->counts.present + member->counts.given + (member->group->slot->pool ? member->census.ksm_mappings : 0);
+        return member->counts.present + member->counts.given +
+               (member->group->slot->pool ? member->census.ksm_mappings : 0);
 }
 
 static json_t *list_targets(void *userdata) {

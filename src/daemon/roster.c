@@ -76,7 +76,8 @@ static bool advise_claimed(const Conf *conf) {
  * leaves the route open; else the first domain gets it. */
 static const char *idle_reason(const Roster *roster, ConfRoute route) {
         if (route == CONF_ROUTE_ZERO)
-                return roster->zero_available ? NULL : "this kernel cannot move pages out of a process (UFFDIO_MOVE, 6.8)";
+                return roster->zero_available ? NULL
+                                              : "this kernel cannot move pages out of a process (UFFDIO_MOVE, 6.8)";
         if (!roster->ksm_available)
                 return "this kernel has no usable KSM";
         if (advise_taken(roster) || (route == CONF_ROUTE_AUTO && advise_claimed(roster->conf)))
@@ -87,7 +88,8 @@ static const char *idle_reason(const Roster *roster, ConfRoute route) {
 /* What the domain does. Where the route is left open and KSM is not to be had, zero pages are given back at least. */
 static void choose_route(const Roster *roster, Slot *slot) {
         bool remap = slot->asked == CONF_ROUTE_REMAP && !slot->dry_run;
-        const char *reason = remap ? roster->pools.open(roster->pools.userdata, slot) : idle_reason(roster, slot->asked);
+        const char *reason = remap ? roster->pools.open(roster->pools.userdata, slot)
+                                   : idle_reason(roster, slot->asked);
 
         slot->zero_reason = NULL;
         slot->route = remap ? CONF_ROUTE_REMAP : slot->asked == CONF_ROUTE_ZERO ? CONF_ROUTE_ZERO : CONF_ROUTE_ADVISE;
@@ -101,12 +103,13 @@ static void choose_route(const Roster *roster, Slot *slot) {
 
 static int open_domain(const Roster *roster, Slot *slot) {
         bool remap = slot->route == CONF_ROUTE_REMAP;
-        int r = domain_new(slot->name, max_sharing(roster->conf), roster->scan_threads, remap ? NULL : kept_apart(roster),
-                           &slot->domain);
+        int r = domain_new(slot->name, max_sharing(roster->conf), roster->scan_threads,
+                           remap ? NULL : kept_apart(roster), &slot->domain);
 
         /* What may get KSM one day is matched already. */
         if (r == 0)
-                slot->domain->zeros_only = slot->route == CONF_ROUTE_ZERO && !(slot->zero_reason && roster->ksm_available);
+                slot->domain->zeros_only = slot->route == CONF_ROUTE_ZERO &&
+                                           !(slot->zero_reason && roster->ksm_available);
         if (r == 0 && remap) {
                 domain_use_pool(slot->domain);
                 roster->pools.learn(slot);
@@ -128,7 +131,8 @@ static int slot_get(Roster *roster, const ConfCgroup *section, const char *name,
         int r;
 
         for (size_t i = 0; i < roster->n_slots; i++)
-                if (is_called(roster->slots[i], name) && roster->slots[i]->dry_run == dry && roster->slots[i]->own == own) {
+                if (is_called(roster->slots[i], name) && roster->slots[i]->dry_run == dry &&
+                    roster->slots[i]->own == own) {
                         *ret = roster->slots[i];
                         return 0;
                 }

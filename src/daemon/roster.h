@@ -29,7 +29,7 @@ typedef struct Slot {
         ConfRoute asked;                /* for, by the configuration */
         ConfRoute route;                /* that is taken: CONF_ROUTE_ADVISE, CONF_ROUTE_ZERO, CONF_ROUTE_REMAP, or … */
         const char *idle_reason;        /* … why this domain merges nothing; NULL when it merges */
-        const char *zero_reason;        /* why it was left open and only zero pages are given back; NULL: it was asked for */
+        const char *zero_reason;        /* why only zero pages are given back, though open; NULL: it was asked for */
         struct RemapPool *pool;         /* route remap; borrowed. NULL: none was needed yet */
         const char *trust_problem;      /* why nothing is put into the pool now; NULL: nothing speaks against it */
         bool apart;                     /* … and what several cgroups have in it already has to go */
@@ -91,7 +91,7 @@ typedef struct Member {
         uint64_t breaks_seen;           /* by the probe, as of the last collection */
         uint64_t kin;                   /* the same for all that were forked from one another; 0: not known */
         bool has_relatives;             /* among the members, as of the last census */
-        uint64_t holes;                 /* pages that were given back (route zero) and are so still, as of the last census */
+        uint64_t holes;                 /* pages given back (route zero) and so still, as of the last census */
         unsigned passes_waited;         /* since it was planned last, while there was something to plan */
         TargetSkip skip;                /* why the last pass left it alone */
         int remote_error;               /* REMOTE_E_* of the last attempt to call it */
@@ -102,7 +102,7 @@ typedef struct Member {
         bool look_again;                /* what is known of it is outdated, whatever its activity says */
         bool touched;                   /* something was learnt of it that is not counted and planned yet */
         bool plan_again;                /* there is something to mark, later or once more */
-        RemapGuard guard;               /* route remap; of descriptors of ours. None: nothing was remapped, as far as is known */
+        RemapGuard guard;               /* route remap; ours to close. None: nothing was remapped, as far as is known */
         Ranges own;                     /* what this daemon remapped in it: each page was on a frame of its own */
         uint32_t alone_look, alone_looks; /* when what nobody shared was last put back; how long it must have been so (tidying.c) */
         uint64_t pooled, astray;        /* pages of its mappings of pools; of other pools than its domain's */
@@ -144,7 +144,7 @@ typedef struct Roster {
         size_t n_blocked, blocked_allocated;
         const Numa *numa;               /* borrowed */
         VmaReader *vma_reader;          /* borrowed: every target's */
-        bool apart;                     /* pages of different nodes are kept apart, whatever the configuration says by now */
+        bool apart;                     /* pages of different nodes are kept apart, whatever is configured by now */
         RosterPools pools;
         bool ask_again;                 /* for pools that could not be had */
         bool ksm_available, zero_available;

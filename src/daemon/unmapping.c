@@ -62,7 +62,8 @@ static int try_guard(void *userdata, const KeeperItem *item, int *uffd) {
         if (item->kind == GUARD_ZERO && search->found.zero < 0 && search->address != 0 &&
             (ours || item->owner.pid == 0) && remap_guard_watches(*uffd, target, search->address))
                 search->found.zero = TAKE_FD(*uffd);
-        else if (item->kind == GUARD_ZERO && search->found.zero < 0 && search->address == 0 && ours && !guard_is_dead(*uffd))
+        else if (item->kind == GUARD_ZERO && search->found.zero < 0 && search->address == 0 && ours &&
+                 !guard_is_dead(*uffd))
                 search->found.zero = TAKE_FD(*uffd);
         return 0;
 }
@@ -143,7 +144,7 @@ typedef struct Unmap {
         uint64_t units;
         uint64_t added_end;             /* of what was added last */
         Ranges lent;                    /* pages that are not tracked for the time being */
-        bool in_order;                  /* what stays as it is ends it: what comes behind would not become one with it */
+        bool in_order;                  /* what stays as it is ends it: what is behind would not become one with it */
         int result;                     /* REMOTE_E_*, -errno: no more is begun */
         UnmapRound round;
         uint64_t pages;                 /* put back in all */
@@ -160,7 +161,8 @@ static bool goes_on(Unmap *u) {
 static void unmap_done(Unmap *u) { ranges_done(&u->lent); }
 
 static int remote_error(int target_error) {
-        return target_error == TARGET_E_GONE ? REMOTE_E_GONE : target_error == TARGET_E_DENIED ? REMOTE_E_DENIED : target_error;
+        return target_error == TARGET_E_GONE ? REMOTE_E_GONE
+             : target_error == TARGET_E_DENIED ? REMOTE_E_DENIED : target_error;
 }
 
 static bool same_flags(const Vma *a, const Vma *b) { return a->advice == b->advice && a->mergeable == b->mergeable; }
@@ -197,7 +199,8 @@ static void carry_out(Unmap *u) {
                 u->round.busy += range->result == REMAP_BUSY ? range->n_pages : 0;
                 if (range->result != REMAP_DONE)
                         log_debug("process %d: %u pages at %lx stay remapped: %s (%s)", u->member->target->pid,
-                                  range->n_pages, range->start, remap_result_name(range->result), strerror(-range->error));
+                                  range->n_pages, range->start, remap_result_name(range->result),
+                                  strerror(-range->error));
         }
         if (batch.workers > 0)
                 u->result = REMOTE_E_BUSY;
@@ -249,7 +252,8 @@ static void give_back_lent(Unmap *u) {
 
 /* [from, to) of a mapping. In the order of the addresses, so that each piece becomes one with the one before it. */
 static void add_stretch(Unmap *u, size_t i, const RemapPool *pool, uint64_t from, uint64_t to) {
-        const Vma *vma = &u->vmas->vmas[i], *below = i > 0 ? vma - 1 : NULL, *above = i + 1 < u->vmas->n ? vma + 1 : NULL;
+        const Vma *vma = &u->vmas->vmas[i];
+        const Vma *below = i > 0 ? vma - 1 : NULL, *above = i + 1 < u->vmas->n ? vma + 1 : NULL;
         uint64_t lower = 0, upper = 0;
 
         if (from == vma->start && below && below->end == from) {

@@ -16,8 +16,8 @@ typedef struct HostFeature {
 
 typedef struct HostKernel {
         bool page_size_supported, pagemap_pfns, kpageflags, process_vm_readv, proc_mem, ptrace, suspend_seccomp;
-        bool pidfd, pidfd_getfd, io_uring, process_madvise_mergeable, pagemap_scan, uffd_wp_async, uffd_move, ksm, ksm_zero_pages;
-        bool ksm_writable, swap;
+        bool pidfd, pidfd_getfd, io_uring, process_madvise_mergeable, pagemap_scan, uffd_wp_async, uffd_move;
+        bool ksm, ksm_zero_pages, ksm_writable, swap;
         uint64_t memory_bytes;
         unsigned max_map_count, n_nodes, n_cpus;
         unsigned n_ksm_processes;       /* processes with pages in KSM's care now (/proc/PID/ksm_stat, 6.1) */

@@ -16,7 +16,8 @@ HostThp host_thp(const char *sysfs) {
 
                 if (read_file(fd, files[i], &text, NULL) < 0 || strstr(text, "[inherit]"))
                         continue;
-                return strstr(text, "[always]") ? HOST_THP_ALWAYS : strstr(text, "[madvise]") ? HOST_THP_ADVISED : HOST_THP_NEVER;
+                return strstr(text, "[always]") ? HOST_THP_ALWAYS
+                     : strstr(text, "[madvise]") ? HOST_THP_ADVISED : HOST_THP_NEVER;
         }
         return HOST_THP_NEVER;
 }

@@ -105,7 +105,9 @@ typedef uint64_t CellHalves __attribute__((vector_size(16)));
 /* Where in the cell the tag is, -1 when it is not. Asks whole lines, from the header on, and decides once at the end:
  * how many entries there are and where the tag is cannot be predicted, and a wrong guess costs more than a line. */
 static inline int cell_find(const Cell *cell, uint32_t size, uint32_t tag) {
-        static const CellWords places[4] = { { UINT32_MAX, 0, 1, 2 }, { 3, 4, 5, 6 }, { 7, 8, 9, 10 }, { 11, 12, 13, 14 } };
+        static const CellWords places[4] = {
+                { UINT32_MAX, 0, 1, 2 }, { 3, 4, 5, 6 }, { 7, 8, 9, 10 }, { 11, 12, 13, 14 },
+        };
         const uint32_t *words = (const uint32_t *)(const void *)cell;
         const CellWords want = { tag, tag, tag, tag };
         uint32_t n_words = cell_capacity(size) + offsetof(Cell, tags) / 4;

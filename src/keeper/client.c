@@ -500,9 +500,13 @@ static int walk(Keeper *keeper, bool pools, KeeperHandler handler, void *userdat
         }
 }
 
-int keeper_list(Keeper *keeper, KeeperHandler handler, void *userdata) { return walk(keeper, false, handler, userdata); }
+int keeper_list(Keeper *keeper, KeeperHandler handler, void *userdata) {
+        return walk(keeper, false, handler, userdata);
+}
 
-int keeper_pools(Keeper *keeper, KeeperHandler handler, void *userdata) { return walk(keeper, true, handler, userdata); }
+int keeper_pools(Keeper *keeper, KeeperHandler handler, void *userdata) {
+        return walk(keeper, true, handler, userdata);
+}
 
 static int call_with_name(Keeper *keeper, uint32_t op, const char *domain, int *ret_fd) {
         KeeperMessage message = { .op = op, .name_bytes = (uint32_t)strlen(domain) };

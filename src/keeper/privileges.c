@@ -105,7 +105,8 @@ static int install_filter(void) {
         for (size_t i = 0; i < ELEMENTSOF(conditional); i++) {
                 uint32_t argument = (uint32_t)(offsetof(struct seccomp_data, args) +
                                                conditional[i].argument * sizeof(uint64_t)); /* its lower half */
-                filter[n++] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (uint32_t)conditional[i].call, 0, 5);
+                filter[n++] =
+                        (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (uint32_t)conditional[i].call, 0, 5);
                 filter[n++] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, argument);
                 filter[n++] = (struct sock_filter)BPF_STMT(BPF_ALU | BPF_AND | BPF_K, conditional[i].mask);
                 filter[n++] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, conditional[i].value, 0, 1);

@@ -201,7 +201,8 @@ static int add_pool(Server *server, int *fd) {
 }
 
 /* fd: what came along; taken (-EBADF) where it is kept. *ret_fd: to be sent, borrowed. */
-static int carry_out(Server *server, int peer, const KeeperMessage *request, int *fd, KeeperMessage *reply, int *ret_fd) {
+static int carry_out(Server *server, int peer, const KeeperMessage *request, int *fd, KeeperMessage *reply,
+                     int *ret_fd) {
         switch (request->op) {
         case KEEPER_HELLO:
                 server->daemon = peer;

@@ -219,7 +219,8 @@ bool plan_would_split(const PlanRules *rules, const Block *block) {
         PageSet wanted;
 
         for (unsigned i = 0; i < ELEMENTSOF(wanted); i++)
-                wanted[i] = (((block->twin[i] | block->zero[i]) & ~block->changed[i]) | block->merged[i]) & ~block->alone[i];
+                wanted[i] = (((block->twin[i] | block->zero[i]) & ~block->changed[i]) | block->merged[i]) &
+                            ~block->alone[i];
         return block->huge && worth_splitting(rules, wanted);
 }
 

@@ -28,7 +28,7 @@ typedef struct Plan {
         size_t n, allocated;
         PlanMergeable *mergeable; /* by address */
         size_t n_mergeable, mergeable_allocated;
-        PlanRange *hot;         /* by address: mergeable, and all of it to be left alone (block->alone): to be unmarked at once */
+        PlanRange *hot;         /* by address: mergeable, and to be left alone (block->alone): to be unmarked at once */
         size_t n_hot, hot_allocated;
         uint64_t pages_wanted;          /* in mappings that may be merged: those in ranges + pages_left_… */
         uint64_t pages_marked;          /* in ranges, bridged gaps included */

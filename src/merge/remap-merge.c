@@ -197,7 +197,8 @@ static void build(Merge *m, const int fds[static 3], uint64_t window_offset) {
         REMOTE_CALL(p, out, m->uffd, SYS_ioctl, remote_word(m->dev), remote_value(USERFAULTFD_IOC_NEW),
                     remote_value(O_CLOEXEC | O_NONBLOCK));
         remote_program_note(p, m->uffd);
-        REMOTE_CALL(p, out, REMOTE_NOTHING, SYS_ioctl, remote_word(m->uffd), remote_value(UFFDIO_API), remote_at(m->api));
+        REMOTE_CALL(p, out, REMOTE_NOTHING, SYS_ioctl, remote_word(m->uffd), remote_value(UFFDIO_API),
+                    remote_at(m->api));
         remap_scratch(base, m->uffd, out);
         REMOTE_CALL(p, unscratch, m->window, SYS_mmap, remote_value(0), remote_word(m->window_bytes),
                     remote_value(PROT_READ), remote_value(MAP_SHARED | MAP_NORESERVE), remote_word(m->pool),
@@ -209,7 +210,8 @@ static void build(Merge *m, const int fds[static 3], uint64_t window_offset) {
                 REMOTE_CALL(p, REMOTE_NOWHERE, REMOTE_NOTHING, SYS_madvise, remote_word(base->scratch),
                             remote_value(PAGE_BYTES), remote_value(MADV_DONTFORK));
         put_pool(m);
-        REMOTE_CALL(p, REMOTE_NOWHERE, REMOTE_NOTHING, SYS_munmap, remote_word(m->window), remote_word(m->window_bytes));
+        REMOTE_CALL(p, REMOTE_NOWHERE, REMOTE_NOTHING, SYS_munmap, remote_word(m->window),
+                    remote_word(m->window_bytes));
         remote_program_here(p, unscratch);
         remap_unscratch(base);
         remote_program_here(p, out);

@@ -105,7 +105,8 @@ int remap_program_new(RemapBatch *batch, RemapProgram *ret) {
                 scratch += batch->ranges[i].n_pages * PAGE_BYTES;
         }
         remote_program_set(program.p, program.scratch_bytes, scratch);
-        remote_program_set(program.p, program.move + offsetof(UffdMove, mode) / sizeof(uint64_t), UAPI_UFFD_MOVE_DONTWAKE);
+        remote_program_set(program.p, program.move + offsetof(UffdMove, mode) / sizeof(uint64_t),
+                           UAPI_UFFD_MOVE_DONTWAKE);
         *ret = program;
         return 0;
 }

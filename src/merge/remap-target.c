@@ -48,7 +48,9 @@ int remap_target_fits(const Target *target) {
         if (pinned)
                 return REMAP_E_PINNED;
         r = zero_target_fits(target);
-        return r == ZERO_E_PEER ? REMAP_E_PEER : r == ZERO_E_LOCKED ? REMAP_E_LOCKED : r == ZERO_E_GONE ? REMAP_E_GONE : r;
+        return r == ZERO_E_PEER ? REMAP_E_PEER
+             : r == ZERO_E_LOCKED ? REMAP_E_LOCKED
+             : r == ZERO_E_GONE ? REMAP_E_GONE : r;
 }
 
 static bool has_io_uring(const Target *target) {

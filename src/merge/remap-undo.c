@@ -43,7 +43,7 @@ typedef struct Undo {
         RemapProgram base;
         unsigned guard, mute, pagemap;  /* given, in a row */
         unsigned protect, copy, scan;   /* structures */
-        unsigned reserve, reserve_bytes; /* room for the fresh mappings, each with a page before and behind that is none */
+        unsigned reserve, reserve_bytes; /* room for the fresh mappings, each with a page before and behind unmapped */
         unsigned next;                  /* where in it the next one goes */
         unsigned fresh;
 } Undo;
@@ -67,7 +67,8 @@ static void take_over(Undo *u, unsigned on_error) {
         RemapProgram *base = &u->base;
 
         remap_range(base, u->guard, UFFDIO_UNREGISTER, row_value(base, ROW_START), row_value(base, ROW_BYTES));
-        remap_register(base, u->mute, row_value(base, ROW_START), row_value(base, ROW_BYTES), REMAP_GUARD_MODE, on_error);
+        remap_register(base, u->mute, row_value(base, ROW_START), row_value(base, ROW_BYTES), REMAP_GUARD_MODE,
+                       on_error);
         if (remap_guards(REMAP_GUARD_PROTECT))
                 protect(u, UFFDIO_WRITEPROTECT_MODE_WP, on_error);
 }
@@ -81,7 +82,8 @@ static void give_back(Undo *u, RemapResult result) {
         if (remap_guards(REMAP_GUARD_PROTECT))
                 protect(u, 0, REMOTE_NOWHERE);
         remap_range(base, u->mute, UFFDIO_UNREGISTER, row_value(base, ROW_START), row_value(base, ROW_BYTES));
-        remap_register(base, u->guard, row_value(base, ROW_START), row_value(base, ROW_BYTES), REMAP_GUARD_MODE, unguarded);
+        remap_register(base, u->guard, row_value(base, ROW_START), row_value(base, ROW_BYTES), REMAP_GUARD_MODE,
+                       unguarded);
         remap_row_result(base, result);
         remote_program_jump(p, done);
         remote_program_here(p, unguarded);
@@ -105,7 +107,8 @@ static void copy_out(Undo *u, unsigned on_error) {
         remote_program_copy(p, u->copy + WORD_OF(struct uffdio_copy, mode), remote_value(UFFDIO_COPY_MODE_DONTWAKE));
         remote_program_here(p, again);
         remote_program_copy(p, copied, remote_value(0));
-        REMOTE_CALL(p, failed, base->error, SYS_ioctl, remote_word(u->mute), remote_value(UFFDIO_COPY), remote_at(u->copy));
+        REMOTE_CALL(p, failed, base->error, SYS_ioctl, remote_word(u->mute), remote_value(UFFDIO_COPY),
+                    remote_at(u->copy));
         remote_program_jump(p, done);
         remote_program_here(p, failed);
         REMOTE_OPERATE(p, REMOTE_OP_BELOW, some, REMOTE_NOTHING, remote_word(copied), remote_value((uint64_t)1 << 62));
@@ -134,7 +137,8 @@ static void make_fresh(Undo *u, unsigned on_error) {
                     remote_value(0));
         remap_advise(base, remote_word(u->fresh), bad);
         if (remap_guards(REMAP_GUARD_MUTE)) {
-                REMOTE_OPERATE(p, REMOTE_OP_EQUAL, alone, REMOTE_NOTHING, row_value(base, ROW_NEIGHBOUR), remote_value(0));
+                REMOTE_OPERATE(p, REMOTE_OP_EQUAL, alone, REMOTE_NOTHING, row_value(base, ROW_NEIGHBOUR),
+                               remote_value(0));
                 remap_register(base, u->mute, row_value(base, ROW_NEIGHBOUR), remote_value(PAGE_BYTES),
                                UFFDIO_REGISTER_MODE_MISSING, alone); /* refused: it will not merge, and that is all */
                 remote_program_here(p, alone);
@@ -181,7 +185,8 @@ static void undo_rows(Undo *u) {
                 remap_dawdle(p);
         make_fresh(u, kept);
         REMOTE_CALL(p, gone, base->error, SYS_mremap, remote_word(u->fresh), row_value(base, ROW_BYTES),
-                    row_value(base, ROW_BYTES), remote_value(MREMAP_MAYMOVE | MREMAP_FIXED), row_value(base, ROW_START));
+                    row_value(base, ROW_BYTES), remote_value(MREMAP_MAYMOVE | MREMAP_FIXED),
+                    row_value(base, ROW_START));
         if (!remap_guards(REMAP_GUARD_MUTE)) {
                 remap_dawdle(p);
                 remap_register(base, u->mute, row_value(base, ROW_START), row_value(base, ROW_BYTES),
@@ -189,7 +194,8 @@ static void undo_rows(Undo *u) {
         }
         remote_program_here(p, in_place);
         remap_move_in(base, u->mute);
-        remap_range(base, u->mute, UFFDIO_UNREGISTER, row_value(base, ROW_WHOLE_START), row_value(base, ROW_WHOLE_BYTES));
+        remap_range(base, u->mute, UFFDIO_UNREGISTER, row_value(base, ROW_WHOLE_START),
+                    row_value(base, ROW_WHOLE_BYTES));
         remap_range(base, u->guard, UFFDIO_WAKE, row_value(base, ROW_START), row_value(base, ROW_BYTES));
         remap_range(base, u->mute, UFFDIO_WAKE, row_value(base, ROW_START), row_value(base, ROW_BYTES));
         remap_row_result(base, REMAP_DONE);
@@ -215,7 +221,8 @@ static void undo_rows(Undo *u) {
         if (remap_guards(REMAP_GUARD_MUTE)) {
                 unsigned alone = remote_program_label(p);
 
-                REMOTE_OPERATE(p, REMOTE_OP_EQUAL, alone, REMOTE_NOTHING, row_value(base, ROW_NEIGHBOUR), remote_value(0));
+                REMOTE_OPERATE(p, REMOTE_OP_EQUAL, alone, REMOTE_NOTHING, row_value(base, ROW_NEIGHBOUR),
+                               remote_value(0));
                 remap_range(base, u->mute, UFFDIO_UNREGISTER, row_value(base, ROW_NEIGHBOUR), remote_value(PAGE_BYTES));
                 remote_program_here(p, alone);
         }
@@ -275,7 +282,8 @@ int remap_undo(Remote *remote, Target *target, RemapBatch *batch) {
                     remote_value(UINT64_MAX), remote_value(0));
         REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, u.next, remote_word(u.reserve), remote_value(PAGE_BYTES));
         undo_rows(&u);
-        REMOTE_CALL(p, REMOTE_NOWHERE, REMOTE_NOTHING, SYS_munmap, remote_word(u.reserve), remote_word(u.reserve_bytes));
+        REMOTE_CALL(p, REMOTE_NOWHERE, REMOTE_NOTHING, SYS_munmap, remote_word(u.reserve),
+                    remote_word(u.reserve_bytes));
         remote_program_here(p, unscratch);
         remap_unscratch(program);
         remote_program_here(p, out);

@@ -81,7 +81,8 @@ int zero_plan_make(const Space *space, const VmaList *vmas, const ZeroRules *rul
 
                 if (vma->skip != VMA_OK)
                         continue;
-                for (size_t b = space_first(space, vma->start); b < space->n && space->blocks[b]->addr < vma->end; b++) {
+                for (size_t b = space_first(space, vma->start);
+                     b < space->n && space->blocks[b]->addr < vma->end; b++) {
                         int r = add_block(&plan, rules, vma, space->blocks[b]);
                         if (r < 0)
                                 return r;

@@ -115,10 +115,12 @@ static int find_filled(const Target *target, uint64_t start, uint64_t end, PageS
                 int n = ioctl(target->pagemapfd, PAGEMAP_SCAN_IOCTL, &scan);
                 if (n < 0)
                         return errno == ESRCH ? TARGET_E_GONE : -errno;
-                for (int i = 0; i < n; i++)
-                        for (uint64_t at = regions[i].start; !(regions[i].categories & PAGEMAP_SCAN_PFNZERO) && at < regions[i].end;
-                             at += PAGE_BYTES)
+                for (int i = 0; i < n; i++) {
+                        if (regions[i].categories & PAGEMAP_SCAN_PFNZERO)
+                                continue;
+                        for (uint64_t at = regions[i].start; at < regions[i].end; at += PAGE_BYTES)
                                 page_set_add(ret, (unsigned)(at % BLOCK_BYTES / PAGE_BYTES));
+                }
                 scan.start = pagemap_scan_resume(&scan, regions, n);
         }
         return 0;

@@ -289,7 +289,8 @@ typedef int (*RunHandler)(CensusFrames *frames, const Run *run, void *userdata);
 static int for_each_run(CensusFrames *frames, const CensusPart *part, uint64_t start, uint64_t end, RunHandler handle,
                         void *userdata, CensusLooked looked, void *looked_userdata) {
         for (uint64_t addr = start; addr < end;) {
-                uint64_t block = addr & ~(BLOCK_BYTES - 1), want = (MIN_OF(end, block + BLOCK_BYTES) - addr) / PAGE_BYTES;
+                uint64_t block = addr & ~(BLOCK_BYTES - 1);
+                uint64_t want = (MIN_OF(end, block + BLOCK_BYTES) - addr) / PAGE_BYTES;
                 CensusLook look = { .block = block, .first = (unsigned)((addr - block) / PAGE_BYTES),
                                     .entries = frames->entries };
                 Run run = { part, part->space ? space_find(part->space, addr) : NULL, addr, look.first, 0, &look };

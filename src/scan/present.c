@@ -98,8 +98,8 @@ static int scan_span(int fd, uint64_t start, uint64_t end, bool files, VmaList *
 
 /* Its list of mappings said that every page of it is there, and none of them huge: nothing is left to ask. */
 static bool is_full(const VmaList *vmas, const Vma *vma) {
-        return !vmas->uncounted && vma->skip == VMA_OK && !vma->file && vma->huge_bytes == 0 && vma->end - vma->start >= BLOCK_BYTES &&
-               vma->anonymous_bytes == vma->end - vma->start;
+        return !vmas->uncounted && vma->skip == VMA_OK && !vma->file && vma->huge_bytes == 0 &&
+               vma->end - vma->start >= BLOCK_BYTES && vma->anonymous_bytes == vma->end - vma->start;
 }
 
 int present_scan(int pagemapfd, VmaList *vmas, PresentList *ret) {
@@ -120,7 +120,8 @@ int present_scan(int pagemapfd, VmaList *vmas, PresentList *ret) {
 
                 if (vmas->vmas[i++].skip != VMA_OK)
                         continue;
-                for (; !full && i < vmas->n && vmas->vmas[i].start - end <= BRIDGE_BYTES && !is_full(vmas, &vmas->vmas[i]); i++)
+                for (; !full && i < vmas->n && vmas->vmas[i].start - end <= BRIDGE_BYTES &&
+                       !is_full(vmas, &vmas->vmas[i]); i++)
                         if (vmas->vmas[i].skip == VMA_OK) {
                                 if (vmas->vmas[i].file != files)
                                         break;

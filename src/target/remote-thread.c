@@ -47,7 +47,8 @@ int remote_thread_seize(Remote *remote, const Target *target, pid_t tid, const R
         if (r < 0 && (status->seccomp <= 0 || !suspend))
                 r = ptrace(PTRACE_SEIZE, tid, 0, options);
         if (r < 0)
-                return errno == ESRCH ? REMOTE_E_GONE : errno == EPERM || errno == EINVAL || errno == EIO ? REMOTE_E_DENIED : -errno;
+                return errno == ESRCH ? REMOTE_E_GONE
+                     : errno == EPERM || errno == EINVAL || errno == EIO ? REMOTE_E_DENIED : -errno;
         thread->remote = remote;
         thread->pid = target->pid;
         thread->tid = tid;

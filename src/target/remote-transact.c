@@ -51,7 +51,8 @@ static int write_program(RemoteThread *thread, const RemoteProgram *program, siz
         };
         int r = 0;
         for (size_t i = 0; i < ELEMENTSOF(parts) && r == 0; i++)
-                r = parts[i].size == 0 ? 0 : remote_write(thread, parts[i].data, parts[i].size, thread->region + parts[i].offset);
+                if (parts[i].size > 0)
+                        r = remote_write(thread, parts[i].data, parts[i].size, thread->region + parts[i].offset);
         return r;
 }
 
@@ -129,8 +130,8 @@ bool remote_in_program(const RemoteThread *thread) {
         if (remote_arch_get_regs(thread->tid, &regs) < 0 || remote_arch_cookie(&regs) != thread->cookie ||
             !remote_region_has(remote_arch_pc(&regs)))
                 return false; /* at its borrowed call, before or after; or gone home */
-        return pread(thread->memfd, &done, sizeof done, (off_t)(thread->region + REMOTE_REGION_RESULTS_OFFSET)) != sizeof done ||
-               !done;
+        off_t results = (off_t)(thread->region + REMOTE_REGION_RESULTS_OFFSET);
+        return pread(thread->memfd, &done, sizeof done, results) != sizeof done || !done;
 }
 
 static int run(RemoteThread *thread, const Target *target, RemoteTransaction *transaction, uint64_t stood_nsec) {
@@ -241,7 +242,8 @@ static int transact(Remote *remote, Target *target, RemoteTransaction *transacti
                 remote_boost_begin(remote, chosen->tid); /* all the others wait for what it does */
         if (r == 0)
                 r = remote_thread_status(target, chosen->tid, &status);
-        if (r == 0 && (status.shadow_stack || (status.seccomp == SECCOMP_MODE_STRICT && remote_guards(REMOTE_GUARD_FILTER))))
+        if (r == 0 && (status.shadow_stack ||
+                       (status.seccomp == SECCOMP_MODE_STRICT && remote_guards(REMOTE_GUARD_FILTER))))
                 r = REMOTE_E_UNFIT;
         if (r == 0 && transaction->program->holds && crowd->n > REMOTE_PARKED_MAX)
                 r = REMOTE_E_UNFIT;

@@ -168,5 +168,6 @@ bool remote_cpus_are_contended(unsigned threads) {
         _cleanup_free_ char *text = NULL;
         unsigned running;
         return read_file(AT_FDCWD, "/proc/loadavg", &text, NULL) == 0 &&
-               sscanf(text, "%*s %*s %*s %u", &running) == 1 && running > threads * (unsigned)sysconf(_SC_NPROCESSORS_ONLN);
+               sscanf(text, "%*s %*s %*s %u", &running) == 1 &&
+               running > threads * (unsigned)sysconf(_SC_NPROCESSORS_ONLN);
 }

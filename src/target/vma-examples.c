@@ -65,7 +65,9 @@ static void add_locked(Examples *examples) {
 }
 
 static void add_registered(Examples *examples, int memfd) {
-        static const uint64_t modes[] = { UFFDIO_REGISTER_MODE_MISSING, UFFDIO_REGISTER_MODE_WP, UFFDIO_REGISTER_MODE_MINOR };
+        static const uint64_t modes[] = {
+                UFFDIO_REGISTER_MODE_MISSING, UFFDIO_REGISTER_MODE_WP, UFFDIO_REGISTER_MODE_MINOR,
+        };
         struct uffdio_api api = { .api = UFFD_API, .features = UFFD_FEATURE_MINOR_SHMEM };
         int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | UFFD_USER_MODE_ONLY);
 
@@ -104,7 +106,9 @@ static void add_ring(Examples *examples) {
 static bool make_examples(void) {
         size_t bytes = (2 * MAPPINGS_MAX + 2) * PAGE_BYTES;
         int memfd = (int)syscall(SYS_memfd_create, "examples", 1U /* MFD_CLOEXEC */);
-        Examples examples = { .next = mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0) };
+        Examples examples = {
+                .next = mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0),
+        };
 
         if (examples.next == MAP_FAILED)
                 return false;
@@ -119,7 +123,8 @@ static bool make_examples(void) {
         (void)add(&examples, PROT_READ | PROT_WRITE, MAP_DROPPABLE_6_11);
         if (memfd >= 0 && ftruncate(memfd, (off_t)PAGE_BYTES) == 0)
                 (void)add_file(&examples, PROT_READ | PROT_WRITE, MAP_PRIVATE, memfd);
-        (void)mmap(NULL, BLOCK_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB | MAP_NORESERVE, -1, 0);
+        (void)mmap(NULL, BLOCK_BYTES, PROT_READ | PROT_WRITE,
+                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB | MAP_NORESERVE, -1, 0);
         add_advised(&examples);
         add_locked(&examples);
         add_registered(&examples, memfd);

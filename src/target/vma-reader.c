@@ -125,7 +125,8 @@ static int read_both(const VmaReader *reader, Target *target, VmaParser *parser)
         if (records.n == 0)
                 return VMA_E_CHANGED; /* it ends */
         for (size_t i = 1; i < records.n; i++)
-                if (records.vmas[i].space != records.vmas[0].space || records.vmas[i].programs != records.vmas[0].programs)
+                if (records.vmas[i].space != records.vmas[0].space ||
+                    records.vmas[i].programs != records.vmas[0].programs)
                         return VMA_E_CHANGED;
         fd = openat(target->procfd, "maps", O_RDONLY | O_CLOEXEC);
         if (fd < 0)
