@@ -46,6 +46,8 @@ typedef struct Undo {
         unsigned reserve, reserve_bytes; /* room for the fresh mappings, each with a page before and behind unmapped */
         unsigned next;                  /* where in it the next one goes */
         unsigned fresh;
+        unsigned beside;                /* the neighbour's page while it is registered with the mute guard; or 0 */
+        unsigned whole, whole_bytes;    /* what of it and the run is to be let go of */
 } Undo;
 
 static void undo_done(Undo *u) { remap_program_done(&u->base); }
@@ -136,11 +138,18 @@ static void make_fresh(Undo *u, unsigned on_error) {
                     remote_value(PROT_READ | PROT_WRITE), remote_word(base->temporary), remote_value(UINT64_MAX),
                     remote_value(0));
         remap_advise(base, remote_word(u->fresh), bad);
+        remote_program_copy(p, u->whole, row_value(base, ROW_START));
+        remote_program_copy(p, u->whole_bytes, row_value(base, ROW_BYTES));
         if (remap_guards(REMAP_GUARD_MUTE)) {
                 REMOTE_OPERATE(p, REMOTE_OP_EQUAL, alone, REMOTE_NOTHING, row_value(base, ROW_NEIGHBOUR),
                                remote_value(0));
+                /* Refused, as it is where the run before stayed what it was: it will not merge, and that is all. But it
+                 * is the guard's then, and nothing is let go of through the mute one that has a page of another's. */
                 remap_register(base, u->mute, row_value(base, ROW_NEIGHBOUR), remote_value(PAGE_BYTES),
-                               UFFDIO_REGISTER_MODE_MISSING, alone); /* refused: it will not merge, and that is all */
+                               UFFDIO_REGISTER_MODE_MISSING, alone);
+                remote_program_copy(p, u->beside, row_value(base, ROW_NEIGHBOUR));
+                remote_program_copy(p, u->whole, row_value(base, ROW_WHOLE_START));
+                remote_program_copy(p, u->whole_bytes, row_value(base, ROW_WHOLE_BYTES));
                 remote_program_here(p, alone);
                 remap_register(base, u->mute, remote_word(u->fresh), row_value(base, ROW_BYTES),
                                UFFDIO_REGISTER_MODE_MISSING, bad);
@@ -160,6 +169,7 @@ static void undo_rows(Undo *u) {
         unsigned kept = remote_program_label(p), failed = remote_program_label(p), gone = remote_program_label(p),
                  in_place = remote_program_label(p), done = remote_program_label(p);
 
+        remote_program_copy(p, u->beside, remote_value(0));
         REMOTE_CALL(p, failed, base->error, SYS_madvise, row_value(base, ROW_START), row_value(base, ROW_BYTES),
                     remote_value(REMAP_POPULATE_READ));
         take_over(u, kept);
@@ -194,8 +204,7 @@ static void undo_rows(Undo *u) {
         }
         remote_program_here(p, in_place);
         remap_move_in(base, u->mute);
-        remap_range(base, u->mute, UFFDIO_UNREGISTER, row_value(base, ROW_WHOLE_START),
-                    row_value(base, ROW_WHOLE_BYTES));
+        remap_range(base, u->mute, UFFDIO_UNREGISTER, remote_word(u->whole), remote_word(u->whole_bytes));
         remap_range(base, u->guard, UFFDIO_WAKE, row_value(base, ROW_START), row_value(base, ROW_BYTES));
         remap_range(base, u->mute, UFFDIO_WAKE, row_value(base, ROW_START), row_value(base, ROW_BYTES));
         remap_row_result(base, REMAP_DONE);
@@ -221,9 +230,8 @@ static void undo_rows(Undo *u) {
         if (remap_guards(REMAP_GUARD_MUTE)) {
                 unsigned alone = remote_program_label(p);
 
-                REMOTE_OPERATE(p, REMOTE_OP_EQUAL, alone, REMOTE_NOTHING, row_value(base, ROW_NEIGHBOUR),
-                               remote_value(0));
-                remap_range(base, u->mute, UFFDIO_UNREGISTER, row_value(base, ROW_NEIGHBOUR), remote_value(PAGE_BYTES));
+                REMOTE_OPERATE(p, REMOTE_OP_EQUAL, alone, REMOTE_NOTHING, remote_word(u->beside), remote_value(0));
+                remap_range(base, u->mute, UFFDIO_UNREGISTER, remote_word(u->beside), remote_value(PAGE_BYTES));
                 remote_program_here(p, alone);
         }
         give_back(u, REMAP_FAILED);
@@ -267,6 +275,9 @@ int remap_undo(Remote *remote, Target *target, RemapBatch *batch) {
         u.protect = remote_program_words(p, sizeof(struct uffdio_writeprotect) / sizeof(uint64_t));
         u.copy = remote_program_words(p, sizeof(struct uffdio_copy) / sizeof(uint64_t));
         u.fresh = remote_program_words(p, 1);
+        u.beside = remote_program_words(p, 1);
+        u.whole = remote_program_words(p, 1);
+        u.whole_bytes = remote_program_words(p, 1);
         u.reserve = remote_program_words(p, 1);
         u.reserve_bytes = remote_program_words(p, 1);
         u.next = remote_program_words(p, 1);
