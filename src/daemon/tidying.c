@@ -1,14 +1,16 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Pools are put in order: pages that one process maps alone become its plain memory again. Which, is decided by
- * merge/pool-tidy.c; it is carried out as all putting back is (unmapping.c), and only where nothing was written since:
- * who puts back what was written says that nobody has it pinned, which in a pass would be said again and again.
+ * Pools are put in order: pages that one process maps alone become its plain memory again, and what lies side by side
+ * in all processes but apart in the pool is put together. What, is decided by merge/pool-tidy.h; it is carried out by
+ * the programs that put back and merge (merge/remap.h), and only where nothing was written since: who puts back what
+ * was written says that nobody has it pinned, which in a pass would be said again and again.
  *
  * Nothing here is urgent. A look at all mappings of a pool, and a few milliseconds of work, are had in a pass that had
  * nothing else to do, while others leave CPUs free, and then not until so much time has gone by that all of it is a
  * small part of CPUQuota=. What could not be done is planned anew by a later look.
  *
- * Where something fails, or we are killed, pages are plain or the pool's, and either is what the next pass finds and
+ * What always holds: between pool_take() and a mapping nobody has his turn. Where something fails, or we are killed,
+ * pages are plain, or mapped from one place of the pool or another, and all of that is what the next pass finds and
  * deals with.
  */
 #include "daemon/remapping.h"
@@ -82,8 +84,10 @@ static void end_piece(Tidying *t, const Vma *vma) {
                 t->pieces.n--;
 }
 
-static int begin_piece(Tidying *t, uint32_t k, const Vma *vma, uint64_t address) {
+static int begin_piece(Tidying *t, uint32_t k, const Vma *vma, const Vma *before, uint64_t address) {
         TidyPieces *pieces = &t->pieces;
+        const TidyPiece *last = pieces->n > 0 ? &pieces->pieces[pieces->n - 1] : NULL;
+        bool beside = last && last->member == k && last->address + last->n_pages * PAGE_BYTES == address;
 
         if (GROW(pieces->pieces, pieces->n, pieces->allocated) < 0)
                 return -ENOMEM;
@@ -92,11 +96,12 @@ static int begin_piece(Tidying *t, uint32_t k, const Vma *vma, uint64_t address)
                 .page = (vma->offset + address - vma->start) / PAGE_BYTES,
                 .member = k,
                 .first = address == vma->start,
+                .joins = beside && before && before->advice == vma->advice && before->mergeable == vma->mergeable,
         };
         return 0;
 }
 
-static int tell_mapping(Tidying *t, uint32_t k, const Vma *vma) {
+static int tell_mapping(Tidying *t, uint32_t k, const Vma *vma, const Vma *before) {
         uint64_t entries[BLOCK_PAGES];
         bool open = false;
 
@@ -108,7 +113,7 @@ static int tell_mapping(Tidying *t, uint32_t k, const Vma *vma) {
                         return r;
                 for (size_t i = 0; i < n; i++, at += PAGE_BYTES) {
                         if (is_the_pools(entries[i])) {
-                                r = open ? 0 : begin_piece(t, k, vma, at);
+                                r = open ? 0 : begin_piece(t, k, vma, before, at);
                                 if (r < 0)
                                         return r;
                                 t->pieces.pieces[t->pieces.n - 1].n_pages++;
@@ -125,8 +130,11 @@ static int tell_mapping(Tidying *t, uint32_t k, const Vma *vma) {
         return 0;
 }
 
+/* What of a process is not told is not there for the planner, which then finds pages mapped more often than it
+ * knows. */
 static int tell_member(Tidying *t, uint32_t k) {
         Member *member = t->members[k];
+        const Vma *before = NULL;
         size_t n = t->pieces.n;
         int r = manager_refresh_vmas(member);
 
@@ -135,8 +143,10 @@ static int tell_member(Tidying *t, uint32_t k) {
         for (size_t i = 0; i < member->vmas.n && r == 0; i++) {
                 const Vma *vma = &member->vmas.vmas[i];
 
-                if (remap_vma_is(vma, &t->slot->pool->identity))
-                        r = tell_mapping(t, k, vma);
+                if (!remap_vma_is(vma, &t->slot->pool->identity))
+                        continue;
+                r = tell_mapping(t, k, vma, before);
+                before = vma;
         }
         if (r != 0)
                 t->pieces.n = n;

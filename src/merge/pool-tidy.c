@@ -4,14 +4,19 @@
  * out, written without a copy, and merged again.
  *
  * How long a page has been alone is counted in looks, two bytes a page of the pool. The count ends whenever a page is
- * not met, or met with others: written and discarded pages are in no piece. Numbers of pages are given out anew: one
- * that was freed and given out again between two looks has its count go on, which can cost it a visit and nothing else.
+ * not met, or met with others: written and discarded pages are in no piece. Numbers of pages are given out anew; a note
+ * that outlives its page is gone by the next look, when nobody maps the page, or says of the new one that it was moved,
+ * which costs a wait and nothing else.
  */
 #include "merge/pool-tidy.h"
 
 #include "merge/remap-plan.h"
 
 #include <string.h>
+
+/* So long does what was moved twice wait for the third time, at the least. */
+#define AGAIN_LOOKS_MIN 16U
+#define AGAIN_LOOKS_MAX 16384U
 
 void tidy_pieces_done(TidyPieces *pieces) {
         free(pieces->pieces);
@@ -63,7 +68,7 @@ static uint32_t note(PoolTidy *tidy, const PoolSpace *space, const Stable *stabl
         bool alone = space->sharers[page] == 1 && !(*notes & TIDY_NOTE_SEEN) && is_needless(space, stable, page);
 
         looks = alone ? MIN_OF(looks + 1, TIDY_LOOKS_MAX) : 0;
-        *notes = (uint16_t)(TIDY_NOTE_SEEN | looks);
+        *notes = (uint16_t)((*notes & TIDY_NOTE_MOVED) | TIDY_NOTE_SEEN | looks);
         return looks;
 }
 
@@ -117,4 +122,14 @@ int pool_tidy_look(PoolTidy *tidy, const PoolSpace *space, const Stable *stable,
         *ret = out;
         out = (TidyStretches){};
         return 0;
+}
+
+void pool_tidy_moved(PoolTidy *tidy, uint64_t page, uint32_t n_pages, bool again) {
+        if (grow(tidy, page + n_pages) == 0)
+                for (uint32_t i = 0; i < n_pages; i++)
+                        tidy->notes[page + i] = TIDY_NOTE_MOVED;
+        if (!again)
+                return;
+        tidy->again_look = tidy->look;
+        tidy->again_wait = tidy->again_wait ? MIN_OF(2 * tidy->again_wait, AGAIN_LOOKS_MAX) : AGAIN_LOOKS_MIN;
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 
-/* What is to be put in order in a pool, against a model that knows nothing but which page of which process maps which page
- * of the pool. */
+/* What is to be put in order in a pool, against a model that knows nothing but which page of which process maps which
+ * page of the pool: what is planned is tried out in it, and what is not planned looked for. */
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -33,6 +33,7 @@ typedef struct World {
 } World;
 
 static uint64_t address_of(unsigned page) { return (1000 + (uint64_t)page) * PAGE_BYTES; }
+static unsigned page_of(uint64_t address) { return (unsigned)(address / PAGE_BYTES - 1000); }
 
 static void world_init(World *w) {
         memset(w, 0, sizeof *w);
@@ -72,6 +73,15 @@ static uint32_t count(const World *w, uint64_t page) {
         return n;
 }
 
+static unsigned mappings(const World *w) {
+        unsigned n = 0;
+
+        for (unsigned m = 0; m < N_MEMBERS; m++)
+                for (unsigned i = 0; i < N_PAGES; i++)
+                        n += w->page[m][i] != NOWHERE && !is_one(w, m, i);
+        return n;
+}
+
 /* As the daemon tells it. */
 static void world_tell(World *w) {
         tidy_pieces_done(&w->pieces);
@@ -91,6 +101,7 @@ static void world_tell(World *w) {
                                 .member = m,
                                 .first = !is_one(w, m, i),
                                 .last = i + n == N_PAGES || !is_one(w, m, i + n),
+                                .joins = i > 0 && is_shared(w, m, i - 1) && w->flags[m][i] == w->flags[m][i - 1],
                         };
                 }
 }
@@ -118,6 +129,230 @@ static void world_random(World *w) {
                         w->flags[m][i]++;
         for (unsigned k = random_below(4); k > 0; k--)
                 w->unknown[random_below(N_POOL)]++;
+}
+
+/* What becomes of the mappings when what one process maps at [at, at + n) is moved, for everybody, to new pages.
+ * Negative: it cannot be, as somebody would stay. */
+static int saved_by_moving(const World *w, unsigned member, unsigned at, unsigned n, unsigned *ret_places) {
+        World *after = malloc(sizeof *after);
+        unsigned places = 0;
+
+        assert_non_null(after);
+        memcpy(after, w, sizeof *after);
+        for (unsigned i = 0; i < n; i++)
+                if (!is_shared(w, member, at + i) || (i > 0 && w->flags[member][at + i] != w->flags[member][at + i - 1]))
+                        goto no;
+        for (unsigned m = 0; m < N_MEMBERS; m++)
+                for (unsigned to = 0; to + n <= N_PAGES; to++) {
+                        unsigned i;
+
+                        for (i = 0; i < n && is_shared(w, m, to + i) && w->page[m][to + i] == w->page[member][at + i] &&
+                                    (i == 0 || w->flags[m][to + i] == w->flags[m][to + i - 1]); i++)
+                                ;
+                        if (i < n)
+                                continue;
+                        places++;
+                        map(after, m, to, N_POOL + 1, n);
+                }
+        for (unsigned i = 0; i < n; i++)
+                if (count(w, w->page[member][at + i]) != places || places < 2 || places > MAX_SHARING)
+                        goto no;
+        int saved = (int)mappings(w) - (int)mappings(after);
+        free(after);
+        *ret_places = places;
+        return saved;
+no:
+        free(after);
+        return -1000;
+}
+
+/* No page of the process twice in it: that is for the pages of two places, which then is no stretch of one. */
+static void check_unit(const World *w, const TidyPlan *plan, const TidyUnit *unit, bool *used) {
+        const TidyPlace *first = &plan->places[unit->places];
+        unsigned places, at = page_of(first->address), n = 0;
+
+        for (size_t k = unit->parts; k < unit->parts + unit->n_parts; k++)
+                for (uint32_t i = 0; i < plan->parts[k].n_pages; i++, n++) {
+                        uint64_t page = plan->parts[k].page + i;
+
+                        assert_false(used[page]);
+                        used[page] = true;
+                        for (size_t p = unit->places; p < unit->places + unit->n_places; p++)
+                                assert_int_equal(w->page[plan->places[p].member][page_of(plan->places[p].address) + n], page);
+                }
+        assert_int_equal(n, unit->n_pages);
+        assert_true(unit->n_parts > 1);
+        assert_int_equal(saved_by_moving(w, first->member, at, n, &places), unit->saved);
+        assert_true(unit->saved > 0);
+        assert_int_equal(places, unit->n_places);
+}
+
+static bool anything_to_save(const World *w) {
+        for (unsigned m = 0; m < N_MEMBERS; m++)
+                for (unsigned at = 0; at < N_PAGES; at++)
+                        for (unsigned n = 2; at + n <= N_PAGES && is_shared(w, m, at + n - 1); n++) {
+                                unsigned places;
+
+                                if (saved_by_moving(w, m, at, n, &places) > 0)
+                                        return true;
+                        }
+        return false;
+}
+
+static void test_apart_random(void **unused) {
+        unsigned planned = 0, nothing = 0;
+
+        for (unsigned round = 0; round < 400; round++) {
+                _cleanup_(tidy_plan_done) TidyPlan plan = {};
+                PoolTidy tidy = {};
+                bool used[N_POOL] = {};
+                World w;
+
+                world_init(&w);
+                world_random(&w);
+                world_tell(&w);
+                assert_int_equal(pool_tidy_plan(&tidy, &w.space, &w.pieces, false, &plan), 0);
+                for (size_t i = 0; i < plan.n; i++)
+                        check_unit(&w, &plan, &plan.units[i], used);
+                planned += plan.n > 0;
+                if (plan.n == 0 && nothing < 40) { /* the model is slow */
+                        assert_false(anything_to_save(&w));
+                        nothing++;
+                }
+                world_done(&w);
+        }
+        assert_true(planned > 40 && nothing > 10);
+}
+
+/* Two processes, a run of which came in three pieces. */
+static void three_pieces(World *w) {
+        for (unsigned m = 0; m < 2; m++) {
+                map(w, m, 10, 100, 16);
+                map(w, m, 26, 40, 16);
+                map(w, m, 42, 200, 16);
+        }
+        world_tell(w);
+}
+
+static void expect_units(const PoolTidy *tidy, const World *w, bool short_of_mappings, size_t n) {
+        _cleanup_(tidy_plan_done) TidyPlan plan = {};
+
+        assert_int_equal(pool_tidy_plan(tidy, &w->space, &w->pieces, short_of_mappings, &plan), 0);
+        assert_int_equal(plan.n, n);
+}
+
+static void test_apart(void **unused) {
+        _cleanup_(tidy_plan_done) TidyPlan plan = {};
+        PoolTidy tidy = {};
+        World w;
+
+        world_init(&w);
+        three_pieces(&w);
+        assert_int_equal(pool_tidy_plan(&tidy, &w.space, &w.pieces, false, &plan), 0);
+        assert_int_equal(plan.n, 1);
+        assert_int_equal(plan.units[0].n_pages, 48);
+        assert_int_equal(plan.units[0].n_parts, 3);
+        assert_int_equal(plan.units[0].n_places, 2);
+        assert_int_equal(plan.units[0].saved, 4);
+        assert_int_equal(plan.parts[plan.units[0].parts + 1].page, 40);
+        assert_int_equal(plan.places[plan.units[0].places].address, address_of(10));
+
+        /* One more who maps a page of it, and would stay. */
+        w.unknown[110] = 1;
+        world_tell(&w);
+        assert_int_equal(count(&w, 110), 3);
+        tidy_plan_done(&plan);
+        assert_int_equal(pool_tidy_plan(&tidy, &w.space, &w.pieces, false, &plan), 0);
+        assert_int_equal(plan.n, 1);
+        assert_int_equal(plan.units[0].n_pages, 32); /* without the piece that has it */
+        w.unknown[110] = 0;
+
+        /* A page that was written, in one of them. */
+        w.written[1][30] = true;
+        world_tell(&w);
+        expect_units(&tidy, &w, false, 0);
+        w.written[1][30] = false;
+
+        /* Other flags in the middle: the kernel could not make one mapping of them. */
+        for (unsigned i = 26; i < N_PAGES; i++)
+                w.flags[0][i] = w.flags[1][i] = 1;
+        world_tell(&w);
+        tidy_plan_done(&plan);
+        assert_int_equal(pool_tidy_plan(&tidy, &w.space, &w.pieces, false, &plan), 0);
+        assert_int_equal(plan.n, 1);
+        assert_int_equal(plan.units[0].n_pages, 32);
+        world_done(&w);
+}
+
+static void test_apart_is_worth(void **unused) {
+        PoolTidy tidy = {};
+        PoolSpace space;
+        TidyPiece pieces[4];
+        TidyPieces list = { .pieces = pieces, .n = 4 };
+        _cleanup_(tidy_plan_done) TidyPlan plan = {};
+
+        pool_space_init(&space, MAX_SHARING);
+        assert_int_equal(pool_space_grow(&space, 2000), 0);
+        for (unsigned m = 0; m < 2; m++) {
+                pieces[2 * m] = (TidyPiece){ address_of(0), 0, 200, m, true, true, false };
+                pieces[2 * m + 1] = (TidyPiece){ address_of(200), 1000, 200, m, true, true, true };
+        }
+        for (unsigned page = 0; page < 200; page++) {
+                pool_space_set(&space, page, 2);
+                pool_space_set(&space, 1000 + page, 2);
+        }
+        assert_int_equal(pool_tidy_plan(&tidy, &space, &list, false, &plan), 0);
+        assert_int_equal(plan.n, 0);
+        assert_int_equal(pool_tidy_plan(&tidy, &space, &list, true, &plan), 0);
+        assert_int_equal(plan.n, 1);
+        /* Never a whole huge page. */
+        for (unsigned i = 0; i < 4; i++)
+                pieces[i].n_pages = 256;
+        pieces[1].address = pieces[3].address = address_of(256);
+        for (unsigned page = 200; page < 256; page++) {
+                pool_space_set(&space, page, 2);
+                pool_space_set(&space, 1000 + page, 2);
+        }
+        tidy_plan_done(&plan);
+        assert_int_equal(pool_tidy_plan(&tidy, &space, &list, true, &plan), 0);
+        assert_int_equal(plan.n, 0);
+        pool_space_done(&space);
+}
+
+/* What was moved, and is apart again, waits longer each time; what was not does not wait for it. */
+static void test_apart_again(void **unused) {
+        const uint32_t looks[N_MEMBERS] = { TIDY_LOOKS_MAX, TIDY_LOOKS_MAX, TIDY_LOOKS_MAX, TIDY_LOOKS_MAX };
+        uint32_t waited, before = 0;
+        PoolTidy tidy = {};
+        World w;
+
+        world_init(&w);
+        three_pieces(&w);
+        pool_tidy_moved(&tidy, 100, 16, false);
+        expect_units(&tidy, &w, false, 1);
+        for (unsigned round = 0; round < 4; round++) {
+                pool_tidy_moved(&tidy, 100, 16, true);
+                for (waited = 0;; waited++) {
+                        _cleanup_(tidy_stretches_done) TidyStretches alone = {};
+                        _cleanup_(tidy_plan_done) TidyPlan plan = {};
+
+                        assert_int_equal(pool_tidy_plan(&tidy, &w.space, &w.pieces, false, &plan), 0);
+                        if (plan.n > 0)
+                                break;
+                        assert_int_equal(pool_tidy_look(&tidy, &w.space, w.stable, &w.pieces, looks, &alone), 0);
+                }
+                assert_true(waited >= 2 * before && waited > 0);
+                before = waited;
+        }
+        pool_tidy_moved(&tidy, 100, 16, true);
+        for (unsigned m = 2; m < 4; m++) {
+                map(&w, m, 60, 300, 8);
+                map(&w, m, 68, 330, 8);
+        }
+        world_tell(&w);
+        expect_units(&tidy, &w, false, 1);
+        pool_tidy_done(&tidy);
+        world_done(&w);
 }
 
 /* Of the model: the page of the process has nobody else's company, and is of no use where it is. */
@@ -283,6 +518,10 @@ int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(test_alone),
                 cmocka_unit_test(test_alone_random),
+                cmocka_unit_test(test_apart),
+                cmocka_unit_test(test_apart_random),
+                cmocka_unit_test(test_apart_is_worth),
+                cmocka_unit_test(test_apart_again),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);
 }
