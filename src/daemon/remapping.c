@@ -285,26 +285,25 @@ static int read_run(Work *w, const RemapRun *run, ReaderWay way) {
         return 0;
 }
 
-/* New pages of the pool, with what the run holds there. */
-static int fill(Work *w, uint64_t address, const RemapSegment *segment, uint64_t *ret_page) {
+int remapping_fill(Pool *pool, Stable *stable, const uint64_t *addresses, size_t n_addresses, const uint8_t *bytes,
+                   const uint64_t *keys, uint32_t n_pages, uint64_t *ret_page) {
         uint64_t page;
-        int r = pool_alloc(w->pool, segment->n_pages, &address, 1, &page);
+        int r = pool_alloc(pool, n_pages, addresses, n_addresses, &page);
 
         if (r != 0)
                 return r;
-        r = pool_write(w->pool, page, segment->n_pages, w->bytes + segment->first * PAGE_BYTES);
+        r = pool_write(pool, page, n_pages, bytes);
         if (r < 0) {
-                (void)pool_give_back(w->pool, page, segment->n_pages);
+                (void)pool_give_back(pool, page, n_pages);
                 return r;
         }
-        for (uint32_t i = 0; i < segment->n_pages; i++) {
-                (void)stable_set_sharers(w->stable, page + i, 0); /* it may have been something else once */
-                (void)stable_insert(w->stable, w->keys[segment->first + i], page + i, 1);
+        for (uint32_t i = 0; i < n_pages; i++) {
+                (void)stable_set_sharers(stable, page + i, 0); /* it may have been something else once */
+                (void)stable_insert(stable, keys[i], page + i, 1);
         }
         /* No longer reserved but mapped by nobody: collected, should nothing come of it. */
-        if (pool_take(w->pool, page, segment->n_pages, address) == 0)
-                pool_drop(w->pool, page, segment->n_pages);
-        w->fresh += segment->n_pages;
+        if (pool_take(pool, page, n_pages, addresses[0]) == 0)
+                pool_drop(pool, page, n_pages);
         *ret_page = page;
         return 0;
 }
@@ -330,11 +329,13 @@ static int merge_run(Work *w, const RemapRun *run) {
                 uint64_t start = run->start + segment->first * PAGE_BYTES, page = segment->page;
 
                 if (page == REMAP_FRESH) {
-                        r = fill(w, start, segment, &page);
+                        r = remapping_fill(w->pool, w->stable, &start, 1, w->bytes + segment->first * PAGE_BYTES,
+                                           w->keys + segment->first, segment->n_pages, &page);
                         if (r < 0)
                                 return r;
                         if (r > 0)
                                 continue;
+                        w->fresh += segment->n_pages;
                 }
                 add_segment(w, vma, start, segment->n_pages, page);
         }

@@ -56,6 +56,11 @@ uint64_t manager_pool_pages(const Manager *manager);
 uint64_t remapping_pool_bytes(const RemapPool *pool);
 RemapPool *remapping_find_pool(const Remapping *remapping, const Vma *vma);
 
+/* remapping.c. New pages of the pool that fit all the addresses, with these bytes, to be found in the tree by these keys.
+ * They are to be mapped before pool_collect() is called: nobody holds them. POOL_E_MISFIT, -errno. */
+int remapping_fill(Pool *pool, Stable *stable, const uint64_t *addresses, size_t n_addresses, const uint8_t *bytes,
+                   const uint64_t *keys, uint32_t n_pages, uint64_t *ret_page);
+
 /* unmapping.c. Makes sure of the member's guards: its own if something of it is remapped. 0; REMOTE_E_*; -errno. */
 int manager_find_guard(Manager *manager, Member *member, const VmaList *vmas);
 /* A slice of the way back: everything of the member that maps a pool becomes plain memory again; only what maps another
