@@ -48,6 +48,7 @@ static const Field page_fields[] = {
         PAGE_FIELD(huge_pages_split),
         PAGE_FIELD(huge_pages_collapsed),
         PAGE_FIELD(pool_pages_returned),
+        PAGE_FIELD(pool_pieces_joined),
         PAGE_FIELD(bytes_saved),
         PAGE_FIELD(metadata_bytes),
 };

@@ -29,7 +29,7 @@ const char *merge_failure_name(MergeFailure failure); /* "changed", … */
 typedef struct PageStats {
         uint64_t pages_shared, pages_sharing, pages_zero, pages_unshared, pages_volatile, pages_skipped;
         uint64_t pages_scanned, pages_hashed, full_scans, stable_node_chains, stable_node_dups;
-        uint64_t huge_pages_split, huge_pages_collapsed, pool_pages_returned;
+        uint64_t huge_pages_split, huge_pages_collapsed, pool_pages_returned, pool_pieces_joined;
         uint64_t bytes_saved, metadata_bytes;
         int64_t general_profit_bytes;
         uint64_t merge_failures[_MERGE_FAILURE_MAX];

@@ -44,6 +44,7 @@ static const Metric page_metrics[] = {
         { "huge_pages_split", "huge_pages_split", PLAIN, true, "Huge pages split for merging." },
         { "huge_pages_collapsed", "huge_pages_collapsed", PLAIN, true, "Of them, those made whole again." },
         { "pool_pages_returned", "pool_pages_returned", PLAIN, true, "Pages of a pool that one process mapped alone, its own again." },
+        { "pool_pieces_joined", "pool_pieces_joined", PLAIN, true, "Mappings of a pool that became one with another." },
         { "pages_scanned", "pages_scanned", PLAIN, true, "Pages looked at." },
         { "pages_hashed", "pages_hashed", PLAIN, true, "Pages read." },
         { "full_scans", "full_scans", PLAIN, true, "Passes over everything opted in." },

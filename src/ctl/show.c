@@ -125,8 +125,9 @@ static void show_stats(const json_t *reply) {
         if (number(daemon, "huge_pages_split") > 0)
                 line("huge pages", "%" PRId64 " split, %" PRId64 " made whole again", number(daemon, "huge_pages_split"),
                      number(daemon, "huge_pages_collapsed"));
-        if (number(daemon, "pool_pages_returned") > 0)
-                line("pools", "%" PRId64 " pages given back that nobody shared", number(daemon, "pool_pages_returned"));
+        if (number(daemon, "pool_pages_returned") > 0 || number(daemon, "pool_pieces_joined") > 0)
+                line("pools", "%" PRId64 " pages given back that nobody shared, %" PRId64 " mappings joined to others",
+                     number(daemon, "pool_pages_returned"), number(daemon, "pool_pieces_joined"));
         line("CPU", "%s, ksmd %s, waited %s for the quota", format_nsec((uint64_t)number(daemon, "cpu_nsec")).text,
              format_nsec((uint64_t)number(daemon, "ksmd_cpu_nsec")).text,
              format_nsec((uint64_t)number(daemon, "throttled_nsec")).text);

@@ -150,6 +150,7 @@ static void count_slot(Manager *m, Slot *slot) {
                 stats.huge_pages_split = group->huge_pages_split;
                 stats.huge_pages_collapsed = group->huge_pages_collapsed;
                 stats.pool_pages_returned = group->pool_pages_returned;
+                stats.pool_pieces_joined = group->pool_pieces_joined;
                 page_stats_add(&sum, &stats);
                 group->stats = stats;
                 finish_stats(&group->stats, slot->domain->pass);

@@ -43,6 +43,7 @@ typedef struct Work {
         unsigned tries;                 /* batches in a row in which nothing was begun */
         int result;                     /* REMOTE_E_*, -errno: no more is begun */
         bool again;                     /* something is left that the next pass may do */
+        bool moving;                    /* it was mapped to other pages of the pool until a moment ago */
 } Work;
 
 static void work_done(Work *work) { free(work->bytes); }
@@ -114,10 +115,13 @@ static bool guard_at_last(const Work *w, const RemapRange *range) {
         return r == 0;
 }
 
-/* Each of these pages was on a frame of its own, which is free now (pooled.c). */
+/* Each of these pages was on a frame of its own, which is free now (pooled.c). What is moved was counted when it was
+ * merged, or is what a parent merged. */
 static int note_own(Work *w, Ranges *done, uint64_t start, uint32_t n_pages) {
         w->merged += n_pages;
         forget_pages(w->member, start, n_pages, true);
+        if (w->moving)
+                return 0;
         return ranges_append(done, start, start + n_pages * PAGE_BYTES);
 }
 
@@ -154,7 +158,8 @@ static void drop_all(Work *w) {
         w->units = 0;
 }
 
-/* A mapping has one userfaultfd: ours that follows writes lets go of the ranges, and takes back what is left of them. */
+/* A mapping has one userfaultfd: ours that follows writes lets go of the ranges, and takes back what is left of
+ * them. */
 static bool let_go(const Work *w, RemapRange *range) {
         return !w->member->track ||
                track_suspend(w->member->track, range->start, range->start + range->n_pages * PAGE_BYTES) == 0;
@@ -226,7 +231,8 @@ static uint32_t piece_of(const Work *w, uint32_t left, uint32_t room) {
         return left >= 2 * minimum ? left - minimum : left;
 }
 
-/* Takes the pages of the pool for a part of a run, in pieces that fill up the batches; the kernel joins their mappings. */
+/* Takes the pages of the pool for a part of a run, in pieces that fill up the batches; the kernel joins their
+ * mappings. */
 static void add_segment(Work *w, const Vma *vma, uint64_t start, uint32_t n_pages, uint64_t page) {
         const RemapPace *pace = &w->pass->manager->remapping->pace[false];
 
@@ -251,7 +257,8 @@ static void add_segment(Work *w, const Vma *vma, uint64_t start, uint32_t n_page
                         .page = page + done,
                         .advice = vma->advice,
                         .mergeable = vma->mergeable,
-                        .alone = true, /* read_run() takes no others */
+                        /* read_run() takes no others; what is put back can be moved, unless a fork came. */
+                        .alone = !w->moving,
                 };
         }
 }
@@ -380,6 +387,45 @@ static int merge_runs(Work *w, const RemapRuns *runs) {
         return r;
 }
 
+/* It is as good as any that could be merged, whatever the process has done with it since. */
+static bool may_be_mapped(const Member *member, uint64_t start, uint64_t end) {
+        while (start < end) {
+                const Vma *vma = vma_list_find(&member->vmas, start);
+
+                if (!vma || remap_vma_skip(vma) != REMAP_OK)
+                        return false;
+                start = vma->end;
+        }
+        return true;
+}
+
+int pass_remap_again(Pass *pass, Member *member, uint64_t start, uint32_t n_pages, uint64_t page, uint64_t *ret_pages) {
+        uint64_t end = start + n_pages * PAGE_BYTES;
+        Work w = {
+                .pass = pass,
+                .member = member,
+                .pool = pass_slot(member)->pool->pool,
+                .stable = pass_domain(member)->stable,
+                .moving = true,
+        };
+        int r;
+
+        member->vmas_nsec = 0; /* flags may have changed where the mappings are the same */
+        r = manager_refresh_vmas(member);
+        if (r != 0 || !may_be_mapped(member, start, end))
+                return MIN_OF(r, 0);
+        for (uint64_t at = start, n; at < end && w.result == 0; at += n * PAGE_BYTES) {
+                const Vma *vma = vma_list_find(&member->vmas, at);
+
+                n = (MIN_OF(vma->end, end) - at) / PAGE_BYTES;
+                add_segment(&w, vma, at, (uint32_t)n, page + (at - start) / PAGE_BYTES);
+        }
+        while (w.n > 0 && w.result == 0)
+                carry_out(&w);
+        *ret_pages += w.merged;
+        return w.result;
+}
+
 static int merge_member(Pass *pass, Member *member, const RemapRuns *runs) {
         Manager *m = pass->manager;
         _cleanup_(work_done) Work w = {
@@ -481,7 +527,7 @@ int pass_remap(Pass *pass, Member *member) {
         RemapRules rules = {
                 .minimum_run_pages = member->group->minimum_run_pages,
                 .huge_page_split = member->group->huge_page_split,
-                .vmas_max = m->kernel.max_map_count / 4,
+                .vmas_max = m->kernel.max_map_count / REMAP_VMAS_SHARE,
         };
         PlanRules plan_rules = {
                 .minimum_run_pages = rules.minimum_run_pages,

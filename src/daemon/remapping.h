@@ -11,7 +11,7 @@
 
 /*
  * Route remap in the daemon: keeping.c (the keeper and the pools), remapping.c (a pass), unmapping.c (guards, and the
- * way back), tidying.c (what a pool is not good for any more), pooled.c (what is in the pools: statistics).
+ * way back), tidying.c and joining.c (pools are put in order), pooled.c (what is in the pools: statistics).
  *
  * What is remapped is read from the processes' mappings, always: nothing here remembers it. So it is right whatever
  * they did with it (fork, exec, munmap, mremap), and for a daemon that was started a moment ago.
@@ -56,10 +56,14 @@ uint64_t manager_pool_pages(const Manager *manager);
 uint64_t remapping_pool_bytes(const RemapPool *pool);
 RemapPool *remapping_find_pool(const Remapping *remapping, const Vma *vma);
 
-/* remapping.c. New pages of the pool that fit all the addresses, with these bytes, to be found in the tree by these keys.
- * They are to be mapped before pool_collect() is called: nobody holds them. POOL_E_MISFIT, -errno. */
+/* remapping.c. New pages of the pool that fit all the addresses, with these bytes, to be found in the tree by these
+ * keys. They are to be mapped before pool_collect() is called: nobody holds them. POOL_E_MISFIT, -errno. */
 int remapping_fill(Pool *pool, Stable *stable, const uint64_t *addresses, size_t n_addresses, const uint8_t *bytes,
                    const uint64_t *keys, uint32_t n_pages, uint64_t *ret_page);
+/* Plain memory of the member that was put back a moment ago is mapped to these pages of its pool, where it holds the same
+ * as they do; nothing, if anything of it is no longer what could be merged. *ret_pages grows, also when it fails. 0: what
+ * could be was; REMOTE_E_*; -errno. */
+int pass_remap_again(Pass *pass, Member *member, uint64_t start, uint32_t n_pages, uint64_t page, uint64_t *ret_pages);
 
 /* unmapping.c. Makes sure of the member's guards: its own if something of it is remapped. 0; REMOTE_E_*; -errno. */
 int manager_find_guard(Manager *manager, Member *member, const VmaList *vmas);
@@ -78,6 +82,8 @@ void manager_note_pooled(Manager *manager, Member *member);
 void manager_census_pooled(Manager *manager, Slot *slot, Member *const *members, size_t n);
 
 #define REMAP_PIECE_PAGES 128U
+/* A process with so large a part of vm.max_map_count is remapped no further: 1/REMAP_VMAS_SHARE. */
+#define REMAP_VMAS_SHARE 4U
 /* How long a program that lost us may take to its end: until then what it is about to map may look unused. */
 #define UNCERTAIN_NSEC (10 * NSEC_PER_SEC)
 /* A batch as both directions have it: the keeper is asked, and a stop is as long as it may be. */

@@ -52,7 +52,7 @@ typedef struct Group {
         struct Member **members;        /* by pid */
         size_t n_members, members_allocated;
         uint64_t huge_pages_split, huge_pages_collapsed;
-        uint64_t pool_pages_returned;
+        uint64_t pool_pages_returned, pool_pieces_joined;
         PageStats stats;
 } Group;
 

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * Pools are put in order: pages that one process maps alone become its plain memory again, and what lies side by side
- * in all processes but apart in the pool is put together. What, is decided by merge/pool-tidy.h; it is carried out by
- * the programs that put back and merge (merge/remap.h), and only where nothing was written since: who puts back what
- * was written says that nobody has it pinned, which in a pass would be said again and again.
+ * in all processes but apart in the pool is put together (joining.c). What, is decided by merge/pool-tidy.h; it is
+ * carried out by the programs that put back and merge (merge/remap.h), and only where nothing was written since: who
+ * puts back what was written says that nobody has it pinned, which in a pass would be said again and again.
  *
  * Nothing here is urgent. A look at all mappings of a pool, and a few milliseconds of work, are had in a pass that had
  * nothing else to do, while others leave CPUs free, and then not until so much time has gone by that all of it is a
@@ -13,7 +13,7 @@
  * pages are plain, or mapped from one place of the pool or another, and all of that is what the next pass finds and
  * deals with.
  */
-#include "daemon/remapping.h"
+#include "daemon/tidying.h"
 
 #include "base/clock.h"
 #include "base/log.h"
@@ -36,36 +36,21 @@
 /* What is put back in looks that follow each other is one event. */
 #define EVENT_LOOKS 4U
 
-typedef struct Tidying {
-        Pass *pass;
-        Slot *slot;
-        Pool *pool;
-        PoolTidy *tidy;
-        Member **members;               /* that map the pool: n of them */
-        uint32_t *looks;                /* of each: how long what it has alone must have been so */
-        uint32_t n;
-        TidyPieces pieces;
-        uint64_t breath_pages;          /* since the event loop had its turn */
-        uint64_t until_nsec;
-        bool over;                      /* the main loop has something to carry out, or a process was lost sight of */
-} Tidying;
-
 static void tidying_done(Tidying *t) {
         free(t->members);
         free(t->looks);
         tidy_pieces_done(&t->pieces);
 }
 
-static bool breathe(Tidying *t) {
+bool tidying_breathe(Tidying *t) {
         t->breath_pages = 0;
         t->over |= manager_breathe(t->pass->manager, 0);
         return !t->over;
 }
 
-static bool has_time(const Tidying *t) { return !t->over && now_nsec() < t->until_nsec; }
+bool tidying_has_time(const Tidying *t) { return !t->over && !t->lost && now_nsec() < t->until_nsec; }
 
-/* It could be called, and may be. */
-static bool is_fit(const Member *member) {
+bool tidying_fits(const Member *member) {
         return !passed_over(member) && member->skip == TARGET_OK &&
                (!tidy_guards(TIDY_GUARD_FITS) || (!member->remap_refused && remap_target_fits(member->target) == 0));
 }
@@ -143,7 +128,7 @@ static int tell_member(Tidying *t, uint32_t k) {
         for (size_t i = 0; i < member->vmas.n && r == 0; i++) {
                 const Vma *vma = &member->vmas.vmas[i];
 
-                if (!remap_vma_is(vma, &t->slot->pool->identity))
+                if (!remap_vma_is(vma, &t->slot->pool->identity) || !tidying_may_move(vma))
                         continue;
                 r = tell_mapping(t, k, vma, before);
                 before = vma;
@@ -187,17 +172,16 @@ static int tell_all(Tidying *t) {
                 t->members[t->n] = member;
                 t->looks[t->n] = alone_looks(t, member);
                 r = tell_member(t, t->n++);
-                if (t->breath_pages >= BREATH_PAGES && !breathe(t))
+                if (t->breath_pages >= BREATH_PAGES && !tidying_breathe(t))
                         return -ECANCELED;
         }
         return r;
 }
 
-/* As the kernel counts them now: each of the pages is mapped so often. */
-static bool all_mapped(const Tidying *t, uint64_t page, uint32_t n_pages, uint32_t sharers) {
-        uint32_t counts[CHUNK_PAGES];
+bool tidying_all_mapped(const Tidying *t, uint64_t page, uint32_t n_pages, uint32_t sharers) {
+        uint32_t counts[BLOCK_PAGES];
 
-        if (n_pages > CHUNK_PAGES || pool_refresh(t->pool, page, n_pages, counts) < 0)
+        if (n_pages > BLOCK_PAGES || pool_refresh(t->pool, page, n_pages, counts) < 0)
                 return false;
         for (uint32_t i = 0; i < n_pages; i++)
                 if (counts[i] != sharers)
@@ -205,29 +189,27 @@ static bool all_mapped(const Tidying *t, uint64_t page, uint32_t n_pages, uint32
         return true;
 }
 
-/* Pages that nobody maps now are not to be found again until they are freed: what was just put back would be mapped
- * to them at once. */
-static void forget_unmapped(const Tidying *t, uint64_t page, uint32_t n_pages) {
-        uint32_t counts[CHUNK_PAGES];
+void tidying_tell_tree(const Tidying *t, uint64_t page, uint32_t n_pages) {
+        const PoolSpace *space = pool_space(t->pool);
+        uint32_t counts[BLOCK_PAGES];
 
-        if (n_pages > CHUNK_PAGES || pool_refresh(t->pool, page, n_pages, counts) < 0)
+        if (n_pages > BLOCK_PAGES || pool_refresh(t->pool, page, n_pages, counts) < 0)
                 return;
-        for (uint32_t i = 0; i < n_pages; i++)
-                if (counts[i] == 0)
-                        (void)stable_set_sharers(t->slot->domain->stable, page + i, 0);
+        for (uint64_t i = page; i < page + n_pages; i++)
+                if (space->sharers[i] < POOL_RESERVED)
+                        (void)stable_set_sharers(t->slot->domain->stable, i, space->sharers[i]);
 }
 
-/* Something was done to the member: what is plain now is to be read. */
-static void note_result(Tidying *t, Member *member, int r) {
+void tidying_note_result(Tidying *t, Member *member, int r, bool plain) {
         t->pass->marks_changed = true;
-        t->over |= r == REMOTE_E_LOST;
+        t->lost |= r == REMOTE_E_LOST;
         if (passed_over(member))
                 return;
         if (r > 0)
                 manager_note_remote_error(t->pass->manager, member, r);
         else if (r < 0)
-                log_debug("process %d: putting back: %s", member->target->pid, strerror(-r));
-        member->look_again = true;
+                log_debug("process %d: putting in order: %s", member->target->pid, strerror(-r));
+        member->look_again |= plain;
         (void)manager_refresh(t->pass->manager, member);
 }
 
@@ -250,7 +232,7 @@ static size_t take_chunk(const Tidying *t, const TidyStretches *alone, size_t *f
                         ++*first;
                         *done = 0;
                 }
-                if (all_mapped(t, one.page, one.n_pages, 1))
+                if (tidying_all_mapped(t, one.page, one.n_pages, 1))
                         chunk[n++] = one;
         }
         return n;
@@ -260,14 +242,14 @@ static void put_back_alone(Tidying *t, const TidyStretches *alone) {
         TidyStretch chunk[REMAP_BATCH_MAX];
         uint32_t done = 0;
 
-        for (size_t i = 0; i < alone->n && has_time(t);) {
+        for (size_t i = 0; i < alone->n && tidying_has_time(t);) {
                 Member *member = t->members[alone->stretches[i].member];
                 _cleanup_(ranges_done) Ranges ranges = {};
                 size_t n = take_chunk(t, alone, &i, &done, chunk, ELEMENTSOF(chunk));
                 uint64_t pages = 0, wanted = 0;
                 int r = 0;
 
-                if (n == 0 || !is_fit(member))
+                if (n == 0 || !tidying_fits(member))
                         continue;
                 for (size_t k = 0; k < n && r == 0; k++) {
                         wanted += chunk[k].n_pages;
@@ -276,13 +258,13 @@ static void put_back_alone(Tidying *t, const TidyStretches *alone) {
                 if (r == 0)
                         r = manager_put_back(t->pass->manager, member, t->slot->pool, &ranges, &pages);
                 for (size_t k = 0; k < n; k++)
-                        forget_unmapped(t, chunk[k].page, chunk[k].n_pages);
+                        tidying_tell_tree(t, chunk[k].page, chunk[k].n_pages);
                 member->group->pool_pages_returned += pages;
                 if (pages > 0)
                         note_put_back(t, member);
-                note_result(t, member, r);
+                tidying_note_result(t, member, r, true);
                 log_debug("process %d: %lu pages that nobody shares are its own again", member->target->pid, pages);
-                (void)breathe(t);
+                (void)tidying_breathe(t);
                 /* In the order of addresses, or it would not become one mapping: the rest of it another time. */
                 while (pages < wanted && i < alone->n && t->members[alone->stretches[i].member] == member) {
                         i++;
@@ -308,8 +290,9 @@ static bool tidy_slot(Pass *pass, Slot *slot) {
         else {
                 t.until_nsec = now_nsec() + WORK_NSEC;
                 put_back_alone(&t, &alone);
+                tidying_join(&t);
         }
-        return !t.over;
+        return !t.over && !t.lost;
 }
 
 static bool may_be_tidied(const Slot *slot) {

@@ -22,7 +22,8 @@
  *      seen            nothing wrong was seen until now
  *      calm            who was begun by the last two ends, having found what it wrote
  *
- * --confined: as a process of a container. --quiet: all pages are still. --unlike: begins with what no other process has.
+ * --confined: as a process of a container. --quiet: all pages are still. --unlike: begins with what no other process has,
+ * and all of them lie alike modulo 2 MiB, so that any page of a pool that one can map at a place the others can, too.
  * --as lock|bind|peer|pin|uffd|name: what route remap leaves alone, each for its own reason.
  */
 #include "tests/confine.h"
@@ -51,6 +52,8 @@ static uint64_t *texts;                 /* what each page holds; 0: zeros */
 static volatile bool stopping;
 static uint64_t *wrong;                 /* shared with the child */
 static bool live = true;
+
+#define ALIGNED_BYTES ((size_t)2 << 20)
 
 static uint64_t *page_at(size_t page) { return area + page * WORDS; }
 
@@ -369,6 +372,18 @@ static bool obey(const char *order) {
         return check();
 }
 
+/* aligned: to 2 MiB. */
+static uint64_t *map_area(bool aligned) {
+        size_t bytes = pages * PAGE_BYTES, spare = aligned ? ALIGNED_BYTES : 0, before;
+        uint8_t *start = mmap(NULL, bytes + spare, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+        CHECK(start != MAP_FAILED && madvise(start, bytes + spare, MADV_NOHUGEPAGE) == 0, "mmap");
+        before = aligned ? -(uintptr_t)start % ALIGNED_BYTES : 0;
+        CHECK(before == 0 || munmap(start, before) == 0, "munmap");
+        CHECK(before == spare || munmap(start + before + bytes, spare - before) == 0, "munmap");
+        return (uint64_t *)((uintptr_t)start + before);
+}
+
 int main(int argc, char **argv) {
         static const struct option options[] = {
                 { "mib", required_argument, NULL, 'm' }, { "as", required_argument, NULL, 'a' },
@@ -393,8 +408,7 @@ int main(int argc, char **argv) {
                 }
         if (confined)
                 confine();
-        area = mmap(NULL, pages * PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        CHECK(area != MAP_FAILED && madvise(area, pages * PAGE_BYTES, MADV_NOHUGEPAGE) == 0, "mmap");
+        area = map_area(unlike);
         texts = calloc(pages, sizeof *texts);
         wrong = mmap(NULL, PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
         CHECK(texts && wrong != MAP_FAILED, "mmap");

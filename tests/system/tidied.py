@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Pools are put in order: what one process maps alone becomes its own again, unless it was written."""
+"""Pools are put in order: what one process maps alone becomes its own again, and what lies side by side in processes but
+apart in the pool is put together, unless it was written."""
 import os
 import random
 import signal
@@ -9,8 +10,8 @@ import sys
 import time
 
 from harness import KSMCTL, PAGE, Host, check, run_tests, wait_for
-from remapped import (DAEMON, TEST_DAEMON, Victim, converge, ended, entries, notice, pool_lines, section, started, stats,
-                      unharmed, unmerge, until_noticed, wait_for_plain, without_ksm)
+from remapped import (DAEMON, TEST_DAEMON, Victim, converge, ended, entries, max_count, notice, pool_lines, pooled, section,
+                      started, stats, unharmed, unmerge, until_noticed, wait_for_plain, without_ksm)
 
 LOOKS = 8  # TIDY_LOOKS_MIN
 
@@ -175,5 +176,304 @@ def killed():
         ended(host, daemon, one)
 
 
+PIECE_PAGES = 16  # of remapped-victim's "even" and "odd"
+
+
+def come_apart(host, *victims, between=lambda: None):
+    """What they have in common comes in two parts, so that no piece lies beside its neighbour in the pool."""
+    host.ctl("pause")
+    for v in victims:
+        v.order("even")
+    host.ctl("resume")
+    converge(host, *victims)
+    between()
+    # A page that is read too late alone would be too short a run.
+    host.ctl("pause")
+    for v in victims:
+        v.order("odd")
+    host.ctl("resume")
+    victims[0].order("watch")
+
+
+def share_all(*victims):
+    frames = [v.frames(False) for v in victims]
+    return all(len(one) == v.pages and one == frames[0] for one, v in zip(frames, victims))
+
+
+def apart():
+    """what was merged piece by piece becomes one mapping in each process, of the same frames, none mapped more often"""
+    with Host("tidyapart") as host:
+        group = host.cgroup("a")
+        victims = [Victim(host, group, "--quiet", "--unlike", mib=1) for _ in range(2)]
+        before, counts = started(*victims), []
+        daemon = host.daemon(host.configure("MaxPageSharing=2\n" + DAEMON + section(group)))
+        come_apart(host, *victims, between=lambda: counts.extend(map(pieces, victims)))
+
+        def are_one():
+            host.passes()
+            frames = set().union(*(v.frames(False) for v in victims))
+            check(not frames or max_count(frames) <= 2, "a frame is mapped more often than MaxPageSharing= says")
+            return share_all(*victims) and all(pieces(v) == len(pool_lines(v.pid)) == 1 for v in victims)
+        wait_for("one mapping", are_one, 60)
+        wait_for("no copy left", lambda: host.passes() or pool_pages(daemon) == victims[0].pages, 20)
+        for v in victims:
+            v.order("seen")
+        got = stats(host, group)
+        print(f"    of {counts} mappings one is left: {got['pool_pieces_joined']} joined in both together")
+        in_all = victims[0].pages // PIECE_PAGES
+        check(min(counts) >= in_all, f"it was not in pieces: {counts}")
+        check(got["pool_pieces_joined"] >= 2 * (in_all - 1), f"{counts} mappings before, {got}")
+        check(got["pages_sharing"] == victims[0].pages, f"{got}")
+        # What lies together stays so, and is written and put back as ever.
+        host.passes(LOOKS)
+        check(stats(host, group)["pool_pieces_joined"] == got["pool_pieces_joined"], "joined again")
+        for v in victims:
+            v.order("calm")
+        victims[0].order("rewrite")
+        unmerge(host, group)
+        wait_for_plain([v.pid for v in victims])
+        unharmed(before, *victims)
+        ended(host, daemon, *victims)
+
+
+def apart_written():
+    """pieces in which a page was written stay as they are; the others are put together"""
+    with Host("tidyapartwritten") as host:
+        group = host.cgroup("a")
+        one, two = victims = [Victim(host, group, "--quiet", "--unlike", mib=1) for _ in range(2)]
+        before = started(*victims)
+        daemon = host.daemon(host.configure(DAEMON + section(group)))
+        low, half = one.addresses[0], one.addresses[0] + one.pages // 2 * PAGE
+        touched = range(0, one.pages // 2, 37)  # in each even piece of the first half
+        # The last of them ends its piece, which the one behind is odd to: from there on all can be one.
+        free = touched[-1] + 1
+        own, lines = {}, set()
+
+        def write():
+            one.order("write")
+            own.update(written_frames())
+            lines.update(line for line in pool_lines(one.pid) if int(line.split("-")[0], 16) < half)
+
+        def written_frames():
+            return {page: e & (1 << 55) - 1 for (_, page), e in entries(one).items() if page in touched}
+        check(free % PIECE_PAGES == 0, "the test is wrong about its victim")
+        come_apart(host, *victims, between=write)
+
+        def is_one(victim):
+            ends = (victim.addresses[0] + n * PAGE for n in (free, victim.pages))
+            start = "-".join(f"{end:08x}" for end in ends)
+            return any(line.startswith(start + " ") for line in pool_lines(victim.pid))
+        wait_for("the rest joined", lambda: host.passes() or all(map(is_one, victims)), 60)
+        host.passes(LOOKS)
+        check(written_frames() == own, "a page that was written was copied")
+        check(len(lines) == len(touched) and lines <= set(pool_lines(one.pid)),
+              f"a piece with a written page was moved: {lines - set(pool_lines(one.pid))}")
+        check(pooled(one)[0] == one.pages - len(touched), f"{pooled(one)[0]} pages are the pool's")
+        for v in victims:
+            v.order("seen")
+            v.order("calm")
+        unmerge(host, group)
+        wait_for_plain([v.pid for v in victims])
+        unharmed(before, *victims)
+        ended(host, daemon, *victims)
+
+
+def apart_chased():
+    """one of them discards and writes pages all the while: what it has is right, and the rest is put together"""
+    with Host("tidyapartchased") as host:
+        group = host.cgroup("a")
+        one, two = victims = [Victim(host, group, "--quiet", "--unlike", mib=4) for _ in range(2)]
+        before = started(*victims)
+        daemon = host.daemon(host.configure(DAEMON + section(group)))
+        come_apart(host, *victims)
+        two.order("calm")
+        two.order("chase")  # the first half
+        half = two.pages // 2
+
+        def of_the_rest(victim):
+            start = victim.addresses[0] + half * PAGE
+            return sum(int(line.split()[0].split("-")[1], 16) > start for line in pool_lines(victim.pid))
+
+        def joined():
+            host.passes()
+            for v in victims:
+                v.order("seen")
+            # At most 511 pages in a mapping, and what lies beside them may have begun in the other half.
+            return all(of_the_rest(v) <= 4 for v in victims) and stats(host, group)["pool_pieces_joined"] > 0
+        wait_for("the rest joined", joined, 60)
+        host.passes(LOOKS)
+        for v in victims:
+            v.order("calm")
+        print(f"    {stats(host, group)['pool_pieces_joined']} mappings joined; {[pieces(v) for v in victims]} are left")
+        unmerge(host, group)
+        wait_for_plain([v.pid for v in victims])
+        unharmed(before, *victims)
+        ended(host, daemon, *victims)
+
+
+def waiting(victim):
+    """Its own memory of which an absent page would be waited for (um)."""
+    low, high, out = victim.addresses[0], victim.addresses[0] + victim.pages * PAGE, []
+    for line in open(f"/proc/{victim.pid}/smaps"):
+        words = line.split()
+        if "-" in words[0]:
+            start, end = (int(x, 16) for x in words[0].split("-"))
+            own = words[-1] != "/pool" and start < high and end > low
+        elif words[0] == "VmFlags:" and own and "um" in words:
+            out.append(hex(start))
+    return out
+
+
+PLANNED, PLAIN = 0, 1  # TIDY_STEP_*
+
+
+def apart_but_for(host, step, place, number, **environment):
+    """Of three who share what lies apart the turn of one has come: its pages are about to be put back, or are plain and not yet
+    mapped again. The daemon sends itself the signal. (daemon, the request that is under way, the victims, that one first,
+    config)"""
+    group = host.cgroup("a")
+    victims = [Victim(host, group, "--quiet", "--unlike", mib=1) for _ in range(3)]
+    config = host.configure(DAEMON + section(group))
+    daemon = host.daemon(config, program=TEST_DAEMON,
+                         environment={"KSMD_USER_TEST_JOIN": f"{step}:{place}:{int(number)}", **environment})
+    come_apart(host, *victims)
+    scan = None
+
+    def has_come():
+        nonlocal scan
+        if daemon.poll() is not None or open(f"/proc/{daemon.pid}/stat").read().rpartition(")")[2].split()[0] == "T":
+            return True
+        if not scan or scan.poll() is not None:
+            scan = subprocess.Popen([str(KSMCTL), "--socket", str(host.socket), "scan"], stdout=subprocess.DEVNULL,
+                                    stderr=subprocess.DEVNULL)
+        return False
+    wait_for("the moment", has_come, 60, interval=0.005)
+    # Its turn comes in the order of pids.
+    victims.sort(key=lambda v: v.pid)
+    victims.insert(0, victims.pop(place))
+    left, pages = [pooled(v)[0] for v in victims], victims[0].pages
+    check(left == [0 if step == PLAIN else pages, pages, pages], f"it is not the moment: {left}")
+    return daemon, scan, victims, config
+
+
+def share_new(*victims):
+    """They map the same, each in one piece."""
+    return share_all(*victims) and all(len(pool_lines(v.pid)) == 1 for v in victims)
+
+
+def apart_failed():
+    """one of three writes, ends, executes another program or forks when its turn has come, the first or a later one: what
+    it holds is right, the others are brought to an end, and no copy is left"""
+    for what, step, place in (("write", PLANNED, 0), ("write", PLANNED, 1), ("write", PLAIN, 0), ("write", PLAIN, 1),
+                              ("rewrite", PLAIN, 1), ("end", PLANNED, 1), ("end", PLAIN, 0), ("again", PLAIN, 1),
+                              ("fork", PLANNED, 1), ("fork", PLAIN, 0), ("fork", PLAIN, 1)):
+        with Host("tidyapartfailed") as host:
+            daemon, scan, (one, *others), _ = apart_but_for(host, step, place, signal.SIGSTOP)
+            if what == "end":
+                leave(one)
+            else:
+                one.order(what)
+                if what == "again":
+                    one.read_ready()
+            daemon.send_signal(signal.SIGCONT)
+            scan.wait()
+            alive = others if what == "end" else [one, *others]
+            for v in alive:
+                v.order("check")
+                check(not waiting(v), f"what is its own waits for somebody: {waiting(v)}")
+            if what == "fork":
+                one.order("end")
+            # Nothing was moved in any of them, if it is the first; what is written in one stays apart in all.
+            if (what, place) != ("write", 0):
+                wait_for("the others in one piece", lambda: host.passes() or share_new(*others), 60)
+
+            def is_tidy():
+                host.passes()
+                frames = set().union(*(v.frames(False) for v in others))
+                check(max_count(frames) <= 4, "a frame is mapped by more than there are")
+                return pool_pages(daemon) <= others[0].pages + spare
+            # Short stretches beside what was written stay mapped.
+            spare = 2 * PIECE_PAGES if (what, step) == ("write", PLANNED) else 0
+            wait_for("no copy left", is_tidy, 60)
+            # But for what was written, and what is too short beside it.
+            if what in ("write", "fork"):
+                wait_for("merged again", lambda: host.passes() or
+                         len(one.frames(False) & others[0].frames(False)) >= one.pages - 2 * PIECE_PAGES, 60)
+            print(f"    {what}, step {step}, place {place}: {[pooled(v)[0] for v in alive]} pages pooled in "
+                  f"{[len(pool_lines(v.pid)) for v in alive]} mappings, {pool_pages(daemon)} in the pool")
+            for v in alive:
+                v.order("check")
+            unmerge(host, host.groups[0])
+            wait_for_plain([v.pid for v in alive])
+            for v in alive:
+                v.order("check")
+
+
+def apart_killed_between():
+    """killed when the pages of one of three, the first or a later one, are plain and not mapped yet: the next daemon goes on"""
+    for place in (0, 1):
+        with Host("tidyapartbetween") as host:
+            daemon, _, victims, config = apart_but_for(host, PLAIN, place, signal.SIGKILL)
+            daemon.wait()
+            for v in victims:
+                v.order("seen")
+                v.order("check")
+            daemon = host.daemon(config)
+            wait_for("one piece", lambda: host.passes() or share_new(*victims), 90)
+            wait_for("no copy left", lambda: host.passes() or pool_pages(daemon) == victims[0].pages, 60)
+            for v in victims:
+                v.order("seen")
+                v.order("calm")
+            unmerge(host, host.groups[0])
+            wait_for_plain([v.pid for v in victims])
+            for v in victims:
+                v.order("check")
+
+
+def control_apart_compare():
+    """what is written between putting back and mapping is not compared: it is lost"""
+    def act(host):
+        daemon, scan, (one, *_), _ = apart_but_for(host, PLAIN, 1, signal.SIGSTOP,
+                                                   KSMD_USER_TEST_LEAVE_OUT_REMAP=str(1 << 2))
+        one.order("write")
+        daemon.send_signal(signal.SIGCONT)
+        scan.wait()
+        notice(one, "check")
+    until_noticed("tidyapartctl", act)
+
+
+def apart_killed():
+    """killed while it puts together: contents stay, and the next daemon brings it to an end"""
+    with Host("tidyapartkilled") as host:
+        group = host.cgroup("a")
+        victims = [Victim(host, group, "--quiet", "--unlike", mib=4) for _ in range(2)]
+        before = started(*victims)
+        config = host.configure(DAEMON + section(group))
+        daemon = host.daemon(config)
+        come_apart(host, *victims)
+        wait_for("a beginning", lambda: host.passes() or stats(host, group)["pool_pieces_joined"] > 0, 60, interval=0)
+        subprocess.Popen([str(KSMCTL), "--socket", str(host.socket), "scan"], stdout=subprocess.DEVNULL,
+                         stderr=subprocess.DEVNULL)
+        time.sleep(random.uniform(0, 0.05))
+        daemon.kill()
+        daemon.wait()
+        print(f"    killed with {[pieces(v) for v in victims]} mappings of {[pooled(v)[0] for v in victims]} pages")
+        for v in victims:
+            v.order("seen")
+        daemon = host.daemon(config)
+        # In runs of at most 511 pages, some of which the first one left half done.
+        wait_for("few mappings", lambda: host.passes() or
+                 (share_all(*victims) and all(pieces(v) <= 16 for v in victims)), 90)
+        print(f"    {[pieces(v) for v in victims]} mappings")
+        for v in victims:
+            v.order("seen")
+            v.order("calm")
+        unmerge(host, group)
+        wait_for_plain([v.pid for v in victims])
+        unharmed(before, *victims)
+        ended(host, daemon, *victims)
+
+
 if __name__ == "__main__":
-    run_tests(alone, written, pinned, killed, *([control_pinned] if sys.argv[1:] else []))
+    run_tests(alone, written, pinned, killed, apart, apart_written, apart_chased, apart_failed, apart_killed,
+              apart_killed_between, *([control_pinned, control_apart_compare] if sys.argv[1:] else []))

@@ -15,8 +15,8 @@
 static const char *const page_names[] = {
         "pages_shared", "pages_sharing", "pages_zero", "pages_unshared", "pages_volatile", "pages_skipped",
         "pages_scanned", "pages_hashed", "full_scans", "stable_node_chains", "stable_node_dups", "huge_pages_split",
-        "huge_pages_collapsed", "pool_pages_returned", "bytes_saved",
-        "metadata_bytes",
+        "huge_pages_collapsed", "pool_pages_returned", "pool_pieces_joined",
+        "bytes_saved", "metadata_bytes",
 };
 static const char *const daemon_names[] = {
         "cpu_nsec", "ksmd_cpu_nsec", "throttled_nsec", "cow_breaks", "tlb_flushes", "tlb_flush_pages",
@@ -27,7 +27,8 @@ static const char *const daemon_names[] = {
 static PageStats sample(uint64_t base) {
         return (PageStats){
                 base + 1, base + 2, base + 3, base + 4, base + 5, base + 6, base + 7, base + 8, base + 9, base + 10,
-                base + 11, base + 12, base + 13, base + 14, base + 15, base + 16, -(int64_t)base, {base, base + 1, base + 2},
+                base + 11, base + 12, base + 13, base + 14, base + 15, base + 16, base + 17, -(int64_t)base,
+                {base, base + 1, base + 2},
         };
 }
 
