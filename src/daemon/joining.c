@@ -13,7 +13,7 @@
  * first process it is given up. Where it fails in a later one, the others go on: what is plain in that one is merged
  * by the next pass, as all that is plain; what still maps the old pages is alone with them, and is put back when it
  * has been so for long (tidying.c). Where it fails in several both copies stay. What was tried waits longer each time
- * (pool_tidy_moved()).
+ * it fails (tidy_again_note()).
  *
  * No page is mapped more often than before: the old ones were by as many, and by nobody else.
  */
@@ -175,11 +175,11 @@ static void join(Tidying *t, const TidyPlan *plan, const TidyUnit *unit) {
 
                 tidying_tell_tree(t, part->page, part->n_pages);
                 if (any && n_moved < unit->n_places)
-                        pool_tidy_moved(t->tidy, part->page, part->n_pages, false);
+                        pool_tidy_moved(t->tidy, part->page, part->n_pages, false, false);
         }
         /* Who could not be called just then is called again by the next look. */
         if (any)
-                pool_tidy_moved(t->tidy, page, unit->n_pages, unit->again);
+                pool_tidy_moved(t->tidy, page, unit->n_pages, unit->again, n_moved == unit->n_places);
 }
 
 static bool is_short_of_mappings(const Tidying *t) {

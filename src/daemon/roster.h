@@ -8,6 +8,7 @@
 #include "merge/advise.h"
 #include "merge/domain.h"
 #include "merge/remap.h"
+#include "merge/tidy-pace.h"
 #include "scan/census.h"
 #include "scan/select.h"
 #include "target/activity.h"
@@ -104,7 +105,7 @@ typedef struct Member {
         bool plan_again;                /* there is something to mark, later or once more */
         RemapGuard guard;               /* route remap; ours to close. None: nothing was remapped, as far as is known */
         Ranges own;                     /* what this daemon remapped in it: each page was on a frame of its own */
-        uint32_t alone_look, alone_looks; /* when what nobody shared was last put back; how long it must have been so (tidying.c) */
+        TidyWait alone;                 /* what nobody shared was put back */
         uint64_t pooled, astray;        /* pages of its mappings of pools; of other pools than its domain's */
         const char *remap_refused;      /* why none of its pages can be remapped; NULL: they can */
         const char *zero_refused;       /* why none of its zero pages can be given back; NULL: they can */

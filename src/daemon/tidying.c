@@ -17,24 +17,17 @@
 
 #include "base/clock.h"
 #include "base/log.h"
-#include "conf/conf-value.h"
 #include "merge/remap-plan.h"
 #include "scan/pagemap.h"
 
 #include <string.h>
 
-/* Of CPUQuota=: one part in so many. */
-#define QUOTA_SHARE 10U
-/* After a look at a pool: then nothing more is begun. All of it: then no other pool is looked at. */
-#define WORK_NSEC (5 * NSEC_PER_MSEC)
 /* Passes that had something else to do: then it is done all the same. */
 #define PATIENCE_PASSES 8U
 /* The event loop gets its turn after so many pages were looked at. */
 #define BREATH_PAGES ((uint64_t)1 << 16)
 /* Put back in one go. */
 #define CHUNK_PAGES BLOCK_PAGES
-/* What is put back in looks that follow each other is one event. */
-#define EVENT_LOOKS 4U
 
 static void tidying_done(Tidying *t) {
         free(t->members);
@@ -138,24 +131,6 @@ static int tell_member(Tidying *t, uint32_t k) {
         return r == -ENOMEM ? r : 0;
 }
 
-/* A process in which the same is put back time and again (what is merged there has its twin where it cannot be merged)
- * is waited for longer each time, until nothing was for long. */
-static uint32_t alone_looks(const Tidying *t, const Member *member) {
-        uint32_t since = t->tidy->look - member->alone_look;
-
-        if (since <= EVENT_LOOKS || since > 4 * member->alone_looks)
-                return TIDY_LOOKS_MIN;
-        return MAX_OF(member->alone_looks, TIDY_LOOKS_MIN);
-}
-
-static void note_put_back(const Tidying *t, Member *member) {
-        uint32_t since = t->tidy->look - member->alone_look;
-
-        if (since > EVENT_LOOKS)
-                member->alone_looks = MIN_OF(2 * alone_looks(t, member), TIDY_LOOKS_MAX);
-        member->alone_look = t->tidy->look;
-}
-
 static int tell_all(Tidying *t) {
         const Pass *pass = t->pass;
         int r = 0;
@@ -170,7 +145,7 @@ static int tell_all(Tidying *t) {
                 if (passed_over(member) || pass_slot(member) != t->slot || member->pooled == 0 || member->skip != TARGET_OK)
                         continue;
                 t->members[t->n] = member;
-                t->looks[t->n] = alone_looks(t, member);
+                t->looks[t->n] = tidy_alone_looks(&member->alone, t->tidy->look);
                 r = tell_member(t, t->n++);
                 if (t->breath_pages >= BREATH_PAGES && !tidying_breathe(t))
                         return -ECANCELED;
@@ -261,7 +236,7 @@ static void put_back_alone(Tidying *t, const TidyStretches *alone) {
                         tidying_tell_tree(t, chunk[k].page, chunk[k].n_pages);
                 member->group->pool_pages_returned += pages;
                 if (pages > 0)
-                        note_put_back(t, member);
+                        tidy_alone_note(&member->alone, t->tidy->look);
                 tidying_note_result(t, member, r, true);
                 log_debug("process %d: %lu pages that nobody shares are its own again", member->target->pid, pages);
                 (void)tidying_breathe(t);
@@ -288,7 +263,7 @@ static bool tidy_slot(Pass *pass, Slot *slot) {
         if (r < 0)
                 log_debug("pool of %s cannot be put in order: %s", slot->pool->name, strerror(-r));
         else {
-                t.until_nsec = now_nsec() + WORK_NSEC;
+                t.until_nsec = tidy_until_nsec(now_nsec());
                 put_back_alone(&t, &alone);
                 tidying_join(&t);
         }
@@ -314,10 +289,10 @@ static bool is_due(Pass *pass) {
         return true;
 }
 
-/* One pool after the other, going round. */
+/* One pool after the other, going round, while it takes no longer than what follows from a look. */
 int pass_tidy(Pass *pass) {
         Manager *m = pass->manager;
-        uint64_t begun = now_nsec(), spent;
+        uint64_t begun = now_nsec();
         bool go_on = true;
 
         if (!is_due(pass))
@@ -326,9 +301,8 @@ int pass_tidy(Pass *pass) {
                 Slot *slot = pass->slots[m->remapping->tidy_turn++ % pass->n_slots];
 
                 if (may_be_tidied(slot))
-                        go_on = tidy_slot(pass, slot) && now_nsec() < begun + WORK_NSEC;
+                        go_on = tidy_slot(pass, slot) && now_nsec() < tidy_until_nsec(begun);
         }
-        spent = now_nsec() - begun;
-        m->remapping->tidy_nsec = begun + spent + spent * QUOTA_SHARE * CONF_SHARE_ONE / MAX_OF(manager_quota(m), 1U);
+        m->remapping->tidy_nsec = tidy_due_nsec(begun, now_nsec(), manager_quota(m));
         return manager_breathe(m, 0) ? -ECANCELED : 0;
 }

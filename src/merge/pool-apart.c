@@ -236,7 +236,7 @@ static int add_unit(Draft *d, uint32_t first, uint32_t last, TidyUnit unit) {
                 if (g == last)
                         break;
         }
-        waits = unit.again && d->tidy->look - d->tidy->again_look < d->tidy->again_wait;
+        waits = unit.again && tidy_again_waits(&d->tidy->again, d->tidy->look);
         if (waits) {
                 plan->n_parts = unit.parts;
                 return 0;

@@ -14,10 +14,6 @@
 
 #include <string.h>
 
-/* So long does what was moved twice wait for the third time, at the least. */
-#define AGAIN_LOOKS_MIN 16U
-#define AGAIN_LOOKS_MAX 16384U
-
 void tidy_pieces_done(TidyPieces *pieces) {
         free(pieces->pieces);
         *pieces = (TidyPieces){};
@@ -124,12 +120,10 @@ int pool_tidy_look(PoolTidy *tidy, const PoolSpace *space, const Stable *stable,
         return 0;
 }
 
-void pool_tidy_moved(PoolTidy *tidy, uint64_t page, uint32_t n_pages, bool again) {
+void pool_tidy_moved(PoolTidy *tidy, uint64_t page, uint32_t n_pages, bool again, bool done) {
         if (grow(tidy, page + n_pages) == 0)
                 for (uint32_t i = 0; i < n_pages; i++)
                         tidy->notes[page + i] = TIDY_NOTE_MOVED;
-        if (!again)
-                return;
-        tidy->again_look = tidy->look;
-        tidy->again_wait = tidy->again_wait ? MIN_OF(2 * tidy->again_wait, AGAIN_LOOKS_MAX) : AGAIN_LOOKS_MIN;
+        if (again)
+                tidy_again_note(&tidy->again, tidy->look, done);
 }

@@ -3,6 +3,7 @@
 
 #include "index/stable.h"
 #include "merge/pool-space.h"
+#include "merge/tidy-pace.h"
 
 /*
  * What is to be put in order in a pool and in those who map it, decided without touching anything: what is mapped by
@@ -32,19 +33,14 @@ typedef struct PoolTidy {
         uint16_t *notes;                /* of each page: how often in a row it was seen alone; TIDY_NOTE_* */
         uint64_t n, allocated;
         uint32_t look;                  /* how many there were */
-        uint32_t again_look;            /* in which what had been moved before was moved last */
-        uint32_t again_wait;            /* looks until it may be again */
+        TidyWait again;                 /* what had been moved before was moved */
 } PoolTidy;
 
 #define TIDY_NOTE_MOVED (1U << 15)      /* it was put where it is to lie beside its neighbours */
-#define TIDY_NOTE_SEEN (1U << 14)       /* in the look that is under way */
-#define TIDY_LOOKS_MAX (TIDY_NOTE_SEEN - 1)
+#define TIDY_NOTE_SEEN (TIDY_LOOKS_MAX + 1) /* in the look that is under way */
 
 void pool_tidy_done(PoolTidy *tidy);
 
-/* A new page has one mapping until the process with its twin had its turn, which may take some passes when it cannot be
- * called just then: it must have been alone for so many looks. */
-#define TIDY_LOOKS_MIN 8U
 /* In the middle of a mapping, which becomes three. At one of its ends REMAP_MINIMUM_RUN pages are enough. */
 #define TIDY_MIDDLE_PAGES 64U
 
@@ -104,9 +100,9 @@ void tidy_plan_done(TidyPlan *plan);
 /* Put back and mapped anew for one unit, in all processes together. */
 #define TIDY_UNIT_PAGES_MAX 16384U
 
-/* Of the pieces of the last look. What was moved before and came apart again waits for a time that doubles
- * (pool_tidy_moved()). -ENOMEM. */
+/* Of the pieces of the last look. What was moved before and came apart again waits (tidy_again_waits()). -ENOMEM. */
 int pool_tidy_plan(const PoolTidy *tidy, const PoolSpace *space, const TidyPieces *pieces, bool short_of_mappings,
                    TidyPlan *ret);
-/* The unit was carried out, or tried, and its pages are these now. */
-void pool_tidy_moved(PoolTidy *tidy, uint64_t page, uint32_t n_pages, bool again);
+/* The unit was carried out, or tried, and its pages are these now. again: some of it was moved before; done: in all
+ * places. */
+void pool_tidy_moved(PoolTidy *tidy, uint64_t page, uint32_t n_pages, bool again, bool done);
