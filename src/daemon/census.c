@@ -5,9 +5,6 @@
  */
 #include "daemon/remapping.h"
 
-/* 2 to 3 ms. */
-#define BREATH_PAGES ((uint64_t)1 << 16)
-
 void manager_add_failures(const MemberCounts *counts, PageStats *stats) {
         stats->merge_failures[MERGE_FAILURE_HOT] += counts->alone;
         stats->merge_failures[MERGE_FAILURE_HUGE] += counts->left_huge;

@@ -28,6 +28,9 @@ typedef struct Pass {
         bool merged;                    /* ksmd was let run */
 } Pass;
 
+/* The event loop gets its turn after so many entries of a pagemap were looked at: 2 to 3 ms. */
+#define BREATH_PAGES ((uint64_t)1 << 16)
+
 static inline bool passed_over(const Member *member) { return member->gone || member->leaving; }
 
 /* Valid while the member is not leaving. */

@@ -24,8 +24,6 @@
 
 /* Passes that had something else to do: then it is done all the same. */
 #define PATIENCE_PASSES 8U
-/* The event loop gets its turn after so many pages were looked at. */
-#define BREATH_PAGES ((uint64_t)1 << 16)
 /* Put back in one go. */
 #define CHUNK_PAGES BLOCK_PAGES
 
@@ -188,22 +186,22 @@ void tidying_note_result(Tidying *t, Member *member, int r, bool plain) {
         (void)manager_refresh(t->pass->manager, member);
 }
 
-/* Pieces of stretches of one member, as much as one go may be, beginning at *done of the first. *first, *done: where to
+/* Pieces of one member, as much as one go may be, beginning at *done of the first. *first, *done: where to
  * go on. */
-static size_t take_chunk(const Tidying *t, const TidyStretches *alone, size_t *first, uint32_t *done, TidyStretch *chunk,
+static size_t take_chunk(const Tidying *t, const TidyPieces *alone, size_t *first, uint32_t *done, TidyPiece *chunk,
                          size_t max) {
-        uint32_t member = alone->stretches[*first].member, room = CHUNK_PAGES;
+        uint32_t member = alone->pieces[*first].member, room = CHUNK_PAGES;
         size_t n = 0;
 
-        while (*first < alone->n && alone->stretches[*first].member == member && room > 0 && n < max) {
-                TidyStretch one = alone->stretches[*first];
+        while (*first < alone->n && alone->pieces[*first].member == member && room > 0 && n < max) {
+                TidyPiece one = alone->pieces[*first];
 
                 one.address += *done * PAGE_BYTES;
                 one.page += *done;
                 one.n_pages = MIN_OF(one.n_pages - *done, room);
                 room -= one.n_pages;
                 *done += one.n_pages;
-                if (*done == alone->stretches[*first].n_pages) {
+                if (*done == alone->pieces[*first].n_pages) {
                         ++*first;
                         *done = 0;
                 }
@@ -213,12 +211,12 @@ static size_t take_chunk(const Tidying *t, const TidyStretches *alone, size_t *f
         return n;
 }
 
-static void put_back_alone(Tidying *t, const TidyStretches *alone) {
-        TidyStretch chunk[REMAP_BATCH_MAX];
+static void put_back_alone(Tidying *t, const TidyPieces *alone) {
+        TidyPiece chunk[REMAP_BATCH_MAX];
         uint32_t done = 0;
 
         for (size_t i = 0; i < alone->n && tidying_has_time(t);) {
-                Member *member = t->members[alone->stretches[i].member];
+                Member *member = t->members[alone->pieces[i].member];
                 _cleanup_(ranges_done) Ranges ranges = {};
                 size_t n = take_chunk(t, alone, &i, &done, chunk, ELEMENTSOF(chunk));
                 uint64_t pages = 0, wanted = 0;
@@ -241,7 +239,7 @@ static void put_back_alone(Tidying *t, const TidyStretches *alone) {
                 log_debug("process %d: %lu pages that nobody shares are its own again", member->target->pid, pages);
                 (void)tidying_breathe(t);
                 /* In the order of addresses, or it would not become one mapping: the rest of it another time. */
-                while (pages < wanted && i < alone->n && t->members[alone->stretches[i].member] == member) {
+                while (pages < wanted && i < alone->n && t->members[alone->pieces[i].member] == member) {
                         i++;
                         done = 0;
                 }
@@ -255,7 +253,7 @@ static bool tidy_slot(Pass *pass, Slot *slot) {
                 .pool = slot->pool->pool,
                 .tidy = &slot->pool->tidy,
         };
-        _cleanup_(tidy_stretches_done) TidyStretches alone = {};
+        _cleanup_(tidy_pieces_done) TidyPieces alone = {};
         int r = tell_all(&t);
 
         if (r == 0)

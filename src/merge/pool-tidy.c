@@ -19,11 +19,6 @@ void tidy_pieces_done(TidyPieces *pieces) {
         *pieces = (TidyPieces){};
 }
 
-void tidy_stretches_done(TidyStretches *stretches) {
-        free(stretches->stretches);
-        *stretches = (TidyStretches){};
-}
-
 void pool_tidy_done(PoolTidy *tidy) {
         free(tidy->notes);
         *tidy = (PoolTidy){};
@@ -76,20 +71,22 @@ static bool is_worth(const TidyPiece *piece, uint32_t from, uint32_t to) {
 }
 
 static int look_at(PoolTidy *tidy, const PoolSpace *space, const Stable *stable, const TidyPiece *piece, uint32_t looks,
-                   TidyStretches *out) {
+                   TidyPieces *out) {
         uint32_t first = 0;
 
         for (uint32_t i = 0; i <= piece->n_pages; i++) {
                 if (i < piece->n_pages && note(tidy, space, stable, piece->page + i) >= looks)
                         continue;
                 if (first < i && is_worth(piece, first, i)) {
-                        if (GROW(out->stretches, out->n, out->allocated) < 0)
+                        if (GROW(out->pieces, out->n, out->allocated) < 0)
                                 return -ENOMEM;
-                        out->stretches[out->n++] = (TidyStretch){
+                        out->pieces[out->n++] = (TidyPiece){
                                 .address = piece->address + first * PAGE_BYTES,
                                 .page = piece->page + first,
                                 .n_pages = i - first,
                                 .member = piece->member,
+                                .first = first == 0 && piece->first,
+                                .last = i == piece->n_pages && piece->last,
                         };
                 }
                 first = i + 1;
@@ -98,8 +95,8 @@ static int look_at(PoolTidy *tidy, const PoolSpace *space, const Stable *stable,
 }
 
 int pool_tidy_look(PoolTidy *tidy, const PoolSpace *space, const Stable *stable, const TidyPieces *pieces,
-                   const uint32_t *looks, TidyStretches *ret) {
-        _cleanup_(tidy_stretches_done) TidyStretches out = {};
+                   const uint32_t *looks, TidyPieces *ret) {
+        _cleanup_(tidy_pieces_done) TidyPieces out = {};
         int r = grow(tidy, space->n);
 
         if (r < 0)
@@ -116,7 +113,7 @@ int pool_tidy_look(PoolTidy *tidy, const PoolSpace *space, const Stable *stable,
         if (r < 0)
                 return r;
         *ret = out;
-        out = (TidyStretches){};
+        out = (TidyPieces){};
         return 0;
 }
 

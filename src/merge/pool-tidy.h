@@ -44,26 +44,12 @@ void pool_tidy_done(PoolTidy *tidy);
 /* In the middle of a mapping, which becomes three. At one of its ends REMAP_MINIMUM_RUN pages are enough. */
 #define TIDY_MIDDLE_PAGES 64U
 
-/* Pages to be put back, because nobody else maps them. */
-typedef struct TidyStretch {
-        uint64_t address, page;
-        uint32_t n_pages;
-        uint32_t member;
-} TidyStretch;
-
-typedef struct TidyStretches {
-        TidyStretch *stretches;         /* by member, and by address */
-        size_t n, allocated;
-} TidyStretches;
-
-void tidy_stretches_done(TidyStretches *stretches);
-
 /* One look at all pieces there are, whose pages' sharers were counted lately. stable: the domain's, which knows of a
  * content where else it is kept: a copy that is alone because all others are shared as often as may be stays, one for
- * which there is room elsewhere does not. looks: of each member, how long a page of it must have been alone. -ENOMEM:
- * nothing is changed. */
+ * which there is room elsewhere does not. looks: of each member, how long a page of it must have been alone. *ret: the
+ * parts of pieces that are to be put back. -ENOMEM: nothing is changed. */
 int pool_tidy_look(PoolTidy *tidy, const PoolSpace *space, const Stable *stable, const TidyPieces *pieces,
-                   const uint32_t *looks, TidyStretches *ret);
+                   const uint32_t *looks, TidyPieces *ret);
 
 /* Pages of the pool that are to lie one after the other, and where they are mapped: in all places at all of them, one
  * after the other. */

@@ -421,7 +421,7 @@ static void test_apart_again(void **unused) {
         world_tell(&w);
         expect_units(&tidy, &w, false, 1);
         for (;; waited++) {
-                _cleanup_(tidy_stretches_done) TidyStretches alone = {};
+                _cleanup_(tidy_pieces_done) TidyPieces alone = {};
                 _cleanup_(tidy_plan_done) TidyPlan plan = {};
 
                 assert_int_equal(pool_tidy_plan(&tidy, &w.space, &w.pieces, false, &plan), 0);
@@ -435,7 +435,7 @@ static void test_apart_again(void **unused) {
                 memset(w.page[m], 0xff, sizeof w.page[m]);
         world_tell(&w);
         pool_tidy_moved(&tidy, 100, 16, true, false);
-        _cleanup_(tidy_stretches_done) TidyStretches alone = {};
+        _cleanup_(tidy_pieces_done) TidyPieces alone = {};
         assert_int_equal(pool_tidy_look(&tidy, &w.space, w.stable, &w.pieces, looks, &alone), 0);
         three_pieces(&w);
         expect_units(&tidy, &w, false, 2);
@@ -463,7 +463,7 @@ static bool is_alone(const World *w, unsigned member, unsigned at) {
         return others == 0 || with_room > 0;
 }
 
-static void expect_stretches(const World *w, const TidyStretches *got, unsigned alone[N_MEMBERS][N_PAGES],
+static void expect_stretches(const World *w, const TidyPieces *got, unsigned alone[N_MEMBERS][N_PAGES],
                              const uint32_t *looks) {
         size_t at = 0;
 
@@ -480,10 +480,12 @@ static void expect_stretches(const World *w, const TidyStretches *got, unsigned 
                         if (!(start && end) && n < (start || end ? REMAP_MINIMUM_RUN : TIDY_MIDDLE_PAGES))
                                 continue;
                         assert_true(at < got->n);
-                        assert_int_equal(got->stretches[at].member, m);
-                        assert_int_equal(got->stretches[at].address, address_of(i));
-                        assert_int_equal(got->stretches[at].page, w->page[m][i]);
-                        assert_int_equal(got->stretches[at].n_pages, n);
+                        assert_int_equal(got->pieces[at].member, m);
+                        assert_int_equal(got->pieces[at].address, address_of(i));
+                        assert_int_equal(got->pieces[at].page, w->page[m][i]);
+                        assert_int_equal(got->pieces[at].n_pages, n);
+                        assert_int_equal(got->pieces[at].first, start);
+                        assert_int_equal(got->pieces[at].last, end);
                         at++;
                 }
         assert_int_equal(at, got->n);
@@ -507,7 +509,7 @@ static void test_alone_random(void **unused) {
                         if (random_below(2))
                                 (void)stable_insert(w.stable, 1 + random_below(N_POOL / 2), page, 1 + random_below(MAX_SHARING));
                 for (unsigned look = 0; look < 30; look++) {
-                        _cleanup_(tidy_stretches_done) TidyStretches got = {};
+                        _cleanup_(tidy_pieces_done) TidyPieces got = {};
 
                         if (random_below(3) == 0) {
                                 unsigned m = random_below(N_MEMBERS), from = random_below(N_PAGES), n = MIN_OF(1 + random_below(60), N_PAGES - from);
@@ -544,10 +546,10 @@ static void test_alone_random(void **unused) {
 
 static void expect_alone(PoolTidy *tidy, World *w, size_t n, uint32_t n_pages) {
         const uint32_t looks[N_MEMBERS] = { 3, 3, 3, 3 };
-        TidyStretches got = {};
+        TidyPieces got = {};
 
         for (unsigned look = 0; look < 3; look++) {
-                tidy_stretches_done(&got);
+                tidy_pieces_done(&got);
                 world_tell(w);
                 assert_int_equal(pool_tidy_look(tidy, &w->space, w->stable, &w->pieces, looks, &got), 0);
                 if (look < 2)
@@ -555,8 +557,8 @@ static void expect_alone(PoolTidy *tidy, World *w, size_t n, uint32_t n_pages) {
         }
         assert_int_equal(got.n, n);
         if (n > 0)
-                assert_int_equal(got.stretches[0].n_pages, n_pages);
-        tidy_stretches_done(&got);
+                assert_int_equal(got.pieces[0].n_pages, n_pages);
+        tidy_pieces_done(&got);
 }
 
 static void test_alone(void **unused) {
