@@ -387,18 +387,44 @@ static void test_apart_is_worth(void **unused) {
         assert_int_equal(plan.n, 0);
         assert_int_equal(pool_tidy_plan(&tidy, &space, &list, true, &plan), 0);
         assert_int_equal(plan.n, 1);
-        /* Never a whole huge page. */
-        for (unsigned i = 0; i < 4; i++)
-                pieces[i].n_pages = 256;
-        pieces[1].address = pieces[3].address = address_of(256);
-        for (unsigned page = 200; page < 256; page++) {
-                pool_space_set(&space, page, 2);
-                pool_space_set(&space, 1000 + page, 2);
-        }
-        tidy_plan_done(&plan);
-        assert_int_equal(pool_tidy_plan(&tidy, &space, &list, true, &plan), 0);
-        assert_int_equal(plan.n, 0);
         pool_space_done(&space);
+}
+
+/* So many places have so many pieces of so many pages. Returns how many pages the largest unit has. */
+static uint32_t largest_unit(uint32_t n_places, uint32_t n_pieces, uint32_t n_pages) {
+        _cleanup_(tidy_plan_done) TidyPlan plan = {};
+        _cleanup_(tidy_pieces_done) TidyPieces list = {};
+        PoolTidy tidy = {};
+        PoolSpace space;
+        uint32_t largest = 0;
+
+        pool_space_init(&space, n_places);
+        assert_int_equal(pool_space_grow(&space, (uint64_t)n_pieces * 1000), 0);
+        for (uint32_t m = 0; m < n_places; m++)
+                for (uint32_t k = 0; k < n_pieces; k++) {
+                        assert_int_equal(GROW(list.pieces, list.n, list.allocated), 0);
+                        list.pieces[list.n++] = (TidyPiece){
+                                address_of(k * n_pages), k * 1000, n_pages, m, true, true, k > 0,
+                        };
+                        for (uint32_t i = 0; i < n_pages; i++)
+                                pool_space_set(&space, k * 1000 + i, n_places);
+                }
+        assert_int_equal(pool_tidy_plan(&tidy, &space, &list, true, &plan), 0);
+        for (size_t i = 0; i < plan.n; i++)
+                largest = MAX_OF(largest, plan.units[i].n_pages);
+        pool_space_done(&space);
+        return largest;
+}
+
+static void test_apart_is_limited(void **unused) {
+        /* Never a whole huge page. */
+        assert_int_equal(largest_unit(2, 2, 255), 510);
+        assert_int_equal(largest_unit(2, 2, 256), 0);
+        assert_int_equal(largest_unit(2, 3, 200), 400);
+        /* No more than TIDY_UNIT_PAGES_MAX in all places. */
+        assert_int_equal(largest_unit(32, 2, 250), 500);
+        assert_int_equal(largest_unit(40, 2, 250), 0);
+        assert_int_equal(largest_unit(40, 4, 130), 390);
 }
 
 /* What was moved, and is apart again, waits, and what was not does not wait for it; how long: test-tidy-pace. */
@@ -614,6 +640,7 @@ int main(void) {
                 cmocka_unit_test(test_apart_alone),
                 cmocka_unit_test(test_apart_relatives),
                 cmocka_unit_test(test_apart_is_worth),
+                cmocka_unit_test(test_apart_is_limited),
                 cmocka_unit_test(test_apart_again),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);

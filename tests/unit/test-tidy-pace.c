@@ -47,6 +47,12 @@ static void test_alone_at_once(void **unused) {
         look += 10;
         longest = tidy_alone_looks(&wait, look);
         assert_int_equal(longest, 2 * TIDY_LOOKS_MIN);
+        /* Once more, in some looks in a row. */
+        for (unsigned i = 0; i < 4; i++)
+                tidy_alone_note(&wait, look++);
+        look += 10;
+        assert_int_equal(tidy_alone_looks(&wait, look), 2 * longest);
+        longest *= 2;
         look += 3 * longest;
         assert_int_equal(tidy_alone_looks(&wait, look), longest);
         look += 2 * longest;
