@@ -123,7 +123,7 @@ static bool move(Tidying *t, const TidyPlan *plan, const TidyUnit *unit, size_t 
                 return false;
         before = count_mappings(member, place->address, end);
         r = ranges_append(&stretch, place->address, end);
-        tidying_step(TIDY_STEP_PLANNED, i);
+        tidying_step(TIDY_STEP_PLANNED, i, member);
         /* A stop has no time for all of it: what was not begun is gone on with at once. */
         for (unsigned tries = 0; r == 0 && plain < unit->n_pages && tries < TRIES_MAX;) {
                 uint64_t got = 0;
@@ -132,7 +132,7 @@ static bool move(Tidying *t, const TidyPlan *plan, const TidyUnit *unit, size_t 
                 plain += got;
                 tries = got > 0 ? 0 : tries + 1;
         }
-        tidying_step(TIDY_STEP_PLAIN, i);
+        tidying_step(TIDY_STEP_PLAIN, i, member);
         if (r == 0 && plain == unit->n_pages)
                 r = pass_remap_again(t->pass, member, place->address, unit->n_pages, page, &mapped);
         *any |= plain > 0;

@@ -51,8 +51,8 @@ typedef enum TidyStep {
 } TidyStep;
 
 #ifdef DAEMON_TEST
-void tidying_test_step(TidyStep step, size_t place);
-#define tidying_step(step, place) tidying_test_step(step, place)
+void tidying_test_step(TidyStep step, size_t place, const Member *member);
+#define tidying_step(step, place, member) tidying_test_step(step, place, member)
 #else
-#define tidying_step(step, place) ((void)(place))
+#define tidying_step(step, place, member) ((void)(place))
 #endif

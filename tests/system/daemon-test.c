@@ -18,7 +18,7 @@
  * KSMD_USER_TEST_END_AT=STEP:VISIT ends it as by SIGKILL when it comes to that step of the protocol for the VISITth time,
  * with a thread of a target in its hands;
  * KSMD_USER_TEST_JOIN=STEP:PLACE:SIGNAL sends itself that signal once, when something is put together and it comes to that
- * step (TIDY_STEP_*) in that place.
+ * step (TIDY_STEP_*) in that place, having said whose that is.
  */
 unsigned remote_test_leave_out, remap_test_leave_out, roster_test_leave_out, tidy_test_leave_out;
 uint64_t remote_test_program_wait_nsec = NSEC_PER_SEC;
@@ -46,12 +46,13 @@ __attribute__((constructor)) static void read_environment(void) {
                 abort();
 }
 
-void tidying_test_step(TidyStep step, size_t place) {
+void tidying_test_step(TidyStep step, size_t place, const Member *member) {
         int number = join_signal;
 
         if (number == 0 || step != join_step || place != join_place)
                 return;
         join_signal = 0;
+        fprintf(stderr, "the turn of %d has come\n", member->target->pid);
         raise(number);
 }
 

@@ -4,6 +4,7 @@
 apart in the pool is put together, unless it was written."""
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -200,6 +201,11 @@ def share_all(*victims):
     return all(len(one) == v.pages and one == frames[0] for one, v in zip(frames, victims))
 
 
+def share_most(*victims):
+    """But for a page here and there that was read later than those beside it, and is too short a run alone."""
+    return len(set.intersection(*(v.frames(False) for v in victims))) >= victims[0].pages * 0.99
+
+
 def apart():
     """what was merged piece by piece becomes one mapping in each process, of the same frames, none mapped more often"""
     with Host("tidyapart") as host:
@@ -348,17 +354,17 @@ def apart_but_for(host, step, place, number, **environment):
                                     stderr=subprocess.DEVNULL)
         return False
     wait_for("the moment", has_come, 60, interval=0.005)
-    # Its turn comes in the order of pids.
-    victims.sort(key=lambda v: v.pid)
-    victims.insert(0, victims.pop(place))
-    left, pages = [pooled(v)[0] for v in victims], victims[0].pages
-    check(left == [0 if step == PLAIN else pages, pages, pages], f"it is not the moment: {left}")
+    turn = re.search("the turn of ([0-9]+) has come", daemon.log())
+    check(turn, "the daemon did not come to it")
+    victims.sort(key=lambda v: v.pid != int(turn[1]))
+    left = pooled(victims[0])[0]
+    check(step == PLANNED or left < victims[0].pages, f"it is not the moment: {left} of its pages are pooled")
     return daemon, scan, victims, config
 
 
 def share_new(*victims):
-    """They map the same, each in one piece."""
-    return share_all(*victims) and all(len(pool_lines(v.pid)) == 1 for v in victims)
+    """They map the same, each in few pieces."""
+    return share_most(*victims) and all(len(pool_lines(v.pid)) <= 3 for v in victims)
 
 
 def apart_failed():
@@ -383,17 +389,18 @@ def apart_failed():
                 check(not waiting(v), f"what is its own waits for somebody: {waiting(v)}")
             if what == "fork":
                 one.order("end")
-            # Nothing was moved in any of them, if it is the first; what is written in one stays apart in all.
-            if (what, place) != ("write", 0):
-                wait_for("the others in one piece", lambda: host.passes() or share_new(*others), 60)
+            # What is written in one stays apart in all, where it was not put together just then.
+            if what != "write":
+                wait_for("the others in few pieces", lambda: host.passes() or share_new(*others), 60)
+
+            # Short stretches beside what was written stay mapped.
+            spare = 2 * PIECE_PAGES if what == "write" else 0
 
             def is_tidy():
                 host.passes()
                 frames = set().union(*(v.frames(False) for v in others))
                 check(max_count(frames) <= 4, "a frame is mapped by more than there are")
                 return pool_pages(daemon) <= others[0].pages + spare
-            # Short stretches beside what was written stay mapped.
-            spare = 2 * PIECE_PAGES if (what, step) == ("write", PLANNED) else 0
             wait_for("no copy left", is_tidy, 60)
             # But for what was written, and what is too short beside it.
             if what in ("write", "fork"):
@@ -419,8 +426,8 @@ def apart_killed_between():
                 v.order("seen")
                 v.order("check")
             daemon = host.daemon(config)
-            wait_for("one piece", lambda: host.passes() or share_new(*victims), 90)
-            wait_for("no copy left", lambda: host.passes() or pool_pages(daemon) == victims[0].pages, 60)
+            wait_for("few pieces", lambda: host.passes() or share_new(*victims), 90)
+            wait_for("no copy left", lambda: host.passes() or pool_pages(daemon) <= victims[0].pages, 60)
             for v in victims:
                 v.order("seen")
                 v.order("calm")
@@ -439,7 +446,8 @@ def control_apart_compare():
         daemon.send_signal(signal.SIGCONT)
         scan.wait()
         notice(one, "check")
-    until_noticed("tidyapartctl", act)
+    # Now and then not everything is merged yet when the first of it is put together, and nothing of that is written.
+    until_noticed("tidyapartctl", act, attempts=5)
 
 
 def apart_killed():
@@ -463,7 +471,7 @@ def apart_killed():
         daemon = host.daemon(config)
         # In runs of at most 511 pages, some of which the first one left half done.
         wait_for("few mappings", lambda: host.passes() or
-                 (share_all(*victims) and all(pieces(v) <= 16 for v in victims)), 90)
+                 (share_most(*victims) and all(pieces(v) <= 16 for v in victims)), 90)
         print(f"    {[pieces(v) for v in victims]} mappings")
         for v in victims:
             v.order("seen")
