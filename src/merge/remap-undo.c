@@ -128,6 +128,7 @@ static void make_fresh(Undo *u, unsigned on_error) {
         RemapProgram *base = &u->base;
         RemoteProgram *p = base->p;
         unsigned bad = remote_program_label(p), alone = remote_program_label(p), good = remote_program_label(p);
+        bool alone_at_first = remap_guards(REMAP_GUARD_BESIDE);
 
         remote_program_copy(p, u->fresh, remote_word(u->next));
         REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, u->next, remote_word(u->next), row_value(base, ROW_BYTES));
@@ -138,8 +139,8 @@ static void make_fresh(Undo *u, unsigned on_error) {
                     remote_value(PROT_READ | PROT_WRITE), remote_word(base->temporary), remote_value(UINT64_MAX),
                     remote_value(0));
         remap_advise(base, remote_word(u->fresh), bad);
-        remote_program_copy(p, u->whole, row_value(base, ROW_START));
-        remote_program_copy(p, u->whole_bytes, row_value(base, ROW_BYTES));
+        remote_program_copy(p, u->whole, row_value(base, alone_at_first ? ROW_START : ROW_WHOLE_START));
+        remote_program_copy(p, u->whole_bytes, row_value(base, alone_at_first ? ROW_BYTES : ROW_WHOLE_BYTES));
         if (remap_guards(REMAP_GUARD_MUTE)) {
                 REMOTE_OPERATE(p, REMOTE_OP_EQUAL, alone, REMOTE_NOTHING, row_value(base, ROW_NEIGHBOUR),
                                remote_value(0));

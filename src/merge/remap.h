@@ -104,6 +104,7 @@ enum {
         REMAP_GUARD_HASTE = 1 << 12,    /* none; without it there is time for others between the steps of merging */
         REMAP_GUARD_SETTLE = 1 << 13,   /* no answer of the guard's is still to come */
         REMAP_GUARD_WORKERS = 1 << 14,  /* nothing is begun where somebody cannot be stopped */
+        REMAP_GUARD_BESIDE = 1 << 15,   /* undoing: nothing of another's is let go of along with the run */
 };
 
 #ifdef REMAP_TEST

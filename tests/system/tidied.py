@@ -11,8 +11,8 @@ import sys
 import time
 
 from harness import KSMCTL, PAGE, Host, check, run_tests, wait_for
-from remapped import (DAEMON, TEST_DAEMON, Victim, converge, ended, entries, max_count, notice, pool_lines, pooled, section,
-                      started, stats, unharmed, unmerge, until_noticed, wait_for_plain, without_ksm)
+from remapped import (DAEMON, Noticed, TEST_DAEMON, Victim, converge, ended, entries, max_count, notice, pool_lines, pooled,
+                      section, started, stats, unharmed, unmerge, until_noticed, wait_for_plain, without_ksm)
 
 LOOKS = 8  # TIDY_LOOKS_MIN
 
@@ -450,6 +450,19 @@ def control_apart_compare():
     until_noticed("tidyapartctl", act, attempts=5)
 
 
+def control_apart_beside():
+    """what stays beside a run is let go of with it, which does nothing: who touches what it discarded there waits for ever"""
+    def act(host):
+        daemon, scan, (one, *_), _ = apart_but_for(host, PLANNED, 0, signal.SIGSTOP,
+                                                   KSMD_USER_TEST_LEAVE_OUT_REMAP=str(1 << 15))
+        one.order("write")
+        daemon.send_signal(signal.SIGCONT)
+        scan.wait()
+        if waiting(one):
+            raise Noticed(f"what is its own waits for somebody: {waiting(one)}")
+    until_noticed("tidyapartctl", act, attempts=5)
+
+
 def apart_killed():
     """killed while it puts together: contents stay, and the next daemon brings it to an end"""
     with Host("tidyapartkilled") as host:
@@ -484,4 +497,5 @@ def apart_killed():
 
 if __name__ == "__main__":
     run_tests(alone, written, pinned, killed, apart, apart_written, apart_chased, apart_failed, apart_killed,
-              apart_killed_between, *([control_pinned, control_apart_compare] if sys.argv[1:] else []))
+              apart_killed_between,
+              *([control_pinned, control_apart_compare, control_apart_beside] if sys.argv[1:] else []))
