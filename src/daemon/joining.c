@@ -23,8 +23,6 @@
 
 #include <string.h>
 
-/* A process with so large a part of the mappings that route remap lets it have is short of them: 1/SHORT_SHARE. */
-#define SHORT_SHARE 2U
 /* How often in a row nothing may be put back. */
 #define TRIES_MAX 4U
 
@@ -183,12 +181,12 @@ static void join(Tidying *t, const TidyPlan *plan, const TidyUnit *unit) {
 }
 
 static bool is_short_of_mappings(const Tidying *t) {
-        size_t max = t->pass->manager->kernel.max_map_count / REMAP_VMAS_SHARE / SHORT_SHARE;
+        size_t max = t->pass->manager->kernel.max_map_count / REMAP_VMAS_SHARE;
 
         for (uint32_t k = 0; k < t->n; k++) {
                 const Member *member = t->members[k];
 
-                if (!passed_over(member) && (member->counts.left_budget > 0 || member->vmas.n > max))
+                if (!passed_over(member) && tidy_short_of_mappings(member->vmas.n, max, member->counts.left_budget))
                         return true;
         }
         return false;

@@ -20,6 +20,9 @@
 #define SECTIONS_A_PIECE 4U
 #define SECTIONS_MIN 4096U
 
+/* A process with more than 1/SHORT_SHARE of the mappings that it may have is short of them. */
+#define SHORT_SHARE 2U
+
 #define NONE UINT32_MAX
 
 typedef struct Section {
@@ -61,6 +64,10 @@ void tidy_plan_done(TidyPlan *plan) {
         free(plan->parts);
         free(plan->places);
         *plan = (TidyPlan){};
+}
+
+bool tidy_short_of_mappings(uint64_t mappings, uint64_t mappings_max, uint64_t left) {
+        return left > 0 || mappings > mappings_max / SHORT_SHARE;
 }
 
 static int by_value(const void *a, const void *b) {

@@ -86,6 +86,10 @@ void tidy_plan_done(TidyPlan *plan);
 /* Put back and mapped anew for one unit, in all processes together. */
 #define TIDY_UNIT_PAGES_MAX 16384U
 
+/* A process that maps a pool has so many mappings, of as many as route remap lets it have; left: pages that were not
+ * merged for want of them. */
+bool tidy_short_of_mappings(uint64_t mappings, uint64_t mappings_max, uint64_t left);
+
 /* Of the pieces of the last look. What was moved before and came apart again waits (tidy_again_waits()). -ENOMEM. */
 int pool_tidy_plan(const PoolTidy *tidy, const PoolSpace *space, const TidyPieces *pieces, bool short_of_mappings,
                    TidyPlan *ret);

@@ -416,6 +416,15 @@ static uint32_t largest_unit(uint32_t n_places, uint32_t n_pieces, uint32_t n_pa
         return largest;
 }
 
+static void test_short_of_mappings(void **unused) {
+        assert_false(tidy_short_of_mappings(0, 16382, 0));
+        assert_false(tidy_short_of_mappings(8191, 16382, 0));
+        assert_true(tidy_short_of_mappings(8192, 16382, 0));
+        assert_true(tidy_short_of_mappings(16382, 16382, 0));
+        /* Something was left for want of them, though some were given back since. */
+        assert_true(tidy_short_of_mappings(100, 16382, 1));
+}
+
 static void test_apart_is_limited(void **unused) {
         /* Never a whole huge page. */
         assert_int_equal(largest_unit(2, 2, 255), 510);
@@ -641,6 +650,7 @@ int main(void) {
                 cmocka_unit_test(test_apart_relatives),
                 cmocka_unit_test(test_apart_is_worth),
                 cmocka_unit_test(test_apart_is_limited),
+                cmocka_unit_test(test_short_of_mappings),
                 cmocka_unit_test(test_apart_again),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);
