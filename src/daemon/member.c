@@ -306,9 +306,13 @@ static int undo(Manager *m, Member *member, UndoSlice *slice) {
         AdviseResult result = { 0 };
         int r;
 
-        manager_end_track(member);
         if (image_gone(member))
                 return 0;
+        if (member->track && !track_release(member->track, slice->until_nsec)) {
+                slice->cut = true;
+                return REMOTE_E_BUSY;
+        }
+        manager_end_track(member);
         r = manager_unmap(m, member, NULL, slice);
         if (r == 0)
                 r = manager_load_marks(m, member);

@@ -136,6 +136,23 @@ Track *track_free(Track *track) {
         return NULL;
 }
 
+bool track_release(Track *track, uint64_t until_nsec) {
+        uint64_t began = now_nsec();
+
+        track->stale = true;
+        while (track->n_mappings > 0 && now_nsec() < until_nsec) {
+                TrackMapping *last = &track->mappings[track->n_mappings - 1];
+                uint64_t at = MAX_OF(last->start, (last->end - 1) / last->piece_bytes * last->piece_bytes);
+
+                /* Where there are too many mappings to cut this one, closing gives it back. */
+                (void)unregister_range(track->uffd, at, last->end);
+                last->end = at;
+                track->n_mappings -= at == last->start;
+                rest(&began);
+        }
+        return track->n_mappings == 0;
+}
+
 /* The first mapping that ends above addr. */
 static size_t find_mapping(const Track *track, uint64_t addr) {
         return FIRST_BEHIND(track->mappings, track->n_mappings, addr);

@@ -54,6 +54,10 @@ int track_new(int uffd, Track **ret);
  * After a target_has_userfaultfd(), update first, with mappings read after it: what is another's is then not
  * touched. */
 Track *track_free(Track *track);
+
+/* The same, but until until_nsec (now_nsec()) only, and without closing: for what takes 0.1 s a GiB and need not be done
+ * in one go. true: nothing is registered any more. */
+bool track_release(Track *track, uint64_t until_nsec);
 DEFINE_CLEANUP(Track, track_free)
 
 /* Mappings just read that are tracked, and by us, count as if they were not. To be called on every list before anybody

@@ -106,8 +106,9 @@ static long make_pieces(long n) {
         return 0;
 }
 
-/* 512 MiB, and thousands of small mappings: as many afterwards as before, nothing registered, nothing protected. */
-static void test_free(void) {
+/* 512 MiB, and thousands of small mappings: as many afterwards as before, nothing registered, nothing protected; in one
+ * go, or bit by bit. */
+static void test_free(bool bit_by_bit) {
         Child child = child_start();
         size_t mappings;
 
@@ -119,7 +120,12 @@ static void test_free(void) {
         CHECK(count_tracked(&child) > 2000);
         CHECK(child_count_written(&child, shared->start, area_end()) >= shared->pages - 4000);
         CHECK(count_protected(&child) >= shared->pages - 4000);
-        child.track = track_free(child.track);
+        if (bit_by_bit) {
+                CHECK(!track_release(child.track, 0) && count_protected(&child) >= shared->pages - 4000);
+                while (!track_release(child.track, now_nsec() + 10 * NSEC_PER_MSEC))
+                        ;
+        } else
+                child.track = track_free(child.track);
         CHECK(count_tracked(&child) == 0 && count_protected(&child) == 0);
         CHECK(child_count_mappings(&child) == mappings, "%zu, were %zu", child_count_mappings(&child), mappings);
         child_order(&child, touch_each, 2);
@@ -249,7 +255,8 @@ int main(void) {
         track_test_begin();
         test_huge(false);
         test_huge(true);
-        test_free();
+        test_free(false);
+        test_free(true);
         test_death();
         test_estimate();
         show_latency();
