@@ -74,7 +74,7 @@ void probes_read_events(Probes *probes, ProbeHandler handler, void *userdata);
 /* Faults and flushes come in storms, and their probes cost each of them the same. Where that was more than
  * PROBE_COST_PERCENT of a CPU (bpf/probe.h) the events read say so, and the two are detached: for PROBES_REST_MIN_NSEC,
  * and twice as long each time it happens again soon after, to PROBES_REST_MAX_NSEC at most. A storm costs as much as it
- * does for a window of a tenth of a second then, once in a while.
+ * does for a window of a fifth of a second then, once in a while.
  * Attaches them again when it is time, and returns when to call next (CLOCK_MONOTONIC, nsec), or UINT64_MAX: when
  * events were read. */
 #define PROBES_REST_MIN_NSEC (2 * NSEC_PER_SEC)
