@@ -48,9 +48,10 @@ struct probe_event {
         __u32 kind;
 };
 
-/* Map "costs", an element a CPU: what the probes of faults and flushes, which come in storms, took of it together. In units:
- * a fault that ends at the first comparison is one, what looks something up is two. A unit is taken for 200 ns, calling the
- * program being most of it: 90 to 350 ns were measured (tests/bench/probe-cost.c). So many units in less than PROBE_WINDOW_NSEC are more than 3 % of the CPU. */
+/* Map "costs", an element a CPU: what the probes of faults and flushes, which come in storms, took of it together. In
+ * units: a fault that ends at the first comparison is one, what looks something up is two. A unit is taken for 200 ns,
+ * calling the program being most of it: 90 to 350 ns were measured (tests/bench/probe-cost.c). PROBE_WINDOW_UNITS in less
+ * than PROBE_WINDOW_NSEC are more than PROBE_COST_PERCENT of the CPU. */
 #define PROBE_UNIT_NSEC 200U
 #define PROBE_COST_PERCENT 3U
 #define PROBE_WINDOW_UNITS 32768U

@@ -57,7 +57,7 @@ static const Metric daemon_metrics[] = {
         { "cow_breaks", "cow_breaks", PLAIN, true, "Write faults that took a merged page apart." },
         { "tlb_flushes", "tlb_flushes", PLAIN, true, "TLB flushes." },
         { "tlb_flush_pages", "tlb_flush_pages", PLAIN, true, "Pages flushed from TLBs." },
-        { "probes_rested_nsec", "probes_rested", SECONDS, true, "How long breaks and flushes were not counted: it cost too much." },
+        { "probes_rested_nsec", "probes_rested", SECONDS, true, "How long flushes were not counted, and breaks only later." },
         { "max_page_sharing", "max_page_sharing", PLAIN, false, "How often a merged page may be mapped." },
         { "rmap_mapping_nsec", "rmap_mapping", SECONDS, false, "What a mapping costs a walk of the reverse map." },
         { "rmap_walks", "rmap_walks", PLAIN, true, "Walks of the reverse map of a merged page." },

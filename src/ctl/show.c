@@ -73,9 +73,9 @@ static void show_status(const json_t *reply) {
              100 * share(reply, "cpu_quota"), quota_remarks(reply));
         json_array_foreach(json_object_get(reply, "probes"), i, warning)
                 line(i == 0 ? "probes" : "", "%s: %s", text(warning, "name"),
-                     json_is_true(json_object_get(warning, "resting"))      ? "rests, it cost too much"
+                     json_is_true(json_object_get(warning, "resting"))    ? "rests, it cost too much"
                      : json_is_string(json_object_get(warning, "reason")) ? text(warning, "reason")
-                                                                            : text(warning, "way"));
+                                                                          : text(warning, "way"));
         json_array_foreach(json_object_get(reply, "warnings"), i, warning)
                 line("warning", "%s", json_string_value(warning) ?: "-");
 }
@@ -140,7 +140,8 @@ static void show_stats(const json_t *reply) {
         line("TLB flushes", "%" PRId64 " of %" PRId64 " pages", number(daemon, "tlb_flushes"),
              number(daemon, "tlb_flush_pages"));
         if (number(daemon, "probes_rested_nsec") > 0)
-                line("", "not counted for %s: it cost too much", format_nsec((uint64_t)number(daemon, "probes_rested_nsec")).text);
+                line("", "not counted for %s: it cost too much",
+                     format_nsec((uint64_t)number(daemon, "probes_rested_nsec")).text);
         if (number(daemon, "rmap_walks") > 0)
                 line("rmap walks", "%" PRId64 ", %s each, longest %s", number(daemon, "rmap_walks"),
                      format_nsec((uint64_t)(number(daemon, "rmap_walk_nsec") / number(daemon, "rmap_walks"))).text,

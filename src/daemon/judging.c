@@ -30,13 +30,15 @@ static void note_losses(Manager *m, Member *member, int losses) {
 }
 
 /* What the probe saw break since it was told, or since this was asked last. */
-static bool collect(const Manager *m, const Member *member, const Block *block, PageSet ret_broken) {
+static bool collect(const Manager *m, const Member *member, Block *block, PageSet ret_broken) {
         struct probe_block now;
 
         if (!page_set_any(block->judge->told) || !probes_block_get(m->probes, member->target->pid, block->addr, &now))
                 return false;
-        for (unsigned i = 0; i < BLOCK_PAGES / 64; i++)
+        for (unsigned i = 0; i < BLOCK_PAGES / 64; i++) {
                 ret_broken[i] = block->judge->told[i] & ~now.merged[i];
+                block->judge->told[i] &= now.merged[i];
+        }
         return page_set_any(ret_broken);
 }
 
@@ -68,8 +70,6 @@ static void end_block(JudgeLooking *looking) {
                 m->breaks_found += (unsigned)__builtin_popcountll(looking->broken[i] & ~broken[i]);
                 looking->broken[i] |= broken[i] & looking->looked[i];
         }
-        for (unsigned i = 0; block->judge && i < BLOCK_PAGES / 64; i++)
-                block->judge->told[i] &= ~broken[i];
         losses = judge_look(block, m->turn, looking->looked, looking->merged, looking->broken, m->conf->daemon.judgement);
         if (!block->judge || losses < 0)
                 return;
@@ -156,8 +156,6 @@ static void collect_member(Manager *m, Member *member) {
 
                 if (!block->judge || !collect(m, member, block, broken))
                         continue;
-                for (unsigned i = 0; i < BLOCK_PAGES / 64; i++)
-                        block->judge->told[i] &= ~broken[i];
                 note_losses(m, member, judge_broken(block, m->turn, broken, m->conf->daemon.judgement));
         }
 }

@@ -66,7 +66,7 @@ static int see_to_rest(Manager *m) {
         return loop_source_set_timer(m->rest_timer, next == UINT64_MAX ? UINT64_MAX : next - now, 0);
 }
 
-static int on_rest_ended(void *userdata, LoopSource *source) { return see_to_rest(userdata); }
+static int on_probes_rested(void *userdata, LoopSource *source) { return see_to_rest(userdata); }
 
 static int on_readable(void *userdata, LoopSource *source, int fd, uint32_t revents) {
         Manager *m = userdata;
@@ -126,7 +126,7 @@ int manager_open_probes(Manager *m) {
         if (probes_event_fd(m->probes) >= 0) {
                 r = loop_add_timer(m->loop, UINT64_MAX, 0, on_rested, m, &m->probe_timer);
                 if (r == 0)
-                        r = loop_add_timer(m->loop, UINT64_MAX, 0, on_rest_ended, m, &m->rest_timer);
+                        r = loop_add_timer(m->loop, UINT64_MAX, 0, on_probes_rested, m, &m->rest_timer);
                 if (r == 0)
                         r = loop_add_io(m->loop, probes_event_fd(m->probes), POLLIN, on_readable, m, &m->probe_source);
                 if (r < 0)

@@ -240,9 +240,10 @@ int probes_new(const ProbeOptions *options, Probes **ret) {
         probes->rest_ends_nsec = UINT64_MAX;
         if (probes->shared[SHARED_EVENTS] >= 0) {
                 probes->ring = ring_buffer__new(probes->shared[SHARED_EVENTS], on_event, probes, NULL);
+                error = -errno;
                 for (size_t i = 0; i < ELEMENTSOF(tellers) && !probes->ring; i++)
                         if (probes_have(probes, tellers[i]))
-                                probes_refuse(probes, tellers[i], -errno);
+                                probes_refuse(probes, tellers[i], error);
         }
         *ret = TAKE_PTR(probes);
         return 0;

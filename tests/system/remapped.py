@@ -217,6 +217,14 @@ def ended(host, daemon, *victims):
     wait_for("the keeper's end", lambda: not keepers(host), 20)
 
 
+def put_back_and_ended(host, group, daemon, before, *victims):
+    """All of it is plain again, then nothing of us is left."""
+    unmerge(host, group)
+    wait_for_plain([v.pid for v in victims])
+    unharmed(before, *victims)
+    ended(host, daemon, *victims)
+
+
 def urgency_is_to_be_had():
     try:
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
@@ -472,10 +480,7 @@ def confined():
         for order in ("check", "discard", "write", "fork", "check", "end"):
             victims[0].order(order)
         victims[1].order("check")
-        unmerge(host, group)
-        wait_for_plain([v.pid for v in victims])
-        unharmed(before, *victims)
-        ended(host, daemon, *victims)
+        put_back_and_ended(host, group, daemon, before, *victims)
 
 
 def pinned():

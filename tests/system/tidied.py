@@ -11,8 +11,9 @@ import sys
 import time
 
 from harness import KSMCTL, PAGE, Host, check, run_tests, wait_for
-from remapped import (DAEMON, Noticed, TEST_DAEMON, Victim, converge, ended, entries, max_count, notice, pool_lines, pooled,
-                      section, started, stats, unharmed, unmerge, until_noticed, wait_for_plain, without_ksm)
+from remapped import (DAEMON, Noticed, TEST_DAEMON, Victim, converge, ended, entries, max_count, notice, pool_lines,
+                      pooled, put_back_and_ended, section, started, stats, unharmed, unmerge, until_noticed,
+                      wait_for_plain, without_ksm)
 
 LOOKS = 8  # TIDY_LOOKS_MIN
 
@@ -236,10 +237,7 @@ def apart():
         for v in victims:
             v.order("calm")
         victims[0].order("rewrite")
-        unmerge(host, group)
-        wait_for_plain([v.pid for v in victims])
-        unharmed(before, *victims)
-        ended(host, daemon, *victims)
+        put_back_and_ended(host, group, daemon, before, *victims)
 
 
 def apart_written():
@@ -278,10 +276,7 @@ def apart_written():
         for v in victims:
             v.order("seen")
             v.order("calm")
-        unmerge(host, group)
-        wait_for_plain([v.pid for v in victims])
-        unharmed(before, *victims)
-        ended(host, daemon, *victims)
+        put_back_and_ended(host, group, daemon, before, *victims)
 
 
 def apart_chased():
@@ -311,10 +306,7 @@ def apart_chased():
         for v in victims:
             v.order("calm")
         print(f"    {stats(host, group)['pool_pieces_joined']} mappings joined; {[pieces(v) for v in victims]} are left")
-        unmerge(host, group)
-        wait_for_plain([v.pid for v in victims])
-        unharmed(before, *victims)
-        ended(host, daemon, *victims)
+        put_back_and_ended(host, group, daemon, before, *victims)
 
 
 def waiting(victim):
@@ -489,10 +481,7 @@ def apart_killed():
         for v in victims:
             v.order("seen")
             v.order("calm")
-        unmerge(host, group)
-        wait_for_plain([v.pid for v in victims])
-        unharmed(before, *victims)
-        ended(host, daemon, *victims)
+        put_back_and_ended(host, group, daemon, before, *victims)
 
 
 if __name__ == "__main__":
