@@ -118,11 +118,14 @@ void remap_program_done(RemapProgram *program) {
 RemapLoop remap_loop_begin(RemapProgram *program, RemapResult only, bool until_stopped) {
         RemoteProgram *p = program->p;
         RemapLoop loop = { remote_program_label(p), remote_program_label(p), remote_program_label(p) };
-        unsigned body = remote_program_label(p), chosen = remote_program_label(p);
+        unsigned body = remote_program_label(p), first = remote_program_label(p), chosen = remote_program_label(p);
 
         remote_program_copy(program->p, program->row, remote_at(program->rows));
         REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, program->rows_end, remote_at(program->rows),
                        remote_value(program->batch->n * ROW_WORDS * sizeof(uint64_t)));
+        /* Else a machine on which getting here takes as long as a stop should would be stopped for nothing, for ever. */
+        if (remap_guards(REMAP_GUARD_FIRST))
+                remote_program_jump(p, first);
         remote_program_here(p, loop.again);
         REMOTE_OPERATE(p, REMOTE_OP_BELOW, body, REMOTE_NOTHING, remote_word(program->row),
                        remote_word(program->rows_end));
@@ -130,6 +133,7 @@ RemapLoop remap_loop_begin(RemapProgram *program, RemapResult only, bool until_s
         remote_program_here(p, body);
         if (until_stopped)
                 remote_program_op(p, REMOTE_OP_STOPPED, loop.end, REMOTE_NOTHING, 0, NULL);
+        remote_program_here(p, first);
         for (unsigned field = 0; field <= ROW_RESULT; field++) {
                 find_field(program, field);
                 REMOTE_OPERATE(p, REMOTE_OP_LOAD, REMOTE_NOWHERE, program->values + field, remote_word(program->field));

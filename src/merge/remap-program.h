@@ -67,7 +67,8 @@ static inline RemoteOperand row_value(const RemapProgram *program, unsigned fiel
         return remote_word(program->values + field);
 }
 
-/* The loop over the rows: begin, …, next. Rows whose result is not the given one are passed over. */
+/* The loop over the rows: begin, …, next. Rows whose result is not the given one are passed over. until_stopped: none but
+ * the first is begun when time is up. */
 typedef struct RemapLoop {
         unsigned again, next, end;
 } RemapLoop;

@@ -105,6 +105,7 @@ enum {
         REMAP_GUARD_SETTLE = 1 << 13,   /* no answer of the guard's is still to come */
         REMAP_GUARD_WORKERS = 1 << 14,  /* nothing is begun where somebody cannot be stopped */
         REMAP_GUARD_BESIDE = 1 << 15,   /* undoing: nothing of another's is let go of along with the run */
+        REMAP_GUARD_FIRST = 1 << 16,    /* a range is begun in any case */
 };
 
 #ifdef REMAP_TEST

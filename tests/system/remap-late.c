@@ -9,6 +9,7 @@
  *   answer   the keeper, which read two threads' faults on one page, answers the second when the page is being put back
  *            (RemapSettle). It is a build of it that waits before that answer (SERVE_LEAVE_OUT_HASTE).
  *   worker   one of io_uring's, which discards pages while they are away (RemapBatch.workers).
+ *   caller   us: time is up before the program has come to its first range (REMAP_GUARD_FIRST).
  *
  * Built with the sources of the route (REMAP_TEST): with --leave-out the victim must notice.
  */
@@ -186,12 +187,15 @@ static void engine_done(Engine *engine) {
         keeper_free(engine->keeper);
 }
 
-/* Merges it, or puts it back. */
-static RemapResult run(Engine *engine, bool undo, uint64_t page, uint32_t n_pages) {
-        RemapRange range = { .start = (uintptr_t)page_at(page), .n_pages = n_pages, .page = page % RUN_PAGES };
+static RemapRange range_of(uint64_t page, uint32_t n_pages) {
+        return (RemapRange){ .start = (uintptr_t)page_at(page), .n_pages = n_pages, .page = page % RUN_PAGES };
+}
+
+/* Merges them, or puts them back; no stop, no result: false. */
+static bool run_ranges(Engine *engine, bool undo, RemapRange *ranges, size_t n, uint64_t run_nsec) {
         RemapBatch batch = {
-                .ranges = &range,
-                .n = 1,
+                .ranges = ranges,
+                .n = n,
                 .guard = &engine->guard,
                 .pool_fd = pool,
                 .pool_dev = pool_stat.st_dev,
@@ -200,13 +204,21 @@ static RemapResult run(Engine *engine, bool undo, uint64_t page, uint32_t n_page
                 .settle = engine->keeper ? settle : await_storm,
                 .userdata = engine,
                 .patience_nsec = 10 * NSEC_PER_MSEC,
-                .run_nsec = 50 * NSEC_PER_MSEC,
+                .run_nsec = run_nsec,
         };
         int r = undo ? remap_undo(engine->remote, engine->target, &batch) : remap_merge(engine->remote, engine->target, &batch);
 
         CHECK(r == 0 || r == REMOTE_E_BUSY || r == REMOTE_E_LOST, "%d", r);
-        engine->workers += batch.workers > 0 && range.result == REMAP_NOT_BEGUN;
-        engine->results[range.result]++;
+        engine->workers += batch.workers > 0 && ranges->result == REMAP_NOT_BEGUN;
+        for (size_t i = 0; i < n; i++)
+                engine->results[ranges[i].result]++;
+        return r == 0;
+}
+
+static RemapResult run(Engine *engine, bool undo, uint64_t page, uint32_t n_pages) {
+        RemapRange range = range_of(page, n_pages);
+
+        (void)run_ranges(engine, undo, &range, 1, 50 * NSEC_PER_MSEC);
         return range.result;
 }
 
@@ -495,6 +507,52 @@ static void late_worker(uint64_t until, const char *program) {
         engine_done(&engine);
 }
 
+/* -- the late caller -- */
+
+static void caller_victim(void) {
+        map_area();
+        for (;; usleep(100))
+                if (is_asked(&shared->check)) {
+                        for (uint64_t i = 0; i < 2 * RUN_PAGES; i++)
+                                check_page(shared->check.page + i, content[i % RUN_PAGES], 1);
+                        is_done(&shared->check);
+                }
+}
+
+/* Two ranges: as many stops as there are ranges are enough. */
+static void run_hurried(Engine *engine, bool undo, uint64_t first) {
+        RemapRange ranges[] = { range_of(first, RUN_PAGES), range_of(first + RUN_PAGES, RUN_PAGES) };
+
+        for (size_t done = 0; done < ELEMENTSOF(ranges);) {
+                if (!run_ranges(engine, undo, ranges + done, ELEMENTSOF(ranges) - done, 1))
+                        continue;
+                CHECK(ranges[done].result != REMAP_NOT_BEGUN, "a stop for nothing");
+                while (done < ELEMENTSOF(ranges) && ranges[done].result == REMAP_DONE)
+                        done++;
+        }
+}
+
+static void late_caller(const char *program) {
+        pid_t victim = start_victim(caller_victim);
+        Engine engine = engine_new(victim, program);
+
+        for (uint64_t i = 0; i < ROUNDS && shared->errors == 0; i++) {
+                uint64_t first = 2 * i * RUN_PAGES;
+
+                for (int undo = 0; undo <= 1; undo++) {
+                        run_hurried(&engine, undo, first);
+                        order(&shared->check, first);
+                        await_order(&shared->check);
+                }
+        }
+        report(&engine);
+        CHECK(shared->errors == 0, "the victim's memory is another");
+        CHECK(engine.results[REMAP_NOT_BEGUN] > 0, "time was never up");
+        kill(victim, SIGKILL);
+        CHECK(waitpid(victim, NULL, 0) == victim, "victim");
+        engine_done(&engine);
+}
+
 int main(int argc, char **argv) {
         static const struct option options[] = {
                 { "seconds", required_argument, NULL, 's' }, { "leave-out", required_argument, NULL, 'l' }, {},
@@ -523,7 +581,10 @@ int main(int argc, char **argv) {
                 late_answer(program);
         else if (strcmp(what, "worker") == 0 && program)
                 late_worker(until, program);
+        else if (strcmp(what, "caller") == 0 && program)
+                late_caller(program);
         else
-                return fprintf(stderr, "usage: remap-late [--seconds S] [--leave-out MASK] writer|answer KEEPER|worker KEEPER\n"), 2;
+                return fprintf(stderr, "usage: remap-late [--seconds S] [--leave-out MASK] "
+                                       "writer|answer KEEPER|worker KEEPER|caller KEEPER\n"), 2;
         return 0;
 }
