@@ -144,11 +144,11 @@ static RemoteBoost *boost_of(Remote *remote) {
 }
 
 bool remote_boost_works(Remote *remote) {
-        return !remote->boost_refused && sysconf(_SC_NPROCESSORS_ONLN) > 1 && boost_of(remote);
+        return !remote->boost_refused && remote->n_cpus > 1 && boost_of(remote);
 }
 
 void remote_boost_begin(Remote *remote, pid_t tid) {
-        if (!remote_cpus_are_contended(1) || !remote_boost_works(remote))
+        if (!remote_cpus_are_contended(remote, 1) || !remote_boost_works(remote))
                 return;
         RemoteBoost *boost = remote->boost;
         if (boost->done != boost->asked || !set_urgent(boost, true))

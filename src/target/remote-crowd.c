@@ -64,19 +64,25 @@ static int interrupt(Remote *remote, const Target *target, pid_t tid, RemoteCrow
         return r == REMOTE_E_GONE ? 0 : r;
 }
 
-/* Interrupts whom it does not know yet. */
-static int gather(Remote *remote, const Target *target, pid_t only, RemoteCrowd *crowd, bool *ret_new) {
-        _cleanup_closedir_ DIR *tasks = NULL;
-        size_t before = crowd->n;
-        int r = remote_tasks_open(target, &tasks);
-        for (const struct dirent *entry; r == 0 && (entry = readdir(tasks));) {
+static pid_t next_task(DIR *tasks) {
+        for (const struct dirent *entry; (entry = readdir(tasks));) {
                 pid_t tid = atoi(entry->d_name);
-                if (tid <= 0 || is_known(crowd, tid) || (only && tid != only))
-                        continue;
-                r = interrupt(remote, target, tid, crowd);
+                if (tid > 0)
+                        return tid;
         }
+        return 0;
+}
+
+/* Interrupts whom it does not know yet. */
+static int gather(Remote *remote, const Target *target, DIR *tasks, pid_t only, RemoteCrowd *crowd, bool *ret_new) {
+        size_t before = crowd->n, seen = 0;
+        int r = 0;
+        rewinddir(tasks);
+        for (pid_t tid; r == 0 && (tid = next_task(tasks)) > 0; seen++)
+                if (!is_known(crowd, tid) && (!only || tid == only))
+                        r = interrupt(remote, target, tid, crowd);
         *ret_new = crowd->n > before;
-        return r;
+        return r == 0 && seen == 0 ? REMOTE_E_GONE : r;
 }
 
 /* One look at each that does not stand yet. */
@@ -112,27 +118,25 @@ static int look_around(RemoteCrowd *crowd, bool *ret_all) {
 }
 
 /* Whom waking would harm is found before anybody is woken. */
-static int ask_leave(const Target *target, pid_t only) {
-        _cleanup_closedir_ DIR *tasks = NULL;
-        int r = remote_tasks_open(target, &tasks);
-        for (const struct dirent *entry; r == 0 && (entry = readdir(tasks));) {
-                pid_t tid = atoi(entry->d_name);
-                if (tid > 0 && (!only || tid == only) && !remote_is_worker(target, tid) &&
-                    remote_must_sleep_on(target, tid))
-                        r = REMOTE_E_BUSY;
-        }
-        return r;
+static int ask_leave(const Target *target, DIR *tasks, pid_t only) {
+        for (pid_t tid; (tid = next_task(tasks)) > 0;)
+                if ((!only || tid == only) && !remote_is_worker(target, tid) && remote_must_sleep_on(target, tid))
+                        return REMOTE_E_BUSY;
+        return 0;
 }
 
 int remote_crowd_stop(Remote *remote, const Target *target, uint64_t patience_nsec, pid_t only, RemoteCrowd *crowd) {
-        int r = ask_leave(target, only);
+        _cleanup_closedir_ DIR *tasks = NULL;
+        int r = remote_tasks_open(target, &tasks);
+        if (r == 0)
+                r = ask_leave(target, tasks, only);
         if (r != 0)
                 return r;
         uint64_t started = now_nsec(), pause = CROWD_LOOK_NSEC;
         for (bool all = false;;) {
                 bool found;
                 bool stood = all;
-                r = gather(remote, target, only, crowd, &found);
+                r = gather(remote, target, tasks, only, crowd, &found);
                 if (r != 0)
                         return r;
                 if (stood && !found)

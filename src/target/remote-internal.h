@@ -53,7 +53,7 @@ void remote_note_slow(Remote *remote, uint64_t stood_nsec, uint64_t detached_nse
 /* There were few of these of late. */
 bool remote_may_be_slow(const Remote *remote);
 /* More threads want to run than so many for each CPU. */
-bool remote_cpus_are_contended(unsigned threads);
+bool remote_cpus_are_contended(const Remote *remote, unsigned threads);
 /* So many: one that runs will have to wait once it stood. */
 #define REMOTE_CONTENDED_THREADS 4U
 
@@ -307,6 +307,7 @@ struct Remote {
         bool boosted;           /* a thread, at this moment */
         bool boost_refused;     /* it may not be more urgent than others itself */
         uint64_t spins;         /* pauses that take REMOTE_SPIN_NSEC here */
+        unsigned n_cpus;        /* as it began: what is online costs three calls to find out, while a target stands */
 };
 
 void remote_stats_count(RemoteStats *stats, uint64_t interrupted_nsec, uint64_t stood_nsec, uint64_t detached_nsec);

@@ -34,7 +34,7 @@ typedef struct ProcmapQuery {
 } ProcmapQuery;
 _Static_assert(sizeof(ProcmapQuery) == 104, "struct procmap_query");
 #define PROCMAP_QUERY_IOCTL _IOWR('f', 17, ProcmapQuery)
-enum { QUERY_READABLE = 1, QUERY_WRITABLE = 2, QUERY_EXECUTABLE = 4, QUERY_SHARED = 8 };
+enum { QUERY_READABLE = 1, QUERY_WRITABLE = 2, QUERY_EXECUTABLE = 4, QUERY_SHARED = 8, QUERY_OR_NEXT = 16 };
 
 void remote_maps_done(RemoteMaps *maps) {
         free(maps->maps);
@@ -49,11 +49,13 @@ static void name_map(RemoteMap *map, const char *path) {
         map->libc = base && (strncmp(base, "/libc", 5) == 0 || strncmp(base, "/ld-musl", 8) == 0);
 }
 
-/* 0, -ENOENT: nothing is mapped there; -ESRCH; -ENOTTY: an older kernel. */
-static int query(int fd, uint64_t address, RemoteMap *ret) {
-        char name[PATH_MAX] = "";
+/* 0, -ENOENT: nothing is mapped there (nor, QUERY_OR_NEXT, above); -ESRCH; -ENOTTY: an older kernel. */
+static int query(int fd, uint64_t address, uint64_t flags, RemoteMap *ret) {
+        char name[PATH_MAX];
+        name[0] = '\0';
         ProcmapQuery q = {
                 .size = sizeof q,
+                .flags = flags,
                 .address = address,
                 .name_size = sizeof name,
                 .name_address = (uintptr_t)name,
@@ -116,7 +118,7 @@ int remote_maps_open(const Target *target, RemoteMaps *ret) {
         if (fd < 0)
                 return errno == EACCES || errno == EPERM ? REMOTE_E_DENIED :
                        errno == ENOENT || errno == ESRCH ? REMOTE_E_GONE : -errno;
-        int r = query(fd, 0, &first);
+        int r = query(fd, 0, 0, &first);
         if (r == -ESRCH)
                 return REMOTE_E_GONE;
         if (r < 0 && r != -ENOENT)
@@ -135,9 +137,7 @@ int remote_maps_read(const Target *target, RemoteMaps *ret) {
         return r < 0 ? r : remote_maps_parse(text, ret);
 }
 
-bool remote_maps_find(const RemoteMaps *maps, uint64_t address, RemoteMap *ret) {
-        if (maps->fd >= 0)
-                return query(maps->fd, address, ret) == 0;
+static const RemoteMap *find_or_next(const RemoteMaps *maps, uint64_t address) {
         size_t low = 0, high = maps->n;
         while (low < high) {
                 size_t middle = (low + high) / 2;
@@ -146,10 +146,26 @@ bool remote_maps_find(const RemoteMaps *maps, uint64_t address, RemoteMap *ret) 
                 else
                         high = middle;
         }
-        if (low >= maps->n || maps->maps[low].start > address)
+        return low < maps->n ? &maps->maps[low] : NULL;
+}
+
+bool remote_maps_find(const RemoteMaps *maps, uint64_t address, RemoteMap *ret) {
+        if (maps->fd >= 0)
+                return query(maps->fd, address, 0, ret) == 0;
+        const RemoteMap *found = find_or_next(maps, address);
+        if (!found || found->start > address)
                 return false;
-        *ret = maps->maps[low];
+        *ret = *found;
         return true;
+}
+
+bool remote_maps_find_or_next(const RemoteMaps *maps, uint64_t address, RemoteMap *ret) {
+        if (maps->fd >= 0)
+                return query(maps->fd, address, QUERY_OR_NEXT, ret) == 0;
+        const RemoteMap *found = find_or_next(maps, address);
+        if (found)
+                *ret = *found;
+        return found;
 }
 
 static bool may_be_stack(const RemoteMap *map) {

@@ -26,3 +26,4 @@ int remote_maps_parse(char *text, RemoteMaps *ret);     /* pure; cuts text up */
 int remote_maps_open(const Target *target, RemoteMaps *ret);
 int remote_maps_read(const Target *target, RemoteMaps *ret);
 bool remote_maps_find(const RemoteMaps *maps, uint64_t address, RemoteMap *ret);
+bool remote_maps_find_or_next(const RemoteMaps *maps, uint64_t address, RemoteMap *ret); /* … or the first one above it */

@@ -222,7 +222,7 @@ static int transact(Remote *remote, Target *target, RemoteTransaction *transacti
         if (r != 0)
                 return r;
         if (n_candidates > 0 && candidates[0].sleep == REMOTE_SLEEP_NONE && !remote_may_be_slow(remote) &&
-            remote_guards(REMOTE_GUARD_CALM) && remote_cpus_are_contended(REMOTE_CONTENDED_THREADS))
+            remote_guards(REMOTE_GUARD_CALM) && remote_cpus_are_contended(remote, REMOTE_CONTENDED_THREADS))
                 return REMOTE_E_BUSY;
         pid_t only = remote_guards(REMOTE_GUARD_CROWD) ? 0 : n_candidates > 0 ? candidates[0].tid : target->pid;
         r = remote_crowd_stop(remote, target, transaction->patience_nsec ? transaction->patience_nsec : PATIENCE_NSEC,

@@ -46,10 +46,13 @@ static size_t find_leftovers(const Target *target, const RemoteMaps *maps, int m
                              RemoteCall ret[static 2 * REMOTE_REGION_SLOTS], uint64_t *ret_region) {
         size_t n = 0;
         uint64_t region = 0, held;
+        RemoteMap map = {};
+        bool more = true; /* something is mapped there or above: one question for all the slots that are empty */
         for (unsigned slot = 0; slot < REMOTE_REGION_SLOTS; slot++) {
                 uint64_t address = REMOTE_REGION_BASE + slot * REMOTE_REGION_STRIDE;
-                RemoteMap map;
-                if (!remote_maps_find(maps, address, &map)) {
+                if (more && map.end <= address)
+                        more = remote_maps_find_or_next(maps, address, &map);
+                if (!more || map.start > address) {
                         if (!region)
                                 region = address;
                 } else if (map.start == address && map.exec && !map.write && !map.shared && !map.inode &&
@@ -164,10 +167,10 @@ bool remote_may_be_slow(const Remote *remote) {
 
 void remote_insist(Remote *remote, bool insist) { remote->insists = insist; }
 
-bool remote_cpus_are_contended(unsigned threads) {
+bool remote_cpus_are_contended(const Remote *remote, unsigned threads) {
         _cleanup_free_ char *text = NULL;
         unsigned running;
         return read_file(AT_FDCWD, "/proc/loadavg", &text, NULL) == 0 &&
                sscanf(text, "%*s %*s %*s %u", &running) == 1 &&
-               running > threads * (unsigned)sysconf(_SC_NPROCESSORS_ONLN);
+               running > threads * remote->n_cpus;
 }

@@ -142,9 +142,14 @@ static void frame_restart(pid_t tid, const RemoteRegs *regs, Frame *frame) {
         frame->ip -= 2;
 }
 
-/* The bytes of an XSAVE image with these features: those a process has without asking for more. */
+/* The bytes of an XSAVE image with these features: those a process has without asking for more. The processor is asked
+ * once: each CPUID leaves a virtual machine, while a target stands. */
 static size_t xstate_size(uint64_t features) {
+        static uint64_t known_features;
+        static size_t known;
         size_t size = XSTATE_HEADER_END;
+        if (known > 0 && features == known_features)
+                return known;
         for (unsigned i = 2; i < 63; i++) {
                 unsigned a, b, c, d;
                 if (!(features >> i & 1) || !__get_cpuid_count(0xd, i, &a, &b, &c, &d))
@@ -152,6 +157,8 @@ static size_t xstate_size(uint64_t features) {
                 if (!(c & 1)) /* not a supervisor feature: part of the standard image */
                         size = MAX_OF(size, (size_t)a + b);
         }
+        known_features = features;
+        known = size;
         return size;
 }
 

@@ -59,6 +59,7 @@ int remote_new(Remote **ret) {
                 return -ENOMEM;
         remote->call_nsec = CALL_NSEC_FIRST;
         remote->spins = count_spins();
+        remote->n_cpus = (unsigned)MAX_OF(sysconf(_SC_NPROCESSORS_ONLN), 1L);
         *ret = remote;
         return 0;
 }
@@ -188,7 +189,7 @@ static int call_once_somewhere(Remote *remote, Target *target, RemoteCall *calls
         }
         for (size_t i = 0; i < n_candidates; i++) {
                 if (candidates[i].sleep == REMOTE_SLEEP_NONE && !remote_may_be_slow(remote) &&
-                    remote_cpus_are_contended(REMOTE_CONTENDED_THREADS) && !remote_boost_works(remote))
+                    remote_cpus_are_contended(remote, REMOTE_CONTENDED_THREADS) && !remote_boost_works(remote))
                         break;
                 if (visit.n_leftovers > 0) {
                         size_t swept;

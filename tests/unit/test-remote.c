@@ -49,6 +49,10 @@ static void test_maps(void **state) {
         assert_false(remote_maps_find(&maps, 0x401000, &map));
         assert_false(remote_maps_find(&maps, 0, &map));
         assert_false(remote_maps_find(&maps, UINT64_MAX, &map));
+        assert_true(remote_maps_find_or_next(&maps, 0x400fff, &map) && map.start == maps.maps[0].start);
+        assert_true(remote_maps_find_or_next(&maps, 0x401000, &map) && map.start == maps.maps[1].start);
+        assert_true(remote_maps_find_or_next(&maps, 0, &map) && map.start == maps.maps[0].start);
+        assert_false(remote_maps_find_or_next(&maps, UINT64_MAX, &map));
         char bad[] = "nonsense\n";
         RemoteMaps none = {.fd = -EBADF};
         assert_int_equal(remote_maps_parse(bad, &none), -EINVAL);
@@ -61,10 +65,12 @@ static void test_maps_query(void **state) {
         assert_int_equal(target_new(getpid(), &target), 0);
         assert_int_equal(remote_maps_open(target, &open), 0);
         assert_int_equal(remote_maps_read(target, &all), 0);
-        unsigned same = 0;
+        unsigned same = 0, next = 0;
         for (size_t i = 0; i < all.n; i++) {
                 const RemoteMap *a = &all.maps[i];
                 RemoteMap b;
+                if (i > 0 && a->start > all.maps[i - 1].end && !a->main_stack)
+                        next += remote_maps_find_or_next(&open, all.maps[i - 1].end, &b) && b.start == a->start;
                 /* Reading the list may have moved the heap's end, or mapped a buffer. */
                 if (!remote_maps_find(&open, a->end - 1, &b) || b.start != a->start || b.end != a->end)
                         continue;
@@ -73,7 +79,7 @@ static void test_maps_query(void **state) {
                 assert_true(a->read == b.read && a->write == b.write && a->exec == b.exec && a->shared == b.shared);
                 assert_true(a->vdso == b.vdso && a->libc == b.libc && (!a->inode || a->offset == b.offset));
         }
-        assert_true(same > 5);
+        assert_true(same > 5 && next > 0);
         RemoteMap none;
         assert_false(remote_maps_find(&open, 0, &none));
 }
