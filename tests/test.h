@@ -10,6 +10,8 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 /* Ends the test as skipped; why is shown in the log. */
 #define TEST_SKIP(...)                                    \
@@ -35,6 +37,19 @@
 static inline void test_need_root(void) {
         if (geteuid() != 0)
                 TEST_SKIP("needs root");
+}
+
+/* Memory that is read before it is written maps the kernel's zero page. Some kernels fill it with a page of its own: those
+ * of s390 for processes with storage keys (mm_forbids_zeropage()), and of guests of PVM. */
+static inline bool test_has_zero_page(void) {
+        volatile uint8_t *page = mmap(NULL, PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+        uint64_t entry = 0;
+        CHECK(page != MAP_FAILED && fd >= 0 && *page == 0, "a page");
+        CHECK(pread(fd, &entry, sizeof entry, (off_t)((uintptr_t)page / PAGE_BYTES * sizeof entry)) == sizeof entry, "pagemap");
+        close(fd);
+        munmap((void *)page, PAGE_BYTES);
+        return !(entry >> 56 & 1); /* mapped by nobody else */
 }
 
 /* KSM is one for the whole machine: everything that turns its knobs or counts its pages holds this lock meanwhile, so

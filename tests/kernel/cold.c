@@ -170,6 +170,10 @@ static void test_hot(void) {
 
         forget();
         tell('u');
+        if (referenced(small_region, SMALL_BYTES) < 50) {
+                printf("what is in use does not show: accessed bits of page tables that a hypervisor shadows. Not tested\n");
+                return;
+        }
         before = mappings();
         list = collect(&before, small_region, SMALL_BYTES);
         CHECK(list.n == 0, "%zu ranges of a mapping in use", list.n);

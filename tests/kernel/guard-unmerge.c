@@ -185,9 +185,14 @@ static void unmerge(bool tracked, bool control) {
         printf("%lu reads of %u pages from outside, %lu zero, %lu wrong; %zu mappings\n", shared->counters[READS],
                RUN_PAGES, shared->counters[ZEROS], shared->counters[WRONG], mappings_of_area(child));
         CHECK(shared->counters[ZEROS] == 0 && shared->counters[WRONG] == 0);
-        CHECK(mappings_of_area(child) == 1);
         CHECK(child_order(child, order_check_pool, PAGES) == 0);
-        CHECK(child_order(child, order_grow, 0) == 0);
+        if (test_has_zero_page()) {
+                CHECK(mappings_of_area(child) == 1);
+                CHECK(child_order(child, order_grow, 0) == 0);
+        } else
+                /* The reader's fault gave the fresh mapping an anon_vma of its own before it waited (do_anonymous_page()),
+                 * as a writer's does anywhere: it joins no other. */
+                printf("no zero page: a mapping that was read stays one of its own, not tested to join its neighbours\n");
         CHECK(keeper_drop(keeper, guard_id(mute)) == 0);
         safe_close(mute);
         safe_close(tracking);

@@ -81,15 +81,18 @@ def breaks_cost_too_much():
         check(host.stop(process) == 0, "end")
 
 
-# Reads pages that are not there, as fast as they come.
+# Has the kernel write to a page that is there and may not be written to, as fast as it goes.
 STORM = [sys.executable, "-c", """
-import mmap, os
+import ctypes, mmap, os
 os.nice(-20)
-memory = mmap.mmap(-1, 1 << 26, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-memory.madvise(mmap.MADV_NOHUGEPAGE)
-while True:
-    memory[::4096]
-    memory.madvise(mmap.MADV_DONTNEED)
+libc = ctypes.CDLL(None)
+page = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+page[0] = 1
+address = ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(page)))
+libc.mprotect(address, ctypes.c_size_t(mmap.PAGESIZE), mmap.PROT_READ)
+read, zero, one = libc.read, os.open("/dev/zero", os.O_RDONLY), ctypes.c_size_t(1)
+while read(zero, address, one) < 0:
+    pass
 """]
 
 
