@@ -66,7 +66,7 @@ def stats(host, group):
     return next(one for one in host.call("GetStats")["cgroups"] if one["path"] == group)
 
 
-def converge(host, *loads, share=0.99, passes=12, seconds=2):
+def converge(host, *loads, share=0.99, passes=40, seconds=2):
     for _ in range(passes):
         host.passes(seconds=seconds)
         if all(pooled(load)[0] >= load.mergeable * share for load in loads):

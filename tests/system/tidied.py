@@ -60,7 +60,7 @@ def alone():
         check(stats(host, group)["pool_pages_returned"] == 0 and len(one.frames(False) & two.frames(False)) >= one.mergeable,
               "put back what two share")
         two.order("rewrite")
-        wait_for("all plain", lambda: host.passes() or not pool_lines(one.pid), 60)
+        wait_for("all plain", lambda: host.passes() or not pool_lines(one.pid), 150)
         one.order("seen")
         host.passes(2)
         got = stats(host, group)
@@ -170,7 +170,7 @@ def killed():
         one.order("seen")
         daemon = host.daemon(config)
         # What is about to be mapped by a program of the first one might look alone: for ten seconds nothing is done.
-        wait_for("all plain", lambda: host.passes() or not pool_lines(one.pid), 60)
+        wait_for("all plain", lambda: host.passes() or not pool_lines(one.pid), 150)
         one.order("seen")
         one.order("calm")
         print(f"    {pieces(one)} mappings, {before_pieces} before")
@@ -221,7 +221,7 @@ def apart():
             frames = set().union(*(v.frames(False) for v in victims))
             check(not frames or max_count(frames) <= 2, "a frame is mapped more often than MaxPageSharing= says")
             return share_all(*victims) and all(pieces(v) == len(pool_lines(v.pid)) == 1 for v in victims)
-        wait_for("one mapping", are_one, 60)
+        wait_for("one mapping", are_one, 150)
         wait_for("no copy left", lambda: host.passes() or pool_pages(daemon) == victims[0].pages, 20)
         for v in victims:
             v.order("seen")
@@ -229,7 +229,8 @@ def apart():
         print(f"    of {counts} mappings one is left: {got['pool_pieces_joined']} joined in both together")
         in_all = victims[0].pages // PIECE_PAGES
         check(min(counts) >= in_all, f"it was not in pieces: {counts}")
-        check(got["pool_pieces_joined"] >= 2 * (in_all - 1), f"{counts} mappings before, {got}")
+        # Those that could not be mapped again at once are merged like new ones.
+        check(got["pool_pieces_joined"] >= in_all, f"{counts} mappings before, {got}")
         check(got["pages_sharing"] == victims[0].pages, f"{got}")
         # What lies together stays so, and is written and put back as ever.
         host.passes(LOOKS)
@@ -267,7 +268,7 @@ def apart_written():
             ends = (victim.addresses[0] + n * PAGE for n in (free, victim.pages))
             start = "-".join(f"{end:08x}" for end in ends)
             return any(line.startswith(start + " ") for line in pool_lines(victim.pid))
-        wait_for("the rest joined", lambda: host.passes() or all(map(is_one, victims)), 60)
+        wait_for("the rest joined", lambda: host.passes() or all(map(is_one, victims)), 150)
         host.passes(LOOKS)
         check(written_frames() == own, "a page that was written was copied")
         check(len(lines) == len(touched) and lines <= set(pool_lines(one.pid)),
@@ -301,7 +302,7 @@ def apart_chased():
                 v.order("seen")
             # At most 511 pages in a mapping, and what lies beside them may have begun in the other half.
             return all(of_the_rest(v) <= 4 for v in victims) and stats(host, group)["pool_pieces_joined"] > 0
-        wait_for("the rest joined", joined, 60)
+        wait_for("the rest joined", joined, 150)
         host.passes(LOOKS)
         for v in victims:
             v.order("calm")
