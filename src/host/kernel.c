@@ -47,7 +47,7 @@
 typedef enum FeatureId {
         F_PAGE_SIZE, F_PAGEMAP, F_KPAGEFLAGS, F_KPAGECOUNT, F_READV, F_MEM, F_PIDFD, F_PIDFD_GETFD, F_PTRACE,
         F_SUSPEND_SECCOMP, F_RSEQ, F_DISPATCH, F_MADVISE, F_COLLAPSE, F_IO_URING, F_PAGEMAP_SCAN, F_UFFD, F_WP_ASYNC,
-        F_MOVE, F_KSM,
+        F_MOVE, F_ZERO_PAGE, F_KSM,
         F_KSM_WRITABLE, F_KSM_OURS, F_KSM_ALONE, F_KSM_ZERO, F_KSM_SMART, F_KSM_ADVISOR, F_NODES, F_CGROUP,
         F_CGROUP_ONLY, F_SWAP, F_MAP_COUNT, N_FEATURES,
 } FeatureId;
@@ -104,6 +104,9 @@ static const struct {
                 "samples that grow seldom, and what changes is found later (Linux 6.7)." },
         [F_MOVE] = { "UFFDIO_MOVE", false, "Routes zero and remap have the guard they need.",
                 "Routes zero and remap cannot be used (Linux 6.8)." },
+        [F_ZERO_PAGE] = { "the zero page", false, "Memory that was given back takes no page until it is written.",
+                "Memory that was given back takes a page again when it is read: the kernel maps no zero page in its place "
+                "(guests of PVM; s390 with storage keys)." },
         [F_KSM] = { "KSM", false, "Route advise can be used.",
                 "Route advise cannot be used: the kernel is built without CONFIG_KSM, or /sys is not mounted." },
         [F_KSM_WRITABLE] = { "KSM can be controlled", false, "ksmd is run in bursts and rests otherwise.",
@@ -193,6 +196,21 @@ static void probe_frames(Probe *p) {
         host->pagemap_pfns = set(host, F_PAGEMAP, state);
         host->kpageflags = set(host, F_KPAGEFLAGS, open_read_u64("/proc/kpageflags", pfn, &value));
         (void)set(host, F_KPAGECOUNT, open_read_u64("/proc/kpagecount", pfn, &value));
+}
+
+/* What is read before it is written is nobody's own page: bit 56 of its entry says that it is mapped once. */
+static void probe_zero_page(HostKernel *host) {
+        volatile uint64_t *page = mmap(NULL, PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        uint64_t entry = 0;
+        int state;
+
+        if (page == MAP_FAILED) {
+                (void)set(host, F_ZERO_PAGE, -errno);
+                return;
+        }
+        state = *page == 0 ? open_read_u64("/proc/self/pagemap", (uint64_t)(uintptr_t)page / PAGE_BYTES, &entry) : 0;
+        (void)set(host, F_ZERO_PAGE, state > 0 ? !(entry >> 56 & 1) : state);
+        munmap((void *)page, PAGE_BYTES);
 }
 
 static void probe_pagemap_scan(Probe *p) {
@@ -458,6 +476,7 @@ void host_kernel_probe(HostKernel *ret) {
         ret->n_features = N_FEATURES;
         ret->page_size_supported = set(ret, F_PAGE_SIZE, sysconf(_SC_PAGESIZE) == (long)PAGE_BYTES);
         probe_host(ret);
+        probe_zero_page(ret);
         probe_ksm(ret);
         ret->io_uring = set(ret, F_IO_URING, try_io_uring());
         (void)set(ret, F_UFFD, try_userfaultfd(0));

@@ -70,6 +70,7 @@ static void test_leaves_nothing(void **unused) {
         assert_true(sane(&host));
         fds = count_entries("/proc/self/fd");
         mappings = count_mappings();
+        assert_int_equal(feature(&host, "the zero page")->state, test_has_zero_page());
         for (int i = 0; i < 40; i++)
                 host_kernel_probe(&host);
         assert_int_equal(count_entries("/proc/self/fd"), fds);
