@@ -370,6 +370,16 @@ static uint64_t flushes_of_all(Probes *probes) {
         return all_flushes(probes, reasons, &own);
 }
 
+/* One at least, of this CPU. */
+static void flush(void) {
+        uint8_t *page = mmap(NULL, PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+        CHECK(page != MAP_FAILED, "page");
+        *(volatile uint8_t *)page = 1;
+        CHECK(mprotect(page, PAGE_BYTES, PROT_READ) == 0, "mprotect");
+        munmap(page, PAGE_BYTES);
+}
+
 /* Probes that would take too much rest, longer each time, count nothing meanwhile, and count again. */
 static void test_rest(Probes *probes) {
         uint64_t now = now_nsec(), rested = 0, before, after;
@@ -383,7 +393,7 @@ static void test_rest(Probes *probes) {
                       (unsigned long long)(expected / NSEC_PER_MSEC));
                 CHECK(probes_state(probes, PROBE_FAULTS).resting && !probes_state(probes, PROBE_ROSTER).resting, "who rests");
                 before = flushes_of_all(probes);
-                usleep(20000); /* which switches tasks, so that there are flushes to be counted */
+                flush();
                 CHECK(flushes_of_all(probes) == before, "counted while resting");
                 CHECK(probes_rest(probes, now + took - 1) == now + took, "the rest ends early");
                 rested += took;
@@ -393,8 +403,7 @@ static void test_rest(Probes *probes) {
                       (unsigned long long)(probes_rested(probes, now) / NSEC_PER_MSEC), (unsigned long long)(rested / NSEC_PER_MSEC));
                 CHECK(probes_have(probes, PROBE_FAULTS) && !probes_state(probes, PROBE_FAULTS).resting, "attached again");
                 after = flushes_of_all(probes);
-                for (unsigned i = 0; i < 100 && flushes_of_all(probes) == after; i++)
-                        usleep(10000);
+                flush();
                 CHECK(flushes_of_all(probes) > after, "not counted after the rest");
                 rests++;
         }
