@@ -211,10 +211,12 @@ static void hammer_and_die(Hammer *hammer, Remote *remote, uint64_t end_nsec) {
 
 /* The last visit: an adoption cleans up what dead callers left, before the victim looks at itself. */
 static void clean_up(Hammer *hammer, Remote *remote) {
+        /* Before its end: we are its parent, and one that comes in a stop would be collected there. */
+        uint64_t until = now_nsec() + (uint64_t)(hammer->seconds * 0.07e9);
         _cleanup_(target_freep) Target *target = NULL;
         if (target_new(hammer->target_pid, &target) != 0)
                 return;
-        for (int i = 0; i < 400; i++) {
+        while (now_nsec() < until) {
                 TargetSkip skip;
                 if (remote_adopt(remote, target, NULL, &skip) == 0)
                         return;
@@ -269,7 +271,9 @@ static void hammer_victim(Hammer *hammer) {
         uint64_t late = now_nsec() + (uint64_t)((hammer->seconds + 10) * 1e9);
         pid_t ended;
         while ((ended = waitpid(hammer->victim, &status, WNOHANG)) == 0) {
-                remote_reap(remote);
+                /* We are its parent and its tracer: its end is one, and what lingers in it would collect that. */
+                if (remote_has_lingering(remote))
+                        remote_reap(remote);
                 listen_to_victim(hammer, 1);
                 if (now_nsec() > late) {
                         kill(hammer->victim, SIGKILL);
