@@ -326,8 +326,11 @@ static int merge_run(Work *w, const RemapRun *run) {
         r = read_run(w, run, vma->mergeable ? READER_KEEPS_SHARING : READER_PINS);
         if (r != 0)
                 return r;
-        r = remap_segments_make(w->stable, pool_space(w->pool), run->start, w->keys, run->n_pages,
-                                w->member->group->minimum_run_pages, &segments);
+        if (run->short_run)
+                r = remap_segments_beside(w->stable, pool_space(w->pool), run, w->keys, &segments);
+        else
+                r = remap_segments_make(w->stable, pool_space(w->pool), run->start, w->keys, run->n_pages,
+                                        w->member->group->minimum_run_pages, &segments);
         if (r < 0)
                 return r;
         w->left_short += segments.pages_left;
@@ -528,6 +531,7 @@ int pass_remap(Pass *pass, Member *member) {
                 .minimum_run_pages = member->group->minimum_run_pages,
                 .huge_page_split = member->group->huge_page_split,
                 .vmas_max = m->kernel.max_map_count / REMAP_VMAS_SHARE,
+                .pool = pass_slot(member)->pool ? &pass_slot(member)->pool->identity : NULL,
         };
         PlanRules plan_rules = {
                 .minimum_run_pages = rules.minimum_run_pages,

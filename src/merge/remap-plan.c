@@ -89,6 +89,8 @@ static unsigned count_wanted(const Block *block, unsigned from, unsigned to) {
 typedef struct Walk {
         RemapRuns *runs;
         const RemapRules *rules;
+        const VmaList *vmas;
+        size_t vma;                     /* the one at hand */
         uint64_t start;                 /* of the run that is open */
         uint32_t n_pages;               /* of it; 0: none is */
         bool cut;                       /* it goes on where the last one became too long */
@@ -106,9 +108,29 @@ static uint32_t borrow(Walk *walk, uint32_t n_pages, uint32_t minimum) {
         return minimum;
 }
 
+/* The mapping, if it is one of the pool. */
+static const Vma *pool_mapping(const Walk *walk, size_t i) {
+        const Vma *vma = walk->rules->pool && i < walk->vmas->n ? &walk->vmas->vmas[i] : NULL;
+
+        return vma && remap_vma_is(vma, walk->rules->pool) ? vma : NULL;
+}
+
+static RemapRun run_of(const Walk *walk, uint32_t n_pages) {
+        const Vma *before = walk->vma > 0 ? pool_mapping(walk, walk->vma - 1) : NULL;
+        const Vma *behind = pool_mapping(walk, walk->vma + 1);
+        RemapRun run = { .start = walk->start, .n_pages = n_pages, .before = REMAP_FRESH, .behind = REMAP_FRESH };
+
+        if (before && before->end == run.start)
+                run.before = (before->offset + before->end - before->start) / PAGE_BYTES;
+        if (behind && behind->start == run.start + n_pages * PAGE_BYTES && behind->offset > 0)
+                run.behind = behind->offset / PAGE_BYTES - 1;
+        return run;
+}
+
 static int close_run(Walk *walk) {
         RemapRuns *runs = walk->runs;
         uint32_t n = walk->n_pages, minimum = MAX_OF(walk->rules->minimum_run_pages, REMAP_MINIMUM_RUN);
+        RemapRun run;
 
         walk->n_pages = 0;
         if (n > 0 && n < minimum)
@@ -116,13 +138,15 @@ static int close_run(Walk *walk) {
         walk->cut = false;
         if (n == 0)
                 return 0;
-        if (n < minimum) {
+        run = run_of(walk, n);
+        run.short_run = n < minimum;
+        if (run.short_run && run.before == REMAP_FRESH && run.behind == REMAP_FRESH) {
                 runs->pages_left_run += n;
                 return 0;
         }
         if (GROW(runs->runs, runs->n, runs->allocated) < 0)
                 return -ENOMEM;
-        runs->runs[runs->n++] = (RemapRun){ walk->start, n };
+        runs->runs[runs->n++] = run;
         return 0;
 }
 
@@ -161,10 +185,12 @@ static int walk_block(Walk *walk, const Block *block, unsigned from, unsigned to
         return 0;
 }
 
-static int walk_vma(Walk *walk, const Space *space, const Vma *vma) {
+static int walk_vma(Walk *walk, const Space *space, size_t i) {
+        const Vma *vma = &walk->vmas->vmas[i];
         RemapSkip skip = remap_vma_skip(vma);
         int r = 0;
 
+        walk->vma = i;
         for (size_t b = space_first(space, vma->start); b < space->n && space->blocks[b]->addr < vma->end; b++) {
                 const Block *block = space->blocks[b];
                 unsigned from = (unsigned)((MAX_OF(block->addr, vma->start) - block->addr) / PAGE_BYTES);
@@ -214,11 +240,11 @@ static void keep_budget(RemapRuns *runs, const RemapRules *rules) {
 
 int remap_runs_make(const Space *space, const VmaList *vmas, const RemapRules *rules, RemapRuns *ret) {
         _cleanup_(remap_runs_done) RemapRuns runs = {};
-        Walk walk = { .runs = &runs, .rules = rules };
+        Walk walk = { .runs = &runs, .rules = rules, .vmas = vmas };
         int r;
 
         for (size_t i = 0; i < vmas->n; i++) {
-                r = walk_vma(&walk, space, &vmas->vmas[i]);
+                r = walk_vma(&walk, space, i);
                 if (r < 0)
                         return r;
         }
@@ -367,6 +393,30 @@ int remap_segments_make(const Stable *stable, const PoolSpace *space, uint64_t a
                 return r;
         if (segments.n > 1)
                 qsort(segments.segments, segments.n, sizeof *segments.segments, by_first);
+        *ret = segments;
+        segments = (RemapSegments){};
+        return 0;
+}
+
+int remap_segments_beside(const Stable *stable, const PoolSpace *space, const RemapRun *run, const uint64_t *keys,
+                          RemapSegments *ret) {
+        _cleanup_(remap_segments_done) RemapSegments segments = {};
+        const Matcher m = { .stable = stable, .space = space, .address = run->start, .keys = keys, .out = &segments };
+        uint32_t first = 0, end = run->n_pages;
+        int r = 0;
+
+        while (run->before != REMAP_FRESH && first < end && agrees(&m, first, run->before + first))
+                first++;
+        if (first > 0)
+                r = add(&m, 0, first, run->before);
+        while (r == 0 && run->behind != REMAP_FRESH && first < end && run->behind >= run->n_pages - end &&
+               agrees(&m, end - 1, run->behind - (run->n_pages - end)))
+                end--;
+        if (r == 0 && end < run->n_pages)
+                r = add(&m, end, run->n_pages - end, run->behind - (run->n_pages - end - 1));
+        if (r < 0)
+                return r;
+        segments.pages_left = end - first;
         *ret = segments;
         segments = (RemapSegments){};
         return 0;

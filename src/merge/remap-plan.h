@@ -3,6 +3,7 @@
 
 #include "index/stable.h"
 #include "merge/pool-space.h"
+#include "merge/remap-target.h"
 #include "scan/block.h"
 
 /*
@@ -33,14 +34,19 @@ typedef struct RemapRules {
         uint32_t minimum_run_pages;     /* at least REMAP_MINIMUM_RUN is taken */
         uint32_t huge_page_split;       /* 1/10,000 of a huge page's pages that must be wanted */
         size_t vmas_now, vmas_max;      /* mappings the process has, and may have */
+        const RemapIdentity *pool;      /* that is merged into; NULL: nothing can lie beside its mappings yet */
 } RemapRules;
 
 /* A run costs 0.4 to 0.8 KiB of kernel memory (one or two mappings) and some 15 µs: shorter ones are not worth it. */
 #define REMAP_MINIMUM_RUN 8U
 
+/* A shorter one that touches a mapping of the pool is a run all the same: what goes on there costs no mapping, and where
+ * it fills a gap it spares two. */
 typedef struct RemapRun {
         uint64_t start;
         uint32_t n_pages;               /* at most POOL_RUN_MAX */
+        bool short_run;                 /* only for what goes on beside it: remap_segments_beside() */
+        uint64_t before, behind;        /* the pool pages that its first and its last page would go on with; REMAP_FRESH: none */
 } RemapRun;
 
 typedef struct RemapRuns {
@@ -75,3 +81,6 @@ void remap_segments_done(RemapSegments *segments);
  * where that is mostly contents which are not in it yet. -ENOMEM. */
 int remap_segments_make(const Stable *stable, const PoolSpace *space, uint64_t address, const uint64_t *keys,
                         uint32_t n_pages, uint32_t minimum_run_pages, RemapSegments *ret);
+/* Of a short run: what goes on in the pool as the mappings beside it do. -ENOMEM. */
+int remap_segments_beside(const Stable *stable, const PoolSpace *space, const RemapRun *run, const uint64_t *keys,
+                          RemapSegments *ret);

@@ -158,6 +158,39 @@ class Victim:
                 if e >> 63 and e >> 61 & 1 and (not still or page < self.pages // 2)}
 
 
+# Known pages, but for one that is another at first, if it is late; says so, then does as it is told.
+GROWING = """
+import ctypes, mmap, random, sys
+pages, late = int(sys.argv[1]), int(sys.argv[2])
+content = random.Random(7).randbytes(pages * mmap.PAGESIZE)
+memory = mmap.mmap(-1, len(content), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+memory.madvise(mmap.MADV_NOHUGEPAGE)
+part = slice(late * mmap.PAGESIZE, (late + 1) * mmap.PAGESIZE)
+memory[:] = content
+if late:
+    memory[part] = random.Random(8).randbytes(mmap.PAGESIZE)
+print("ready", hex(ctypes.addressof(ctypes.c_char.from_buffer(memory))), pages, flush=True)
+for line in sys.stdin:
+    if line == "now\\n":
+        memory[part] = content[part]
+    expected = late == 0 or memory[part] == content[part]
+    rest = memory[:part.start] + memory[part.stop:] == content[:part.start] + content[part.stop:]
+    print("ok" if expected and rest else "bad", flush=True)
+"""
+
+
+class Growing(Victim):
+    def __init__(self, host, group, pages, late=0):
+        self.process = host.spawn(group, sys.executable, "-c", GROWING, pages, late, stdin=subprocess.PIPE,
+                                  output=subprocess.PIPE)
+        self.read_ready()
+
+    def lines(self):
+        """Its mappings of the pool in the known memory."""
+        start, end = self.addresses[0], self.addresses[0] + self.pages * PAGE
+        return [line for line in pool_lines(self.pid) if start <= int(line.split("-")[0], 16) < end]
+
+
 def descriptors(pid):
     return len(os.listdir(f"/proc/{pid}/fd"))
 
@@ -233,6 +266,30 @@ def urgency_is_to_be_had():
     except OSError:
         return False
     return True
+
+
+def grown():
+    """a page that becomes its twin's equal later goes on in the mapping beside it, though it is a run of one"""
+    with Host("remapgrown") as host:
+        group = host.cgroup("a")
+        first = [Growing(host, group, 64) for _ in range(2)]
+        daemon = host.daemon(host.configure(DAEMON + section(group, MinimumRun=16)))
+        wait_for("the twins", lambda: host.passes() or all(pooled(v)[0] == 64 for v in first), 60)
+        late = Growing(host, group, 64, late=40)
+        wait_for("all but one", lambda: host.passes() or pooled(late)[0] == 63, 60)
+        check(len(late.lines()) == 2, f"{late.lines()}")
+        late.order("now")
+        wait_for("the one", lambda: host.passes() or pooled(late)[0] == 64, 60)
+        check(len(late.lines()) == 1, f"{late.lines()}")
+        victims = [*first, late]
+        check(late.frames(False) == first[0].frames(False) == first[1].frames(False), "other frames")
+        before = {v.pid: (mappings(v.pid), descriptors(v.pid)) for v in victims}
+        unmerge(host, group)
+        wait_for_plain([v.pid for v in victims])
+        for v in victims:
+            v.order("check")
+            check(descriptors(v.pid) <= before[v.pid][1], "descriptors")
+        ended(host, daemon, *victims)
 
 
 def lived():
@@ -716,7 +773,7 @@ def control_pin():
 
 
 if __name__ == "__main__":
-    tests = [merged, lived, skipped, trusted, domains, abandoned, killed, restarted, confined, pinned, outside, exact,
+    tests = [merged, grown, lived, skipped, trusted, domains, abandoned, killed, restarted, confined, pinned, outside, exact,
              strange]
     controls = [control_domain, control_crowd, control_protect, control_written, control_pin]
     run_tests(*tests, *(controls if sys.argv[1:] else []))

@@ -252,6 +252,50 @@ typedef struct Bank {
         Stable *stable;
 } Bank;
 
+static void world_map_pool(World *w, unsigned from, unsigned to, uint64_t page) {
+        world_map(w, from, to);
+        w->mappings[w->vmas.n - 1].file = true;
+        w->mappings[w->vmas.n - 1].dev = 3;
+        w->mappings[w->vmas.n - 1].inode = 7;
+        w->mappings[w->vmas.n - 1].offset = page * PAGE_BYTES;
+}
+
+/* What is too short by itself may go on beside a mapping of the pool. */
+static void test_short_runs(void **unused) {
+        const RemapIdentity pool = { .dev = 3, .inode = 7 }, other = { .dev = 3, .inode = 8 };
+        World w;
+
+        world_init(&w);
+        world_map(&w, 0, 100);
+        world_map_pool(&w, 100, 200, 50);
+        world_map(&w, 200, 203);
+        world_map_pool(&w, 203, 300, 153);
+        world_map(&w, 300, 400);
+        world_map_pool(&w, 400, 500, 0);
+        world_twins(&w, 98, 100);
+        world_twins(&w, 200, 203);
+        world_twins(&w, 305, 308);      /* touches none */
+        world_twins(&w, 399, 400);      /* none of the pool's pages lies before its first */
+        for (unsigned i = 0; i < 3; i++) {
+                _cleanup_(remap_runs_done) RemapRuns runs = {};
+
+                w.rules.pool = i == 0 ? &pool : i == 1 ? &other : NULL;
+                assert_int_equal(remap_runs_make(&w.space, &w.vmas, &w.rules, &runs), 0);
+                assert_int_equal(taken(&runs) + left(&runs), 9);
+                if (i > 0) {
+                        assert_int_equal(runs.n, 0);
+                        continue;
+                }
+                assert_int_equal(runs.n, 2);
+                assert_true(runs.runs[0].short_run && runs.runs[0].start == BASE + 98 * PAGE_BYTES &&
+                            runs.runs[0].n_pages == 2);
+                assert_true(runs.runs[0].before == REMAP_FRESH && runs.runs[0].behind == 49);
+                assert_true(runs.runs[1].short_run && runs.runs[1].n_pages == 3);
+                assert_true(runs.runs[1].before == 150 && runs.runs[1].behind == 152);
+                assert_int_equal(runs.pages_left_run, 4);
+        }
+}
+
 static void bank_init(Bank *bank) {
         pool_space_init(&bank->space, MAX_SHARING);
         assert_int_equal(stable_new(MAX_SHARING, &bank->stable), 0);
@@ -285,6 +329,52 @@ static RemapSegments segments(Bank *bank, uint64_t address, const uint64_t *keys
 
         assert_int_equal(remap_segments_make(bank->stable, &bank->space, address, keys, n, 8, &s), 0);
         return s;
+}
+
+static RemapSegments beside(Bank *bank, const uint64_t *keys, uint32_t n, uint64_t before, uint64_t behind) {
+        const RemapRun run = { .start = BASE, .n_pages = n, .short_run = true, .before = before, .behind = behind };
+        RemapSegments s = {};
+
+        assert_int_equal(remap_segments_beside(bank->stable, &bank->space, &run, keys, &s), 0);
+        return s;
+}
+
+static void test_beside(void **unused) {
+        uint64_t keys[100], some[5];
+        Bank bank;
+
+        bank_init(&bank);
+        for (unsigned i = 0; i < 100; i++)
+                keys[i] = 1000 + i;
+        _cleanup_(remap_segments_done) RemapSegments first = segments(&bank, BASE, keys, 100);
+        bank_take(&bank, BASE, keys, &first.segments[0]);
+        const uint64_t p = first.segments[0].page;
+
+        /* A gap, filled whole. */
+        _cleanup_(remap_segments_done) RemapSegments gap = beside(&bank, keys + 10, 5, p + 10, p + 14);
+        assert_true(gap.n == 1 && gap.segments[0].first == 0 && gap.segments[0].n_pages == 5 &&
+                    gap.segments[0].page == p + 10 && gap.pages_left == 0);
+        /* From either end, as far as it goes on. */
+        for (unsigned i = 0; i < 5; i++)
+                some[i] = i == 2 ? 9 : keys[10 + i];
+        _cleanup_(remap_segments_done) RemapSegments both = beside(&bank, some, 5, p + 10, p + 14);
+        assert_true(both.n == 2 && both.segments[0].n_pages == 2 && both.segments[0].page == p + 10 &&
+                    both.segments[1].first == 3 && both.segments[1].n_pages == 2 && both.segments[1].page == p + 13 &&
+                    both.pages_left == 1);
+        _cleanup_(remap_segments_done) RemapSegments one = beside(&bank, some, 5, REMAP_FRESH, p + 14);
+        assert_true(one.n == 1 && one.segments[0].first == 3 && one.pages_left == 3);
+        /* The pool's first pages have none before them. */
+        _cleanup_(remap_segments_done) RemapSegments low = beside(&bank, keys, 5, REMAP_FRESH, 2);
+        assert_true(low.pages_left >= 2);
+        /* Another content, or one that could not be read; and a page that has no room. */
+        some[0] = some[4] = 0;
+        _cleanup_(remap_segments_done) RemapSegments none = beside(&bank, some, 5, p + 10, p + 14);
+        assert_true(none.n == 0 && none.pages_left == 5);
+        for (unsigned i = 1; i < MAX_SHARING; i++)
+                bank_take(&bank, BASE + i * 1000 * PAGE_BYTES, keys + 10, &(RemapSegment){ 0, 1, p + 10 });
+        _cleanup_(remap_segments_done) RemapSegments full = beside(&bank, keys + 10, 5, p + 10, p + 14);
+        assert_true(full.n == 1 && full.segments[0].first == 1 && full.pages_left == 1);
+        bank_done(&bank);
 }
 
 static void test_segments(void **unused) {
@@ -389,6 +479,8 @@ int main(void) {
                 cmocka_unit_test(test_budget_keeps_the_longest),
                 cmocka_unit_test(test_mappings),
                 cmocka_unit_test(test_random_runs),
+                cmocka_unit_test(test_short_runs),
+                cmocka_unit_test(test_beside),
                 cmocka_unit_test(test_segments),
                 cmocka_unit_test(test_sharing_is_limited),
                 cmocka_unit_test(test_one_content_all_over),
