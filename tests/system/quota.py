@@ -261,9 +261,9 @@ def once_keeps_it():
             print(f"    quota {quota:.2f} %: {used:.2f} s of CPU time in {took:.1f} s, "
                   f"{stats['throttled_nsec'] / 1e9:.1f} s of them waiting")
             return used, took, stats["throttled_nsec"]
-        used, _, waited = once(100000)
-        check(waited == 0, "it waited without a quota")
-        half = 0.8 * used
+        free = [once(100000) for _ in range(2)]  # the first meets memory that nobody has read yet
+        check(all(waited == 0 for _, _, waited in free), "it waited without a quota")
+        half = 0.7 * min(used for used, _, _ in free)
         used, took, waited = once(100 * half / 30)
         check(used > 1.1 * half, "too little to do, so this proves nothing")
         check(took >= 0.5 * (used - half) / (half / 30) and waited > 0, "it did not wait")
