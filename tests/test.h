@@ -5,6 +5,7 @@
 
 #include "base/clock.h"
 #include "base/util.h"
+#include "host/pagemap.h"
 
 #include <fcntl.h>
 #include <stdio.h>
@@ -49,7 +50,7 @@ static inline bool test_has_zero_page(void) {
         CHECK(pread(fd, &entry, sizeof entry, (off_t)((uintptr_t)page / PAGE_BYTES * sizeof entry)) == sizeof entry, "pagemap");
         close(fd);
         munmap((void *)page, PAGE_BYTES);
-        return !(entry >> 56 & 1); /* mapped by nobody else */
+        return !(entry & PAGEMAP_EXCLUSIVE);
 }
 
 /* KSM is one for the whole machine: everything that turns its knobs or counts its pages holds this lock meanwhile, so

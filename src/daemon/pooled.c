@@ -8,8 +8,8 @@
  */
 #include "daemon/remapping.h"
 
+#include "host/pagemap.h"
 #include "scan/kin.h"
-#include "scan/pagemap.h"
 
 #include <xxhash.h>
 

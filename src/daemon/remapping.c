@@ -14,9 +14,9 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "host/pagemap.h"
 #include "host/thp.h"
 #include "merge/remap-plan.h"
-#include "scan/pagemap.h"
 #include "scan/reader.h"
 
 #include <string.h>

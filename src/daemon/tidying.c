@@ -17,8 +17,8 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "host/pagemap.h"
 #include "merge/remap-plan.h"
-#include "scan/pagemap.h"
 
 #include <string.h>
 

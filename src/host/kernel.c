@@ -12,6 +12,7 @@
 
 #include "base/io.h"
 #include "host/ksm.h"
+#include "host/pagemap.h"
 #include "host/uapi.h"
 
 #include <dirent.h>
@@ -190,7 +191,7 @@ static void probe_frames(Probe *p) {
         int state;
 
         state = open_read_u64("/proc/self/pagemap", (uint64_t)(uintptr_t)p->page / PAGE_BYTES, &entry);
-        pfn = entry & ((1ULL << 55) - 1);
+        pfn = entry & PAGEMAP_PFN;
         if (state > 0 && pfn == 0)
                 state = -EPERM; /* the kernel shows 0 to those it does not trust */
         host->pagemap_pfns = set(host, F_PAGEMAP, state);
@@ -198,7 +199,7 @@ static void probe_frames(Probe *p) {
         (void)set(host, F_KPAGECOUNT, open_read_u64("/proc/kpagecount", pfn, &value));
 }
 
-/* What is read before it is written is nobody's own page: bit 56 of its entry says that it is mapped once. */
+/* What is read before it is written is nobody's own page. */
 static void probe_zero_page(HostKernel *host) {
         volatile uint64_t *page = mmap(NULL, PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         uint64_t entry = 0;
@@ -209,7 +210,7 @@ static void probe_zero_page(HostKernel *host) {
                 return;
         }
         state = *page == 0 ? open_read_u64("/proc/self/pagemap", (uint64_t)(uintptr_t)page / PAGE_BYTES, &entry) : 0;
-        (void)set(host, F_ZERO_PAGE, state > 0 ? !(entry >> 56 & 1) : state);
+        (void)set(host, F_ZERO_PAGE, state > 0 ? !(entry & PAGEMAP_EXCLUSIVE) : state);
         munmap((void *)page, PAGE_BYTES);
 }
 

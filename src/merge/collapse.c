@@ -14,7 +14,7 @@
  */
 #include "merge/collapse.h"
 
-#include "scan/pagemap.h"
+#include "host/pagemap.h"
 
 #include <string.h>
 #include <sys/mman.h>

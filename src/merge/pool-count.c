@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "merge/pool-count.h"
 
+#include "host/pagemap.h"
 #include "merge/pool-space.h"
-#include "scan/pagemap.h"
 
 #include <fcntl.h>
 #include <stdlib.h>

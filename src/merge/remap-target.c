@@ -2,9 +2,9 @@
 #include "merge/remap-target.h"
 
 #include "base/io.h"
+#include "host/pagemap.h"
 #include "merge/remap.h"
 #include "merge/zero.h"
-#include "scan/pagemap.h"
 
 #include <dirent.h>
 #include <fcntl.h>

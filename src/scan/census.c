@@ -19,8 +19,8 @@
  */
 #include "scan/census.h"
 
+#include "host/pagemap.h"
 #include "scan/kin.h"
-#include "scan/pagemap.h"
 #include "scan/scanner.h"
 
 #include <xxhash.h>

@@ -14,8 +14,8 @@
  */
 #include "scan/present.h"
 
+#include "host/pagemap.h"
 #include "host/uapi.h"
-#include "scan/pagemap.h"
 
 #include <string.h>
 

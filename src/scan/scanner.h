@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #pragma once
 
-#include "scan/pagemap.h"
+#include "host/pagemap.h"
 #include "scan/scan.h"
 #include "scan/stripes.h"
 

@@ -65,7 +65,7 @@ int target_read_vmas(Target *target, bool include_dontdump, VmaList *ret); /* TA
  * (target/vma-reader.h). */
 int target_read_vma_flags(Target *target, bool include_dontdump, VmaList *ret);
 
-/* The entries (scan/pagemap.h) of up to n_pages pages from start on. *ret_n: of how many, one at least. TARGET_E_GONE: of
+/* The entries (host/pagemap.h) of up to n_pages pages from start on. *ret_n: of how many, one at least. TARGET_E_GONE: of
  * none; -errno. */
 int target_read_pagemap(const Target *target, uint64_t start, size_t n_pages, uint64_t *ret_entries, size_t *ret_n);
 

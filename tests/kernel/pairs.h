@@ -2,7 +2,7 @@
 #pragma once
 
 #include "host/ksm.h"
-#include "scan/pagemap.h"
+#include "host/pagemap.h"
 
 #include <sys/types.h>
 

@@ -3,7 +3,7 @@
  * The kernel's promises that route remap's order of calls leans on, one by one, in a process of our own: see the table
  * in docs/route-remap.md. The calls are made here as the program in a target makes them.
  */
-#include "scan/pagemap.h"
+#include "host/pagemap.h"
 #include "tests/test.h"
 
 #include <linux/mount.h>

@@ -5,7 +5,7 @@
  */
 #include "scan/census.h"
 #include "scan/kept.h"
-#include "scan/pagemap.h"
+#include "host/pagemap.h"
 #include "base/io.h"
 #include "target/origin.h"
 #include "tests/test.h"
