@@ -70,6 +70,15 @@ int remote_tasks_open(const Target *target, DIR **ret) {
         return r == -ENOENT || r == -ESRCH ? REMOTE_E_GONE : r;
 }
 
+pid_t remote_tasks_next(DIR *tasks) {
+        for (const struct dirent *entry; (entry = readdir(tasks));) {
+                pid_t tid = atoi(entry->d_name);
+                if (tid > 0)
+                        return tid;
+        }
+        return 0;
+}
+
 static const SleepRule *find_rule(long nr) {
         for (size_t i = 0; i < ELEMENTSOF(sleep_rules); i++)
                 if (sleep_rules[i].nr == nr)
@@ -180,12 +189,8 @@ bool remote_nobody_inside(const Target *target) {
         if (remote_tasks_open(target, &tasks) != 0)
                 return false;
         size_t threads = 0, elsewhere = 0;
-        for (struct dirent *d; (d = readdir(tasks));) {
-                pid_t tid = atoi(d->d_name);
+        for (pid_t tid; (tid = remote_tasks_next(tasks)) > 0; threads++) {
                 Activity a;
-                if (tid <= 0)
-                        continue;
-                threads++;
                 elsewhere += look_at(target, tid, &a) && !a.running && !remote_region_has(a.pc);
         }
         return threads == 1 || elsewhere == threads;
@@ -215,9 +220,8 @@ int remote_choose(const Target *target, const RemoteMaps *maps, RemoteCandidate 
                 if (r != 0)
                         return r;
                 size_t looked = 0;
-                for (struct dirent *d; looked < LOOK_AT_MAX && (d = readdir(tasks));) {
-                        pid_t tid = atoi(d->d_name);
-                        if (tid <= 0 || tid == target->pid)
+                for (pid_t tid; looked < LOOK_AT_MAX && (tid = remote_tasks_next(tasks)) > 0;) {
+                        if (tid == target->pid)
                                 continue;
                         looked++;
                         RemoteCandidate candidate = {tid, judge(target, maps, tid)};

@@ -64,21 +64,12 @@ static int interrupt(Remote *remote, const Target *target, pid_t tid, RemoteCrow
         return r == REMOTE_E_GONE ? 0 : r;
 }
 
-static pid_t next_task(DIR *tasks) {
-        for (const struct dirent *entry; (entry = readdir(tasks));) {
-                pid_t tid = atoi(entry->d_name);
-                if (tid > 0)
-                        return tid;
-        }
-        return 0;
-}
-
 /* Interrupts whom it does not know yet. */
 static int gather(Remote *remote, const Target *target, DIR *tasks, pid_t only, RemoteCrowd *crowd, bool *ret_new) {
         size_t before = crowd->n, seen = 0;
         int r = 0;
         rewinddir(tasks);
-        for (pid_t tid; r == 0 && (tid = next_task(tasks)) > 0; seen++)
+        for (pid_t tid; r == 0 && (tid = remote_tasks_next(tasks)) > 0; seen++)
                 if (!is_known(crowd, tid) && (!only || tid == only))
                         r = interrupt(remote, target, tid, crowd);
         *ret_new = crowd->n > before;
@@ -119,7 +110,7 @@ static int look_around(RemoteCrowd *crowd, bool *ret_all) {
 
 /* Whom waking would harm is found before anybody is woken. */
 static int ask_leave(const Target *target, DIR *tasks, pid_t only) {
-        for (pid_t tid; (tid = next_task(tasks)) > 0;)
+        for (pid_t tid; (tid = remote_tasks_next(tasks)) > 0;)
                 if ((!only || tid == only) && !remote_is_worker(target, tid) && remote_must_sleep_on(target, tid))
                         return REMOTE_E_BUSY;
         return 0;
