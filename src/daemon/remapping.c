@@ -25,8 +25,6 @@
 #define TRIES_MAX 4U
 /* What is cut off a run to fill up a batch is no shorter. */
 #define PIECE_PAGES_MIN 16U
-/* Most short runs do not go on, and each is read to find that out: so many in a pass, others each time. */
-#define SHORT_RUNS_MAX 64U
 /* The event loop gets its turn. */
 #define BREATH_NSEC (5 * NSEC_PER_MSEC)
 
@@ -377,7 +375,7 @@ static size_t count_short(const RemapRuns *runs) {
 /* All the runs. The batch at hand is carried out before anybody else has his turn: it has taken pages of the pool. */
 static int merge_runs(Work *w, const RemapRuns *runs) {
         Manager *m = w->pass->manager;
-        size_t n_short = count_short(runs), turn = n_short > 0 ? m->full_scans * SHORT_RUNS_MAX % n_short : 0;
+        size_t n_short = count_short(runs);
         uint64_t breathed = now_nsec();
         int r = 0;
 
@@ -385,7 +383,7 @@ static int merge_runs(Work *w, const RemapRuns *runs) {
         if (!w->bytes)
                 return -ENOMEM;
         for (size_t i = 0, k = 0; i < runs->n && r == 0 && w->result == 0; i++) {
-                if (runs->runs[i].short_run && (k++ + n_short - turn) % n_short >= SHORT_RUNS_MAX) {
+                if (runs->runs[i].short_run && !remap_short_run_due(k++, n_short, m->full_scans)) {
                         w->left_short += runs->runs[i].n_pages;
                         continue;
                 }

@@ -115,16 +115,18 @@ static const Vma *pool_mapping(const Walk *walk, size_t i) {
         return vma && remap_vma_is(vma, walk->rules->pool) ? vma : NULL;
 }
 
-static RemapRun run_of(const Walk *walk, uint32_t n_pages) {
+/* False: it lies beside nothing that it could go on with. */
+static bool look_beside(const Walk *walk, RemapRun *run) {
         const Vma *before = walk->vma > 0 ? pool_mapping(walk, walk->vma - 1) : NULL;
         const Vma *behind = pool_mapping(walk, walk->vma + 1);
-        RemapRun run = { .start = walk->start, .n_pages = n_pages, .before = REMAP_FRESH, .behind = REMAP_FRESH };
 
-        if (before && before->end == run.start)
-                run.before = (before->offset + before->end - before->start) / PAGE_BYTES;
-        if (behind && behind->start == run.start + n_pages * PAGE_BYTES && behind->offset > 0)
-                run.behind = behind->offset / PAGE_BYTES - 1;
-        return run;
+        run->short_run = true;
+        run->before = run->behind = REMAP_FRESH;
+        if (before && before->end == run->start)
+                run->before = (before->offset + before->end - before->start) / PAGE_BYTES;
+        if (behind && behind->start == run->start + run->n_pages * PAGE_BYTES && behind->offset > 0)
+                run->behind = behind->offset / PAGE_BYTES - 1;
+        return run->before != REMAP_FRESH || run->behind != REMAP_FRESH;
 }
 
 static int close_run(Walk *walk) {
@@ -138,9 +140,8 @@ static int close_run(Walk *walk) {
         walk->cut = false;
         if (n == 0)
                 return 0;
-        run = run_of(walk, n);
-        run.short_run = n < minimum;
-        if (run.short_run && run.before == REMAP_FRESH && run.behind == REMAP_FRESH) {
+        run = (RemapRun){ .start = walk->start, .n_pages = n };
+        if (n < minimum && !look_beside(walk, &run)) {
                 runs->pages_left_run += n;
                 return 0;
         }
@@ -210,6 +211,10 @@ static int walk_vma(Walk *walk, const Space *space, size_t i) {
                 }
         }
         return close_run(walk);
+}
+
+bool remap_short_run_due(size_t k, size_t n, uint64_t pass) {
+        return (k + n - pass * REMAP_SHORT_RUNS_MAX % n) % n < REMAP_SHORT_RUNS_MAX;
 }
 
 static int longer_first(const void *a, const void *b) {

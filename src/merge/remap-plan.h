@@ -45,8 +45,8 @@ typedef struct RemapRules {
 typedef struct RemapRun {
         uint64_t start;
         uint32_t n_pages;               /* at most POOL_RUN_MAX */
-        bool short_run;                 /* only for what goes on beside it: remap_segments_beside() */
-        uint64_t before, behind;        /* the pool pages that its first and its last page would go on with; REMAP_FRESH: none */
+        bool short_run;                 /* only for what goes on beside it: remap_segments_beside() … */
+        uint64_t before, behind;        /* … as the pool pages that its first and last page would be; REMAP_FRESH: none */
 } RemapRun;
 
 typedef struct RemapRuns {
@@ -56,6 +56,11 @@ typedef struct RemapRuns {
         uint64_t pages_left_run, pages_left_huge, pages_left_budget, pages_left_stack;
         uint64_t pages_left[_REMAP_SKIP_MAX]; /* in mappings that cannot be remapped */
 } RemapRuns;
+
+/* Most short runs do not go on, and each is read to find that out: so many in a pass, others each time. Whether it is the
+ * turn of the k-th of n. */
+#define REMAP_SHORT_RUNS_MAX 64U
+bool remap_short_run_due(size_t k, size_t n, uint64_t pass);
 
 void remap_runs_done(RemapRuns *runs);
 /* -ENOMEM. Where there are more runs than mappings may be made, the longest are taken. */

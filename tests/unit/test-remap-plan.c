@@ -296,6 +296,27 @@ static void test_short_runs(void **unused) {
         }
 }
 
+/* All of them have their turn, only so many at a time. */
+static void test_short_runs_by_turns(void **unused) {
+        for (size_t n = 1; n < 1000; n += n < 200 ? 1 : 37) {
+                uint64_t passes = (n + REMAP_SHORT_RUNS_MAX - 1) / REMAP_SHORT_RUNS_MAX, first = n * 7919;
+                bool had[1000] = {};
+
+                for (uint64_t pass = first; pass < first + passes; pass++) {
+                        size_t due = 0;
+
+                        for (size_t k = 0; k < n; k++)
+                                if (remap_short_run_due(k, n, pass)) {
+                                        had[k] = true;
+                                        due++;
+                                }
+                        assert_int_equal(due, MIN_OF(n, (size_t)REMAP_SHORT_RUNS_MAX));
+                }
+                for (size_t k = 0; k < n; k++)
+                        assert_true(had[k]);
+        }
+}
+
 static void bank_init(Bank *bank) {
         pool_space_init(&bank->space, MAX_SHARING);
         assert_int_equal(stable_new(MAX_SHARING, &bank->stable), 0);
@@ -480,6 +501,7 @@ int main(void) {
                 cmocka_unit_test(test_mappings),
                 cmocka_unit_test(test_random_runs),
                 cmocka_unit_test(test_short_runs),
+                cmocka_unit_test(test_short_runs_by_turns),
                 cmocka_unit_test(test_beside),
                 cmocka_unit_test(test_segments),
                 cmocka_unit_test(test_sharing_is_limited),
