@@ -273,23 +273,19 @@ def grown():
     with Host("remapgrown") as host:
         group = host.cgroup("a")
         first = [Growing(host, group, 64) for _ in range(2)]
+        late = Growing(host, None, 64, late=40)
+        victims = [*first, late]
+        before = started(*victims)
         daemon = host.daemon(host.configure(DAEMON + section(group, MinimumRun=16)))
         wait_for("the twins", lambda: host.passes() or all(pooled(v)[0] == 64 for v in first), 60)
-        late = Growing(host, group, 64, late=40)
+        (host.root / group / "cgroup.procs").write_text(str(late.pid))
         wait_for("all but one", lambda: host.passes() or pooled(late)[0] == 63, 60)
         check(len(late.lines()) == 2, f"{late.lines()}")
         late.order("now")
         wait_for("the one", lambda: host.passes() or pooled(late)[0] == 64, 60)
         check(len(late.lines()) == 1, f"{late.lines()}")
-        victims = [*first, late]
         check(late.frames(False) == first[0].frames(False) == first[1].frames(False), "other frames")
-        before = {v.pid: (mappings(v.pid), descriptors(v.pid)) for v in victims}
-        unmerge(host, group)
-        wait_for_plain([v.pid for v in victims])
-        for v in victims:
-            v.order("check")
-            check(descriptors(v.pid) <= before[v.pid][1], "descriptors")
-        ended(host, daemon, *victims)
+        put_back_and_ended(host, group, daemon, before, *victims)
 
 
 def lived():
