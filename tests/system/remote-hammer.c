@@ -8,6 +8,7 @@
 #include <signal.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
@@ -25,7 +26,7 @@ typedef struct Hammer {
         int kill_at;            /* a step that all of them end at; 0: none in particular */
         bool lenient;           /* it may be that no thread could be had */
         int expect;             /* a REMOTE_E_* that every batch must end with; 0: most must succeed */
-        pid_t victim, target_pid;
+        pid_t victim, parent, target_pid;
         int output;             /* of the victim */
         FILE *lines;
         uint64_t range, range_bytes;
@@ -58,24 +59,42 @@ void remote_test_step(RemoteStep step) {
                 usleep((useconds_t)random() % late_usec);
 }
 
+/* The victim's parent, which tells how it ended: its tracer, us, would collect an end that comes in a stop. */
+static void wait_for_victim(const char *path, const char *kind, const char *seconds, int output, int pid_to) {
+        int status;
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        pid_t victim = fork();
+        CHECK(victim >= 0);
+        if (victim == 0) {
+                dup2(output, STDOUT_FILENO);
+                execl(path, "victims", kind, seconds, NULL);
+                _exit(127);
+        }
+        close(output);
+        CHECK(write(pid_to, &victim, sizeof victim) == sizeof victim);
+        CHECK(waitpid(victim, &status, 0) == victim);
+        _exit(WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status));
+}
+
 static void start_victim(Hammer *hammer) {
         char path[4096], seconds[32];
-        int fds[2];
+        int fds[2], pids[2];
         ssize_t n = readlink("/proc/self/exe", path, sizeof path - 16);
         CHECK(n > 0);
         path[n] = '\0';
         strcpy(strrchr(path, '/') + 1, "victims");
         snprintf(seconds, sizeof seconds, "%f", hammer->seconds);
-        CHECK(pipe2(fds, O_CLOEXEC) == 0);
-        hammer->victim = fork();
-        CHECK(hammer->victim >= 0);
-        if (hammer->victim == 0) {
+        CHECK(pipe2(fds, O_CLOEXEC) == 0 && pipe2(pids, O_CLOEXEC) == 0);
+        hammer->parent = fork();
+        CHECK(hammer->parent >= 0);
+        if (hammer->parent == 0) {
                 if (hammer->kill_at_random || hammer->kill_at_steps)
                         setenv("VICTIM_TOLERATES_EINTR", "1", 1);
-                dup2(fds[1], STDOUT_FILENO);
-                execl(path, "victims", hammer->kind, seconds, NULL);
-                _exit(127);
+                wait_for_victim(path, hammer->kind, seconds, fds[1], pids[1]);
         }
+        CHECK(read(pids[0], &hammer->victim, sizeof hammer->victim) == sizeof hammer->victim);
+        close(pids[0]);
+        close(pids[1]);
         close(fds[1]);
         hammer->output = fds[0];
         CHECK((hammer->lines = fdopen(fds[0], "r")));
@@ -151,10 +170,9 @@ static int hammer_once(Hammer *hammer, Remote *remote) {
         return r;
 }
 
-static bool has_ended(pid_t pid) {
+static bool has_ended(const Hammer *hammer) {
         siginfo_t info = {};
-        return waitid(P_PID, (id_t)pid, &info, WEXITED | WNOHANG | WNOWAIT) < 0 || info.si_code == CLD_EXITED ||
-               info.si_code == CLD_KILLED || info.si_code == CLD_DUMPED; /* a stop of one that we trace shows too */
+        return waitid(P_PID, (id_t)hammer->parent, &info, WEXITED | WNOHANG | WNOWAIT) < 0 || info.si_pid != 0;
 }
 
 static void hammer_until_killed(Hammer *hammer, Remote *remote) {
@@ -192,7 +210,7 @@ static void hammer_and_die(Hammer *hammer, Remote *remote, uint64_t end_nsec) {
                 }
                 CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL, "the caller ended with %#x", status);
                 hammer->kills++;
-                if (has_ended(hammer->victim)) {
+                if (has_ended(hammer)) {
                         printf("  the victim ended after kill %lu, at step %d\n", hammer->kills, step);
                         return;
                 }
@@ -211,14 +229,13 @@ static void hammer_and_die(Hammer *hammer, Remote *remote, uint64_t end_nsec) {
 
 /* The last visit: an adoption cleans up what dead callers left, before the victim looks at itself. */
 static void clean_up(Hammer *hammer, Remote *remote) {
-        /* Before its end: we are its parent, and one that comes in a stop would be collected there. */
-        uint64_t until = now_nsec() + (uint64_t)(hammer->seconds * 0.07e9);
         _cleanup_(target_freep) Target *target = NULL;
         if (target_new(hammer->target_pid, &target) != 0)
                 return;
-        while (now_nsec() < until) {
+        for (int i = 0; i < 400; i++) {
                 TargetSkip skip;
-                if (remote_adopt(remote, target, NULL, &skip) == 0)
+                int r = remote_adopt(remote, target, NULL, &skip);
+                if (r == 0 || r == REMOTE_E_GONE)
                         return;
                 usleep(5000);
         }
@@ -251,7 +268,7 @@ static void hammer_victim(Hammer *hammer) {
         CHECK(remote_new(&remote) == 0);
         start_victim(hammer);
         while (hammer->range == 0 && listen_to_victim(hammer, 1000))
-                if (has_ended(hammer->victim))
+                if (has_ended(hammer))
                         break;
         if (hammer->expect)
                 usleep(50000); /* what is to be refused it becomes after it said so */
@@ -270,10 +287,8 @@ static void hammer_victim(Hammer *hammer) {
         int status = 0;
         uint64_t late = now_nsec() + (uint64_t)((hammer->seconds + 10) * 1e9);
         pid_t ended;
-        while ((ended = waitpid(hammer->victim, &status, WNOHANG)) == 0) {
-                /* We are its parent and its tracer: its end is one, and what lingers in it would collect that. */
-                if (remote_has_lingering(remote))
-                        remote_reap(remote);
+        while ((ended = waitpid(hammer->parent, &status, WNOHANG)) == 0) {
+                remote_reap(remote);
                 listen_to_victim(hammer, 1);
                 if (now_nsec() > late) {
                         kill(hammer->victim, SIGKILL);
@@ -296,7 +311,7 @@ static void hammer_victim(Hammer *hammer) {
                         printf(" %s %lu", remote_error_name(i), hammer->outcomes[i]);
         printf("\n");
         fflush(stdout);
-        CHECK(ended == hammer->victim, "%s: the victim died in a stop", hammer->kind); /* collected there */
+        CHECK(ended == hammer->parent, "%s: the victim's parent", hammer->kind);
         if (WIFEXITED(status) && WEXITSTATUS(status) == 77)
                 exit(77);
         CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0, "%s: the victim ended with %#x", hammer->kind, status);
