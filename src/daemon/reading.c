@@ -22,8 +22,9 @@
 /* A pass ends after so many pages (2 GiB), so that what was found is merged, and newcomers get their turn. */
 #define SLICE_PAGES ((uint64_t)1 << 19)
 
-/* Of the blocks of a process one in so many is asked each pass whether its pages moved to another NUMA node. */
-#define MOVED_PASSES 16U
+/* Of the blocks of a process one in so many is asked each pass whether its frames are still what they were: a write is
+ * told of, but not that a page moved to another NUMA node, nor the end of a child that shared it. */
+#define OUTDATED_PASSES 16U
 
 typedef struct Round {
         Scanner *scanner;
@@ -89,8 +90,8 @@ static void select_pages(const Pass *pass, Member *member) {
         };
         int r;
 
-        domain_find_moved(domain, &member->space,
-                          rules.all_due ? SIZE_MAX : DIV_ROUND_UP(member->space.n, MOVED_PASSES));
+        domain_find_outdated(domain, &member->space,
+                             rules.all_due ? SIZE_MAX : DIV_ROUND_UP(member->space.n, OUTDATED_PASSES));
         r = selection_make(&member->todo, &member->space, member->track, &member->vmas, m->crew, &rules);
 
         if (r == TARGET_E_GONE)

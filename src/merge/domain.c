@@ -369,24 +369,34 @@ int domain_confirm_block(Domain *domain, Block *block, const VmaList *vmas) {
         return 0;
 }
 
-/* The pages of one block that lie on another node than they did. */
-static void find_moved(const Domain *domain, Block *block) {
-        uint64_t frames[BLOCK_PAGES];
-
-        if (!block->nodes || scan_block_frames(block, frames) != 0)
-                return;
-        for (unsigned i = 0; i < BLOCK_PAGES; i++)
-                if (frames[i] != 0 && page_set_has(block->hashed, i) &&
-                    numa_node_of(domain->numa, frames[i]) != block->nodes[i])
-                        page_set_add(block->again, i);
+/* What only its being shared by a fork keeps from being merged by us (KSM does not mind), or from being given back. */
+static void find_kept(const Domain *domain, const Block *block, PageSet ret) {
+        for (unsigned i = 0; i < ELEMENTSOF(block->forked); i++)
+                ret[i] = block->forked[i] & block->hashed[i] &
+                         (block->zero[i] | (domain->pooled ? block->twin[i] : 0));
 }
 
-void domain_find_moved(const Domain *domain, Space *space, size_t budget) {
-        if (!nodes_matter(domain) || space->n == 0)
+/* The pages of one block that lie on another node than they did, or that a fork does not share any more. */
+static void find_outdated(const Domain *domain, Block *block) {
+        uint64_t frames[BLOCK_PAGES];
+        PageSet kept, alone;
+
+        find_kept(domain, block, kept);
+        if ((!(nodes_matter(domain) && block->nodes) && !page_set_any(kept)) ||
+            scan_block_frames(block, frames, alone) != 0)
                 return;
+        for (unsigned i = 0; i < BLOCK_PAGES; i++)
+                if (nodes_matter(domain) && block->nodes && frames[i] != 0 && page_set_has(block->hashed, i) &&
+                    numa_node_of(domain->numa, frames[i]) != block->nodes[i])
+                        page_set_add(block->again, i);
+        for (unsigned i = 0; i < ELEMENTSOF(kept); i++)
+                block->again[i] |= kept[i] & alone[i];
+}
+
+void domain_find_outdated(const Domain *domain, Space *space, size_t budget) {
         for (budget = MIN_OF(budget, space->n); budget > 0; budget--) {
-                space->moved_at = space->moved_at < space->n ? space->moved_at : 0;
-                find_moved(domain, space->blocks[space->moved_at++]);
+                space->outdated_at = space->outdated_at < space->n ? space->outdated_at : 0;
+                find_outdated(domain, space->blocks[space->outdated_at++]);
         }
 }
 

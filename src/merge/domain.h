@@ -80,9 +80,10 @@ int domain_see(Domain *domain, Crew *crew, ScanBatch *batches, size_t n);
  * changed, the whole block waits for the next pass. TARGET_E_GONE. */
 int domain_confirm_block(Domain *domain, Block *block, const VmaList *vmas);
 
-/* Looks for pages of the space that moved to another node since they were read, in its next budget blocks (once around
- * at most): they are read again. Costs nothing where nodes are not kept apart. */
-void domain_find_moved(const Domain *domain, Space *space, size_t budget);
+/* Looks for pages of the space that moved to another node since they were read, or that would be merged or given back by
+ * us if they had not been shared by a fork, and are not any more; in its next budget blocks (once around at most). They
+ * are read again. Costs nothing where nodes are not kept apart and no fork is in the way. */
+void domain_find_outdated(const Domain *domain, Space *space, size_t budget);
 
 /* Tidies the trees, in proportion to what the pass took in. */
 void domain_end_pass(Domain *domain);

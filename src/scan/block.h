@@ -63,7 +63,7 @@ typedef struct Block {
         PageSet alone;          /* left alone for a while: neither read nor wanted (merge/judge.h) */
         JudgeRecord *judge;     /* NULL: nothing was merged in it yet */
         PageSet own;            /* merging it freed a frame: its own, or one shared by fork, for all who did (census.c) */
-        PageSet again;          /* to be read again although nobody wrote it: its frame is not the one we know */
+        PageSet again;          /* to be read again although nobody wrote it: its frame is not what we know of it */
         uint8_t check[BLOCK_PAGES]; /* low byte of the key when last read */
         uint8_t *nodes;         /* of each page, the NUMA node of its frame when last read; NULL: they do not matter */
 } Block;
@@ -105,7 +105,7 @@ struct Space {
         void *owner;            /* whoever drives the scan may hang its own record here */
         Block **blocks;
         size_t n, allocated;
-        size_t moved_at;        /* how far domain_find_moved() has come */
+        size_t outdated_at;     /* how far domain_find_outdated() has come */
         bool found;             /* some of its pages were found to have a twin when others were read */
         bool plain_pagemap;     /* PAGEMAP_SCAN is not to be used: the kernel lacks it, or a test wants it so */
 };

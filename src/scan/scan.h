@@ -78,8 +78,8 @@ void scan_batch_whole(ScanBatch *batch, Block *block); /* asks for every page of
 
 /* The frame that the page lies on now; 0: no anonymous page is there. Any thread may ask. TARGET_E_GONE, -errno. */
 int scan_page_frame(const Block *block, unsigned page, uint64_t *ret_pfn);
-/* The same for all pages of the block. */
-int scan_block_frames(const Block *block, uint64_t ret_pfns[static BLOCK_PAGES]);
+/* The same for all pages of the block, and which frames are mapped once. */
+int scan_block_frames(const Block *block, uint64_t ret_pfns[static BLOCK_PAGES], PageSet ret_alone);
 
 /* Reads one page again: SCAN_HASHED, SCAN_ZERO or SCAN_KSM with its key, or what became of it. Not beside threads. */
 ScanKind scan_page_again(Scanner *scanner, Target *target, const VmaList *vmas, uint64_t addr, uint64_t *ret_key);

@@ -8,6 +8,7 @@
 
 #include <fcntl.h>
 #include <stdalign.h>
+#include <string.h>
 
 /* Without CAP_SYS_ADMIN the frame numbers read as 0. */
 static int check_frame_numbers(void) {
@@ -120,7 +121,7 @@ int scan_page_frame(const Block *block, unsigned page, uint64_t *ret_pfn) {
         return 0;
 }
 
-int scan_block_frames(const Block *block, uint64_t ret_pfns[static BLOCK_PAGES]) {
+int scan_block_frames(const Block *block, uint64_t ret_pfns[static BLOCK_PAGES], PageSet ret_alone) {
         size_t n;
         int r = target_read_pagemap(block->space->target, block->addr, BLOCK_PAGES, ret_pfns, &n);
 
@@ -128,8 +129,14 @@ int scan_block_frames(const Block *block, uint64_t ret_pfns[static BLOCK_PAGES])
                 return r;
         if (n != BLOCK_PAGES)
                 return TARGET_E_GONE;
-        for (unsigned i = 0; i < BLOCK_PAGES; i++)
-                ret_pfns[i] = pagemap_is_anonymous(ret_pfns[i]) ? ret_pfns[i] & PAGEMAP_PFN : 0;
+        memset(ret_alone, 0, sizeof(PageSet));
+        for (unsigned i = 0; i < BLOCK_PAGES; i++) {
+                uint64_t entry = ret_pfns[i];
+
+                ret_pfns[i] = pagemap_is_anonymous(entry) ? entry & PAGEMAP_PFN : 0;
+                if (ret_pfns[i] != 0 && entry & PAGEMAP_EXCLUSIVE)
+                        page_set_add(ret_alone, i);
+        }
         return 0;
 }
 

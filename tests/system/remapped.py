@@ -288,6 +288,23 @@ def grown():
         put_back_and_ended(host, group, daemon, before, *victims)
 
 
+def fork_is_over():
+    """what a child shared when it was read is merged once the child has ended, though nobody writes it"""
+    with Host("remapforkover") as host:
+        group = host.cgroup("a")
+        parent, other = victims = [Victim(host, group, "--quiet", mib=2) for _ in range(2)]
+        before = started(*victims)
+        parent.order("fork")
+        daemon = host.daemon(host.configure(DAEMON + section(group)))
+        wait_for("the other", lambda: host.passes() or pooled(other)[0] >= other.pages * 0.99, 60)
+        host.passes(3)
+        check(pooled(parent)[0] == 0, f"{pooled(parent)[0]} pages that a child shares were merged")
+        parent.order("end")
+        wait_for("its parent", lambda: host.passes() or pooled(parent)[0] >= parent.pages * 0.99, 60)
+        check(parent.frames(False) <= other.frames(False), "other frames")
+        put_back_and_ended(host, group, daemon, before, *victims)
+
+
 def lived():
     """processes that write, discard and fork while they are merged, and a child: what is seen of them is right"""
     with Host("remaplive") as host:
@@ -769,7 +786,7 @@ def control_pin():
 
 
 if __name__ == "__main__":
-    tests = [merged, grown, lived, skipped, trusted, domains, abandoned, killed, restarted, confined, pinned, outside, exact,
-             strange]
+    tests = [merged, grown, fork_is_over, lived, skipped, trusted, domains, abandoned, killed, restarted, confined, pinned,
+             outside, exact, strange]
     controls = [control_domain, control_crowd, control_protect, control_written, control_pin]
     run_tests(*tests, *(controls if sys.argv[1:] else []))

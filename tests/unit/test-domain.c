@@ -23,20 +23,22 @@ typedef struct Fixture {
 } Fixture;
 
 static uint64_t frames[BLOCKS][BLOCK_PAGES]; /* by block id */
+static PageSet unshared[BLOCKS]; /* not shared any more when looked at again */
 static unsigned n_threads;
 /* Frames below 1000 are on node 0, up to 2000 on node 1; kept apart by the tests that say so. */
 static NumaRange nodes[] = { { 0, 1000, 0 }, { 1000, 2000, 1 } };
 static Numa numa = { .ranges = nodes, .n = 2, .n_nodes = 1 };
 
 int __wrap_scan_page_frame(const Block *block, unsigned page, uint64_t *ret_pfn);
-int __wrap_scan_block_frames(const Block *block, uint64_t ret_pfns[static BLOCK_PAGES]);
+int __wrap_scan_block_frames(const Block *block, uint64_t ret_pfns[static BLOCK_PAGES], PageSet ret_alone);
 int __wrap_scan_page_frame(const Block *block, unsigned page, uint64_t *ret_pfn) {
         *ret_pfn = frames[block->id][page];
         return 0;
 }
 
-int __wrap_scan_block_frames(const Block *block, uint64_t ret_pfns[static BLOCK_PAGES]) {
+int __wrap_scan_block_frames(const Block *block, uint64_t ret_pfns[static BLOCK_PAGES], PageSet ret_alone) {
         memcpy(ret_pfns, frames[block->id], sizeof frames[block->id]);
+        memcpy(ret_alone, unshared[block->id], sizeof unshared[block->id]);
         return 0;
 }
 
@@ -357,9 +359,9 @@ static void test_nodes(void **state) {
         memset(a->again, 0, sizeof a->again);
 
         /* Looked for, it is found too; and read again it meets those of its new node. */
-        domain_find_moved(f->domain, &f->space, 1);
+        domain_find_outdated(f->domain, &f->space, 1);
         assert_int_equal(moved(a) + moved(b), 1);
-        domain_find_moved(f->domain, &f->space, SIZE_MAX);
+        domain_find_outdated(f->domain, &f->space, SIZE_MAX);
         assert_int_equal(moved(a) + moved(b), 1);
         memset(a->again, 0, sizeof a->again);
         domain_begin_pass(f->domain);
@@ -367,7 +369,7 @@ static void test_nodes(void **state) {
         see(f);
         assert_true(page_set_has(a->twin, 0));
         assert_int_equal(a->nodes[0], 1);
-        domain_find_moved(f->domain, &f->space, SIZE_MAX);
+        domain_find_outdated(f->domain, &f->space, SIZE_MAX);
         assert_int_equal(moved(a) + moved(b), 0);
 }
 
@@ -421,7 +423,7 @@ static void test_merged_on_nodes(void **state) {
         assert_false(page_set_has(b->twin, 0));
         assert_true(page_set_has(b->twin, 1));
         frames[a->id][0] = frames[a->id][1] = 1020;
-        domain_find_moved(f->domain, &f->space, SIZE_MAX);
+        domain_find_outdated(f->domain, &f->space, SIZE_MAX);
         assert_int_equal(moved(a), 2);
         domain_count_sharers(f->domain, gone, NULL);
         domain_begin_pass(f->domain);
@@ -433,6 +435,42 @@ static void test_merged_on_nodes(void **state) {
         put(f, b, 4, KEY(1), 1012);
         see(f);
         assert_true(page_set_has(b->twin, 4) && page_set_has(b->saves, 4));
+}
+
+/* What a fork shared when it was read is read again once that is over, where that alone was in the way. */
+static void test_fork_is_over(void **state) {
+        Fixture *f = *state;
+        Block *a = add_block(f, 1), *b = add_block(f, 2);
+
+        domain_begin_pass(f->domain);
+        put_page(f, a, 0, SCAN_HASHED, KEY(1), 10, false);
+        put_page(f, a, 1, SCAN_HASHED, KEY(2), 11, false);
+        put_page(f, a, 2, SCAN_ZERO, KEY(3), 12, false);
+        put_page(f, a, 3, SCAN_HASHED, KEY(4), 13, false);
+        put(f, b, 0, KEY(1), 20);
+        put(f, b, 1, KEY(2), 21);
+        see(f);
+        assert_true(page_set_has(a->twin, 0) && page_set_has(a->forked, 0));
+        domain_find_outdated(f->domain, &f->space, SIZE_MAX);
+        assert_int_equal(moved(a) + moved(b), 0);
+
+        /* KSM takes it as it is; a zero page it need not know. Page 3 has no twin. */
+        page_set_add(unshared[a->id], 0);
+        page_set_add(unshared[a->id], 2);
+        page_set_add(unshared[a->id], 3);
+        domain_find_outdated(f->domain, &f->space, SIZE_MAX);
+        assert_true(moved(a) == 1 && page_set_has(a->again, 2));
+        memset(a->again, 0, sizeof a->again);
+        domain_use_pool(f->domain);
+        domain_find_outdated(f->domain, &f->space, SIZE_MAX);
+        assert_true(moved(a) == 2 && page_set_has(a->again, 0) && page_set_has(a->again, 2));
+        memset(a->again, 0, sizeof a->again);
+        put(f, a, 0, KEY(1), 10);
+        put_page(f, a, 2, SCAN_ZERO, KEY(3), 12, true);
+        see(f);
+        domain_find_outdated(f->domain, &f->space, SIZE_MAX);
+        assert_int_equal(moved(a) + moved(b), 0);
+        memset(unshared, 0, sizeof unshared);
 }
 
 static uint64_t key_of(unsigned content) { return (content + 1) * UINT64_C(0x9e3779b97f4a7c15); }
@@ -503,6 +541,7 @@ int main(void) {
                 cmocka_unit_test_setup_teardown(test_nodes, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_nodes_by_reload, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_merged_on_nodes, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_fork_is_over, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_sample, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_memory_limit, setup, teardown),
         };
