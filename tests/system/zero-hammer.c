@@ -9,6 +9,8 @@
 #include <signal.h>
 #include <sys/wait.h>
 
+#define AFTER_NSEC (10 * NSEC_PER_SEC)
+
 /*
  * Gives pages of two victims back as fast as can be, whatever they hold: runs of any length anywhere, zero or not, so
  * that in nearly each stop something has to be put back. The victims look at every byte. Built with sources of its own
@@ -100,6 +102,10 @@ static void hammer_and_die(Hammer *hammer, Zero *zero, uint64_t end_nsec) {
                 if (i % 8 == 0)
                         visit(hammer, zero, hammer->victims[i / 8 % 2]); /* one that lives, after it */
         }
+        /* The last one's program may not have come to its end. */
+        uint64_t runs = hammer->result.runs;
+        for (end_nsec = now_nsec() + AFTER_NSEC; hammer->result.runs == runs && now_nsec() < end_nsec;)
+                visit(hammer, zero, hammer->victims[random() % 2]);
 }
 
 int main(int argc, char **argv) {
