@@ -30,7 +30,6 @@ enum {
         ROW_BYTES,
         ROW_PAGES,
         ROW_OFFSET,             /* merging: in the pool, bytes */
-        ROW_WINDOW,             /* merging: the same in the window */
         ROW_NEIGHBOUR,          /* undoing */
         ROW_WHOLE_START,        /* undoing: with the neighbour's page */
         ROW_WHOLE_BYTES,

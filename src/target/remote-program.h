@@ -125,11 +125,12 @@ typedef struct RemoteTransaction {
         RemoteProgram *program;
         uint64_t patience_nsec;         /* how long those that stand wait for those that do not yet; 0: 1.5 ms */
         uint64_t run_nsec;              /* then STOPPED jumps; 0: 1.1 ms */
-        uint64_t expect_nsec;           /* how long it will take once it was answered all it asks: not looked at before */
+        uint64_t expect_nsec;           /* how long it will take from its first answer on: it is not looked at sooner than
+                                         * it can have ended, once it was answered all it asks */
         void (*on_standing)(void *userdata); /* NULL, or called when all stand, before anything else is done */
         void *userdata;
         size_t threads, workers;        /* filled in: how many stood, how many cannot be stopped and run on */
-        uint64_t stop_nsec, ran_nsec;   /* filled in: that some thread stood; of it, since its last question was answered */
+        uint64_t stop_nsec, ran_nsec;   /* filled in: that some thread stood; of it, since its first question was answered */
 } RemoteTransaction;
 
 /* Stops all threads, runs the program in one of them, lets go. 0: it ran to its end, its words are as it left them.

@@ -85,13 +85,13 @@ static int answer(RemoteThread *thread, RemoteProgram *program, const Target *ta
 static int attend(RemoteThread *thread, RemoteProgram *program, const Target *target, uint64_t deadline_nsec,
                   uint64_t expect_nsec, uint64_t *ret_ran_nsec) {
         uint64_t results_at = thread->region + REMOTE_REGION_RESULTS_OFFSET, started = now_nsec(), answered = 0;
-        uint64_t quiet_since = started;
+        uint64_t quiet_since = started, begun = started;
         for (bool told = false;;) {
                 RemoteResults results;
                 if (pread(thread->memfd, &results, sizeof results, (off_t)results_at) != sizeof results)
                         return REMOTE_E_LOST;
                 if (results.done) {
-                        *ret_ran_nsec = now_nsec() - quiet_since;
+                        *ret_ran_nsec = now_nsec() - begun;
                         return 0;
                 }
                 int r = remote_tend(thread);
@@ -104,6 +104,7 @@ static int attend(RemoteThread *thread, RemoteProgram *program, const Target *ta
                         r = answer(thread, program, target, results.asked);
                         if (r != 0)
                                 return r;
+                        begun = answered ? begun : now;
                         answered = results.asked;
                         quiet_since = now;
                 }
@@ -114,8 +115,9 @@ static int attend(RemoteThread *thread, RemoteProgram *program, const Target *ta
                 }
                 uint64_t pause = MAX_OF((now - quiet_since) / 8, 5 * NSEC_PER_USEC);
                 pause = MIN_OF(pause, 100 * NSEC_PER_USEC);
-                if (answered == program->n_questions && expect_nsec > pause) {
-                        pause = MIN_OF(expect_nsec / 4 * 3, deadline_nsec > now ? deadline_nsec - now : pause);
+                if (answered == program->n_questions && begun + expect_nsec > now + pause) {
+                        pause = MIN_OF((begun + expect_nsec - now) / 4 * 3,
+                                       deadline_nsec > now ? deadline_nsec - now : pause);
                         expect_nsec = 0;
                 }
                 remote_nap(pause);
