@@ -23,8 +23,8 @@
 #include <sys/sysmacros.h>
 
 #define LEARN_PAGES 256U
-/* Of a stop, for beginning with runs; those that were begun are ended. */
-#define BEGIN_NSEC (1100 * NSEC_PER_USEC)
+/* Of what a stop is to be, for beginning with runs; those that were begun are ended. */
+#define BEGIN_SHARE(nsec) ((nsec) / 15 * 11)
 
 static RemapPool *pool_done(RemapPool *pool) {
         if (!pool)
@@ -66,6 +66,8 @@ static int settle(void *userdata) {
 
 RemapBatch remapping_batch(Manager *m, const RemapGuard *guard, RemapRange *ranges, size_t n, uint64_t units,
                            bool undo) {
+        const RemapPace *pace = &m->remapping->pace[undo];
+
         return (RemapBatch){
                 .ranges = ranges,
                 .n = n,
@@ -74,8 +76,8 @@ RemapBatch remapping_batch(Manager *m, const RemapGuard *guard, RemapRange *rang
                 .settle_begin = settle_begin,
                 .settle = settle,
                 .userdata = m,
-                .run_nsec = BEGIN_NSEC,
-                .expect_nsec = units * m->remapping->pace[undo].unit_nsec,
+                .run_nsec = BEGIN_SHARE(remap_pace_goal_nsec(pace)),
+                .expect_nsec = remap_pace_ran_nsec(pace, units),
         };
 }
 

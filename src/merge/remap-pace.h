@@ -5,16 +5,24 @@
 
 /*
  * How much a batch of route remap may be, so that a target stands for as long as it may and not longer. Learnt from
- * each stop: what it costs whatever is done in it, and what each unit of work costs. Where the work in a stop takes too
- * long all the same, batches are halved, and grow slowly again.
+ * each stop: what it costs whatever is done in it, before and after the program and in the program, and what each unit
+ * of work costs; the latter two from how the program's time goes with the size of batches. (Its time for each unit alone
+ * would be the greater the smaller batches are, and make them smaller still.) Where the work in a stop takes too long
+ * all the same, batches are halved, and grow slowly again.
  *
  * A unit is a page; each range counts as some more, what its mappings cost.
  */
 #define REMAP_PACE_STOP_NSEC (2 * NSEC_PER_MSEC)        /* no stop should last longer */
-#define REMAP_PACE_GOAL_NSEC (1500 * NSEC_PER_USEC)     /* what batches are made for */
+/* What batches are made for; where most of that goes by before and after the work (a guest whose page tables are
+ * shadowed), for work that takes half as long as that: short stops that do next to nothing are so many that the target
+ * would stand for several times as long in all. */
+#define REMAP_PACE_GOAL_NSEC (1500 * NSEC_PER_USEC)
 
 typedef struct RemapPace {
-        uint64_t fixed_nsec, unit_nsec;
+        uint64_t fixed_nsec;            /* of a stop, outside the program */
+        uint64_t begin_nsec, unit_nsec; /* of the program */
+        double units, ran_nsec;         /* of a batch: moving means … */
+        double spread, slope_spread;    /* … and how far from them: squared, and multiplied with each other */
         uint32_t share;         /* of what there seems to be time for: 1/REMAP_PACE_WHOLE */
         uint32_t range_units;
 } RemapPace;
@@ -23,7 +31,13 @@ typedef struct RemapPace {
 
 RemapPace remap_pace_first(bool undo);
 static inline uint64_t remap_pace_units(const RemapPace *pace, uint32_t n_pages) { return n_pages + pace->range_units; }
+/* How long a stop is to be. */
+uint64_t remap_pace_goal_nsec(const RemapPace *pace);
 /* How many units a batch has. */
 uint64_t remap_pace_batch(const RemapPace *pace);
+/* How long the program takes for so many. */
+static inline uint64_t remap_pace_ran_nsec(const RemapPace *pace, uint64_t units) {
+        return pace->begin_nsec + units * pace->unit_nsec;
+}
 /* A batch of so many units was carried out: how long the target stood, and for how long of that its program ran. */
 void remap_pace_learn(RemapPace *pace, uint64_t units, uint64_t stop_nsec, uint64_t ran_nsec);
