@@ -13,7 +13,7 @@
 #define SHARE_MIN (REMAP_PACE_WHOLE / 16)
 #define SHARE_STEP (REMAP_PACE_WHOLE / 32)
 #define UNITS_MIN 24U                   /* one short run: less than that would be all stop and no work */
-#define WEIGHT (1.0 / 16)               /* of the last batch */
+#define WEIGHT (1.0 / 8)                /* of the last batch */
 #define SPREAD_MIN (1.0 / 16)           /* of the mean: batches of less different sizes tell nothing of a unit */
 
 RemapPace remap_pace_first(bool undo) {
@@ -35,7 +35,7 @@ RemapPace remap_pace_first(bool undo) {
 uint64_t remap_pace_goal_nsec(const RemapPace *pace) {
         uint64_t fixed = pace->fixed_nsec + pace->begin_nsec;
 
-        return MAX_OF(REMAP_PACE_GOAL_NSEC, fixed + fixed / 2);
+        return MAX_OF(REMAP_PACE_GOAL_NSEC, 2 * fixed);
 }
 
 uint64_t remap_pace_batch(const RemapPace *pace) {
