@@ -305,21 +305,29 @@ ZeroVictim *zero_victim_start(bool forks) {
         return v;
 }
 
-bool zero_victim_end(ZeroVictim *victim) {
-        int status = 0;
-        victim->stop = true;
-        for (unsigned i = 0; i < ELEMENTSOF(victims); i++)
-                if (victims[i] == victim)
-                        waitpid(outsiders[i], NULL, 0);
-        for (unsigned wait = 0; waitpid(victim->pid, &status, WNOHANG) == 0; wait++) {
+/* Who waits for a page for ever does not. */
+static bool await_end(pid_t pid, const char *who, int *ret_status) {
+        for (unsigned wait = 0; waitpid(pid, ret_status, WNOHANG) == 0; wait++) {
                 if (wait == 10000) {
-                        printf("the victim does not end\n");
-                        kill(victim->pid, SIGKILL);
-                        waitpid(victim->pid, &status, 0);
+                        printf("%s does not end\n", who);
+                        kill(pid, SIGKILL);
+                        waitpid(pid, ret_status, 0);
                         return false;
                 }
                 usleep(1000);
         }
+        return true;
+}
+
+bool zero_victim_end(ZeroVictim *victim) {
+        int status = 0;
+        bool ended = true;
+        victim->stop = true;
+        for (unsigned i = 0; i < ELEMENTSOF(victims); i++)
+                if (victims[i] == victim)
+                        ended &= await_end(outsiders[i], "who writes from outside", &status);
+        if (!await_end(victim->pid, "the victim", &status) || !ended)
+                return false;
         printf("victim %d: %lu operations, %lu checks, %lu written outside (%lu refused), %lu + %lu read by workers, "
                "%lu direct, %lu children, %lu mappings, ended with %#x, %lu errors%s%s\n",
                victim->pid, victim->operations, victim->checks, victim->written_outside, victim->outside_refused,
