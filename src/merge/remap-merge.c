@@ -10,8 +10,8 @@
  *                                        that is over pages are nobody's alone only once they are written: they are
  *                                        populated for writing, which changes nothing, and moved once more
  *   3. one call that takes the mmap lock for writing: who found a page before, and writes to it under that lock, is done
- *   4. ask us to compare scratch and the  nobody else can reach either; those that are different go back. All do if we
- *      pool                              do not answer
+ *   4. ask us to compare with the pool   nobody else can reach either; those that are different go back. All do if we do
+ *                                        not answer
  *   for each run:
  *     5. mmap(run, the pool's pages)     one step; nobody runs who could have put anything else there
  *     6. populate, for reading           every entry is there; the pool's frames, no copies
