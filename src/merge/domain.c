@@ -378,15 +378,15 @@ static void find_kept(const Domain *domain, const Block *block, PageSet ret) {
 
 /* The pages of one block that lie on another node than they did, or that a fork does not share any more. */
 static void find_outdated(const Domain *domain, Block *block) {
+        const bool nodes_known = nodes_matter(domain) && block->nodes;
         uint64_t frames[BLOCK_PAGES];
         PageSet kept, alone;
 
         find_kept(domain, block, kept);
-        if ((!(nodes_matter(domain) && block->nodes) && !page_set_any(kept)) ||
-            scan_block_frames(block, frames, alone) != 0)
+        if ((!nodes_known && !page_set_any(kept)) || scan_block_frames(block, frames, alone) != 0)
                 return;
-        for (unsigned i = 0; i < BLOCK_PAGES; i++)
-                if (nodes_matter(domain) && block->nodes && frames[i] != 0 && page_set_has(block->hashed, i) &&
+        for (unsigned i = 0; i < BLOCK_PAGES && nodes_known; i++)
+                if (frames[i] != 0 && page_set_has(block->hashed, i) &&
                     numa_node_of(domain->numa, frames[i]) != block->nodes[i])
                         page_set_add(block->again, i);
         for (unsigned i = 0; i < ELEMENTSOF(kept); i++)

@@ -120,8 +120,8 @@ static void test_limits(void **state) {
 
 int main(void) {
         const struct CMUnitTest tests[] = {
-                cmocka_unit_test(test_fills),  cmocka_unit_test(test_slow_stops), cmocka_unit_test(test_begins), cmocka_unit_test(test_slower),
-                cmocka_unit_test(test_stolen), cmocka_unit_test(test_limits),
+                cmocka_unit_test(test_fills),  cmocka_unit_test(test_slow_stops), cmocka_unit_test(test_begins),
+                cmocka_unit_test(test_slower), cmocka_unit_test(test_stolen),     cmocka_unit_test(test_limits),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);
 }
