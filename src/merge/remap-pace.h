@@ -13,8 +13,8 @@
  * A unit is a page; each range counts as some more, what its mappings cost.
  */
 #define REMAP_PACE_STOP_NSEC (2 * NSEC_PER_MSEC)        /* no stop should last longer */
-/* What batches are made for; where most of that goes by before and after the work (a guest whose page tables are
- * shadowed), for work that takes as long as that: short stops that do next to nothing are so many that the target would
+/* What batches are made for; where more than half of that goes by before and after the work (a guest whose page tables
+ * are shadowed), for work that takes as long as that: short stops that do next to nothing are so many that the target would
  * stand for several times as long in all. */
 #define REMAP_PACE_GOAL_NSEC (1500 * NSEC_PER_USEC)
 
