@@ -23,8 +23,9 @@
 #include <sys/sysmacros.h>
 
 #define LEARN_PAGES 256U
-/* Of what a stop is to be, for beginning with runs; those that were begun are ended. */
-#define BEGIN_SHARE(nsec) ((nsec) / 15 * 11)
+#define PAGE_FIRST_NSEC 3000U
+#define RANGE_UNITS 8U
+#define RANGE_UNITS_UNDOING 24U         /* it waits for the keeper in each range */
 
 static RemapPool *pool_done(RemapPool *pool) {
         if (!pool)
@@ -66,7 +67,7 @@ static int settle(void *userdata) {
 
 RemapBatch remapping_batch(Manager *m, const RemapGuard *guard, RemapRange *ranges, size_t n, uint64_t units,
                            bool undo) {
-        const RemapPace *pace = &m->remapping->pace[undo];
+        const StopPace *pace = &m->remapping->pace[undo];
 
         return (RemapBatch){
                 .ranges = ranges,
@@ -76,19 +77,19 @@ RemapBatch remapping_batch(Manager *m, const RemapGuard *guard, RemapRange *rang
                 .settle_begin = settle_begin,
                 .settle = settle,
                 .userdata = m,
-                .run_nsec = BEGIN_SHARE(remap_pace_goal_nsec(pace)),
-                .expect_nsec = remap_pace_ran_nsec(pace, units),
+                .run_nsec = stop_pace_begin_nsec(pace),
+                .expect_nsec = stop_pace_ran_nsec(pace, units),
         };
 }
 
 void remapping_learn(Remapping *remapping, const RemapBatch *batch, bool undo) {
-        RemapPace *pace = &remapping->pace[undo];
+        StopPace *pace = &remapping->pace[undo];
         uint64_t units = 0;
 
         for (size_t i = 0; i < batch->n; i++)
                 if (batch->ranges[i].result != REMAP_NOT_BEGUN)
-                        units += remap_pace_units(pace, batch->ranges[i].n_pages);
-        remap_pace_learn(pace, units, batch->stop_nsec, batch->ran_nsec);
+                        units += stop_pace_units(pace, batch->ranges[i].n_pages);
+        stop_pace_learn(pace, units, batch->stop_nsec, batch->ran_nsec);
 }
 
 uint64_t remapping_pool_bytes(const RemapPool *pool) {
@@ -208,7 +209,7 @@ int manager_open_keeper(Manager *m, const char **ret_reason) {
         if (!remapping)
                 return -ENOMEM;
         for (int undo = 0; undo <= 1; undo++)
-                remapping->pace[undo] = remap_pace_first(undo);
+                remapping->pace[undo] = stop_pace_first(PAGE_FIRST_NSEC, undo ? RANGE_UNITS_UNDOING : RANGE_UNITS);
         program = find_program();
         r = keeper_new(m->state_dir, program, &remapping->keeper);
         if (r < 0) {

@@ -199,7 +199,7 @@ static void carry_out(Work *w) {
         w->n = left;
         w->units = 0;
         for (size_t i = 0; i < w->n; i++)
-                w->units += remap_pace_units(&m->remapping->pace[false], w->ranges[i].n_pages);
+                w->units += stop_pace_units(&m->remapping->pace[false], w->ranges[i].n_pages);
         w->result = w->result ?: r;
         if (batch.workers > 0) {
                 w->member->remap_refused = "io_uring's workers cannot be stopped";
@@ -211,8 +211,8 @@ static void carry_out(Work *w) {
 }
 
 /* How many pages of one more range the batch has room for; an empty one for a piece at least. */
-static uint32_t room_pages(const Work *w, const RemapPace *pace) {
-        uint64_t used = w->units + pace->range_units, all = remap_pace_batch(pace);
+static uint32_t room_pages(const Work *w, const StopPace *pace) {
+        uint64_t used = w->units + pace->range_units, all = stop_pace_batch(pace);
         uint32_t room = used < all ? (uint32_t)(all - used) : 0;
 
         return w->n > 0 || room > PIECE_PAGES_MIN ? room : PIECE_PAGES_MIN;
@@ -234,7 +234,7 @@ static uint32_t piece_of(const Work *w, uint32_t left, uint32_t room) {
 /* Takes the pages of the pool for a part of a run, in pieces that fill up the batches; the kernel joins their
  * mappings. */
 static void add_segment(Work *w, const Vma *vma, uint64_t start, uint32_t n_pages, uint64_t page) {
-        const RemapPace *pace = &w->pass->manager->remapping->pace[false];
+        const StopPace *pace = &w->pass->manager->remapping->pace[false];
 
         for (uint32_t done = 0, n; done < n_pages && w->result == 0; done += n) {
                 uint64_t at = start + done * PAGE_BYTES, units;
@@ -244,7 +244,7 @@ static void add_segment(Work *w, const Vma *vma, uint64_t start, uint32_t n_page
                        (w->n == REMAP_BATCH_MAX || room_pages(w, pace) < MIN_OF(n, PIECE_PAGES_MIN)))
                         carry_out(w);
                 n = piece_of(w, n, room_pages(w, pace));
-                units = remap_pace_units(pace, n);
+                units = stop_pace_units(pace, n);
                 if (w->result != 0 || pool_take(w->pool, page + done, n, at) != 0) {
                         w->again = true;
                         continue;

@@ -5,7 +5,7 @@
 #include "keeper/keeper.h"
 #include "merge/pool-tidy.h"
 #include "merge/pool.h"
-#include "merge/remap-pace.h"
+#include "merge/stop-pace.h"
 #include "merge/remap-target.h"
 #include "merge/remap.h"
 
@@ -29,7 +29,7 @@ typedef struct Remapping {
         RemapPool **pools;              /* of domains that are no more, too, while anything maps them */
         size_t n_pools, pools_allocated;
         uint64_t uncertain_until_nsec;  /* a program may still be at work in a process that was lost sight of */
-        RemapPace pace[2];              /* merging, undoing */
+        StopPace pace[2];              /* merging, undoing */
         uint64_t tidy_nsec;             /* pools are put in order again from then on */
         size_t tidy_turn;               /* whose turn it is */
         unsigned tidy_waited;           /* passes that had something else to do, since they were */

@@ -212,10 +212,10 @@ static void carry_out(Unmap *u) {
 /* false: it was not added, as no more is. */
 static bool add_piece(Unmap *u, const Vma *vma, const RemapPool *pool, uint64_t start, uint32_t n_pages,
                       uint64_t neighbour) {
-        const RemapPace *pace = &u->m->remapping->pace[true];
-        uint64_t units = remap_pace_units(pace, n_pages);
+        const StopPace *pace = &u->m->remapping->pace[true];
+        uint64_t units = stop_pace_units(pace, n_pages);
 
-        if (u->n == REMAP_BATCH_MAX || u->pool != pool || (u->n > 0 && u->units + units > remap_pace_batch(pace)))
+        if (u->n == REMAP_BATCH_MAX || u->pool != pool || (u->n > 0 && u->units + units > stop_pace_batch(pace)))
                 carry_out(u);
         if (!goes_on(u))
                 return false;

@@ -74,7 +74,7 @@ static void take_away(Merge *m) {
                 remap_register(base, m->uffd, row_value(base, ROW_START), row_value(base, ROW_BYTES),
                                UFFDIO_REGISTER_MODE_MISSING, refused);
         if (!remap_guards(REMAP_GUARD_HASTE))
-                remap_dawdle(p);
+                remote_program_dawdle(p, REMAP_DAWDLE_NSEC);
         if (remap_guards(REMAP_GUARD_MOVE)) {
                 REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, move + WORD_OF(UffdMove, dst),
                                remote_word(base->there), remote_value(0));
@@ -244,7 +244,7 @@ static void build(Merge *m, const int fds[static 3]) {
         remap_scratch(base, m->uffd, out);
         take_away(m);
         if (!remap_guards(REMAP_GUARD_HASTE) && !remap_guards(REMAP_GUARD_WORKERS))
-                remap_dawdle(p);
+                remote_program_dawdle(p, REMAP_DAWDLE_NSEC);
         if (remap_guards(REMAP_GUARD_BARRIER))
                 REMOTE_CALL(p, REMOTE_NOWHERE, REMOTE_NOTHING, SYS_madvise, remote_word(base->scratch),
                             remote_value(PAGE_BYTES), remote_value(MADV_DONTFORK));

@@ -92,12 +92,7 @@ void remap_go_on(RemapProgram *program, unsigned to, unsigned from, unsigned siz
 /* Moves the row's pages from scratch to where they belong, as many as are there, however often it takes. */
 void remap_move_in(RemapProgram *program, unsigned uffd);
 /* Where a control of the tests left a safeguard out: long enough to be seen. */
-static inline void remap_dawdle(RemoteProgram *p) {
-        unsigned time = remote_program_words(p, 2);
-
-        remote_program_set(p, time + 1, 300 * NSEC_PER_USEC);
-        REMOTE_CALL(p, REMOTE_NOWHERE, REMOTE_NOTHING, SYS_nanosleep, remote_at(time), remote_value(0));
-}
+#define REMAP_DAWDLE_NSEC (300 * NSEC_PER_USEC)
 
 /* With the next question, all threads standing, before anything is mapped: waits for the guard (RemapSettle), and
  * passes over the ranges whose mapping is not what was planned for any more. What lies there now may be anything, or

@@ -193,13 +193,13 @@ static void undo_rows(Undo *u) {
         }
         copy_out(u, kept);
         if (!remap_guards(REMAP_GUARD_PROTECT))
-                remap_dawdle(p);
+                remote_program_dawdle(p, REMAP_DAWDLE_NSEC);
         make_fresh(u, kept);
         REMOTE_CALL(p, gone, base->error, SYS_mremap, remote_word(u->fresh), row_value(base, ROW_BYTES),
                     row_value(base, ROW_BYTES), remote_value(MREMAP_MAYMOVE | MREMAP_FIXED),
                     row_value(base, ROW_START));
         if (!remap_guards(REMAP_GUARD_MUTE)) {
-                remap_dawdle(p);
+                remote_program_dawdle(p, REMAP_DAWDLE_NSEC);
                 remap_register(base, u->mute, row_value(base, ROW_START), row_value(base, ROW_BYTES),
                                UFFDIO_REGISTER_MODE_MISSING, REMOTE_NOWHERE);
         }

@@ -10,7 +10,8 @@
 #include <sys/syscall.h>
 
 /*
- * Giving zero pages back, as a program that the target runs itself (target/remote-program.h), all its threads standing:
+ * Giving zero pages back, as a program that the target runs itself (target/remote-program.h), all its threads standing,
+ * to its end, whatever becomes of us:
  *
  *      Z = a userfaultfd of this process, which only it holds, for this one stop
  *      scratch = a mapping, registered with Z
@@ -31,34 +32,41 @@
  *     accessor waits, for Z says MISSING and nobody answers. It waits until Z is closed.
  *   - Nothing is unmapped before everything that is not zero is back. Whatever fails on the way back is tried again, but
  *     for one thing: that the mapping is not there any more, when its content has no place either.
- *   - Z asks for the events UNMAP, REMAP and REMOVE: should we be dead and other threads run, whoever changes a mapping
- *     waits until Z was read, and moving fails (EAGAIN) until then, so that nothing comes back to where it was thrown
- *     away, and what was moved (mremap) follows. What is not covered then is fork(2): the child misses what is away.
+ *   - No thread forks, maps or unmaps: they stand even if we die (remote_program_hold()). io_uring's workers do not, and
+ *     can discard pages for the process (IORING_OP_MADVISE): Z asks for that event (REMOVE), so they wait until Z was
+ *     read, and moving fails (EAGAIN) until then; what they discard does not come back.
  *   - Where the kernel refuses (no memory for a table, too many mappings) before anything was moved, the run is skipped;
  *     a page that cannot be moved stays where it is.
  *
  * UFFDIO_MOVE's own promises (Linux 6.8, mm/userfaultfd.c; tests/kernel/zero-move): it moves a page only if this
  * process alone maps it and nobody has it pinned, else EBUSY; it says how many bytes it moved before it failed.
  */
-/* Of a run: where it is, bytes, where in scratch, bytes moved, bytes put back; what is to be registered before it:
- * where, bytes (0: nothing). */
-#define TABLE_WORDS 7U
+/* A run, in the table. */
+typedef enum Row {
+        ROW_ADDRESS,
+        ROW_BYTES,
+        ROW_SCRATCH,            /* where in scratch */
+        ROW_MOVED,              /* bytes */
+        ROW_SPAN_START,         /* what is to be registered before it … */
+        ROW_SPAN_BYTES,         /* … 0: nothing */
+        _ROW_WORDS,
+} Row;
+#define ROW_SIZE (_ROW_WORDS * sizeof(uint64_t))
 #define SCRATCH_BYTES (ZERO_SCRATCH_PAGES * PAGE_BYTES)
 /* After so many pages of a run that could not be moved it is let be. */
 #define FAILURES_MAX 16U
-#define EVENTS (UFFD_FEATURE_EVENT_UNMAP | UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_EVENT_REMOVE)
 #define SIGN_BIT ((uint64_t)1 << 63)
 
 typedef struct Words {
         unsigned device, uffd;
         unsigned api, range, move, message; /* what the ioctls take */
-        unsigned entry, end;            /* of the table: addresses */
-        unsigned address, bytes, scratch; /* of the run at hand */
+        unsigned row, end;              /* of the table: addresses */
+        unsigned address, bytes, scratch; /* of the row at hand */
         unsigned registered;            /* what the run at hand lies in is */
-        unsigned offset, length, moved, back, failures, result;
+        unsigned offset, length, moved, failures, result;
         unsigned each, low, high, at;   /* while an event is looked into */
         unsigned blind;                 /* scratch could not be looked at: everything goes back */
-        unsigned lost, visited;
+        unsigned visited, taken, back, lost; /* runs, bytes, bytes, pages */
 } Words;
 
 static Words words_new(RemoteProgram *p) {
@@ -70,13 +78,13 @@ static Words words_new(RemoteProgram *p) {
                 .move = remote_program_words(p, sizeof(UffdMove) / 8),
                 .message = remote_program_words(p, sizeof(struct uffd_msg) / 8),
         };
-        unsigned *each[] = {&w.entry, &w.end, &w.address, &w.bytes, &w.scratch, &w.offset, &w.length, &w.moved, &w.back,
-                            &w.failures, &w.result, &w.each, &w.low, &w.high, &w.at, &w.blind, &w.lost, &w.registered,
-                            &w.visited};
+        unsigned *each[] = {&w.row, &w.end, &w.address, &w.bytes, &w.scratch, &w.registered, &w.offset, &w.length,
+                            &w.moved, &w.failures, &w.result, &w.each, &w.low, &w.high, &w.at, &w.blind, &w.visited,
+                            &w.taken, &w.back, &w.lost};
         for (size_t i = 0; i < ELEMENTSOF(each); i++)
                 *each[i] = remote_program_words(p, 1);
         remote_program_set(p, w.api, UFFD_API);
-        remote_program_set(p, w.api + 1, EVENTS);
+        remote_program_set(p, w.api + 1, zero_guards(ZERO_GUARD_EVENT) ? UFFD_FEATURE_EVENT_REMOVE : 0);
         remote_program_set(p, w.range + 2, UFFDIO_REGISTER_MODE_MISSING);
         remote_program_set(p, w.move + 3, UAPI_UFFD_MOVE_DONTWAKE);
         return w;
@@ -94,15 +102,22 @@ static void jump_below(RemoteProgram *p, unsigned label, unsigned word, RemoteOp
         REMOTE_OPERATE(p, REMOTE_OP_BELOW, label, REMOTE_NOTHING, remote_word(word), limit);
 }
 
-/* The field of the run at hand: loaded, or stored. */
-static void load_field(RemoteProgram *p, const Words *w, unsigned field, unsigned to) {
-        REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, to, remote_word(w->entry), remote_value(8 * field));
+static void load_field(RemoteProgram *p, const Words *w, Row field, unsigned to) {
+        REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, to, remote_word(w->row), remote_value(8 * field));
         REMOTE_OPERATE(p, REMOTE_OP_LOAD, REMOTE_NOWHERE, to, remote_word(to));
 }
 
-static void store_field(RemoteProgram *p, const Words *w, unsigned field, unsigned from) {
-        REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, w->result, remote_word(w->entry), remote_value(8 * field));
-        REMOTE_OPERATE(p, REMOTE_OP_STORE, REMOTE_NOWHERE, REMOTE_NOTHING, remote_word(w->result), remote_word(from));
+static void load_row(RemoteProgram *p, const Words *w) {
+        load_field(p, w, ROW_ADDRESS, w->address);
+        load_field(p, w, ROW_BYTES, w->bytes);
+        load_field(p, w, ROW_SCRATCH, w->scratch);
+        load_field(p, w, ROW_MOVED, w->moved);
+}
+
+static void store_moved(RemoteProgram *p, const Words *w) {
+        REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, w->result, remote_word(w->row), remote_value(8 * ROW_MOVED));
+        REMOTE_OPERATE(p, REMOTE_OP_STORE, REMOTE_NOWHERE, REMOTE_NOTHING, remote_word(w->result), remote_word(w->moved));
+        add(p, w->taken, remote_word(w->moved));
 }
 
 static void uffd_call(RemoteProgram *p, const Words *w, unsigned on_error, unsigned long request, unsigned argument) {
@@ -118,17 +133,33 @@ static void move(RemoteProgram *p, const Words *w, unsigned on_error, unsigned t
         uffd_call(p, w, on_error, UAPI_UFFDIO_MOVE, w->move);
 }
 
-static void next_run(RemoteProgram *p, const Words *w) { add(p, w->entry, remote_value(8 * TABLE_WORDS)); }
+/* A loop over the table: begin, …, next. */
+typedef struct Rows {
+        unsigned first, each, next, over;
+} Rows;
+
+static Rows rows_begin(RemoteProgram *p, const Words *w, unsigned table) {
+        Rows rows = {remote_program_label(p), remote_program_label(p), remote_program_label(p), remote_program_label(p)};
+        remote_program_copy(p, w->row, remote_at(table));
+        remote_program_here(p, rows.each);
+        REMOTE_OPERATE(p, REMOTE_OP_EQUAL, rows.over, REMOTE_NOTHING, remote_word(w->row), remote_word(w->end));
+        return rows;
+}
+
+static void rows_next(RemoteProgram *p, const Words *w, const Rows *rows) {
+        remote_program_here(p, rows->next);
+        add(p, w->row, remote_value(ROW_SIZE));
+        remote_program_jump(p, rows->each);
+        remote_program_here(p, rows->over);
+}
 
 /* Takes one run's pages away, around those that cannot be moved. */
 static void take_run(RemoteProgram *p, const Words *w, unsigned next) {
         unsigned again = remote_program_label(p), partly = remote_program_label(p), skip = remote_program_label(p),
                  same = remote_program_label(p), on = remote_program_label(p), taken = remote_program_label(p);
-        load_field(p, w, 0, w->address);
-        load_field(p, w, 1, w->bytes);
-        load_field(p, w, 2, w->scratch);
-        load_field(p, w, 5, w->range);
-        load_field(p, w, 6, w->range + 1);
+        load_row(p, w);
+        load_field(p, w, ROW_SPAN_START, w->range);
+        load_field(p, w, ROW_SPAN_BYTES, w->range + 1);
         jump_equal(p, same, w->range + 1, 0);
         remote_program_copy(p, w->registered, remote_value(0));
         if (zero_guards(ZERO_GUARD_MISSING))
@@ -159,33 +190,27 @@ static void take_run(RemoteProgram *p, const Words *w, unsigned next) {
         add(p, w->offset, remote_word(w->move + 4));
         jump_below(p, again, w->offset, remote_word(w->bytes));
         remote_program_here(p, taken);
-        store_field(p, w, 3, w->moved);
+        store_moved(p, w);
 }
 
-/* A mapping changes, which happens only when we are dead and other threads run. What is thrown away (REMOVE, UNMAP) is
- * emptied in scratch too, so that it does not come back after that; what moves (REMAP) comes back where it is then. The
- * thread that does it waits for us to read this. */
-static void heed_event(RemoteProgram *p, const Words *w, unsigned table, unsigned look) {
-        unsigned moves = remote_program_label(p), low = remote_program_label(p),
-                 high = remote_program_label(p), overlap = remote_program_label(p), next = remote_program_label(p),
-                 each = remote_program_label(p), begin = remote_program_label(p);
+/* What a worker discards is emptied in scratch too. It waits for us to read this. */
+static void heed_event(RemoteProgram *p, const Words *w, unsigned table, unsigned done) {
+        unsigned low = remote_program_label(p), high = remote_program_label(p), overlap = remote_program_label(p),
+                 next = remote_program_label(p), each = remote_program_label(p), begin = remote_program_label(p);
         jump_equal(p, begin, w->message, UFFD_EVENT_REMOVE);
-        jump_equal(p, begin, w->message, UFFD_EVENT_UNMAP);
-        jump_equal(p, begin, w->message, UFFD_EVENT_REMAP);
-        remote_program_jump(p, look);
+        remote_program_jump(p, done);
         remote_program_here(p, begin);
         remote_program_copy(p, w->each, remote_at(table));
         remote_program_here(p, each);
-        REMOTE_OPERATE(p, REMOTE_OP_EQUAL, look, REMOTE_NOTHING, remote_word(w->each), remote_word(w->end));
+        REMOTE_OPERATE(p, REMOTE_OP_EQUAL, done, REMOTE_NOTHING, remote_word(w->each), remote_word(w->end));
         REMOTE_OPERATE(p, REMOTE_OP_LOAD, REMOTE_NOWHERE, w->low, remote_word(w->each));
-        REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, w->at, remote_word(w->each), remote_value(8));
+        REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, w->at, remote_word(w->each), remote_value(8 * ROW_BYTES));
         REMOTE_OPERATE(p, REMOTE_OP_LOAD, REMOTE_NOWHERE, w->high, remote_word(w->at));
         add(p, w->high, remote_word(w->low));
-        jump_equal(p, moves, w->message, UFFD_EVENT_REMAP);
-
-        add(p, w->at, remote_value(8));
+        REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, w->at, remote_word(w->each), remote_value(8 * ROW_SCRATCH));
         REMOTE_OPERATE(p, REMOTE_OP_LOAD, REMOTE_NOWHERE, w->at, remote_word(w->at));
         REMOTE_OPERATE(p, REMOTE_OP_SUB, REMOTE_NOWHERE, w->at, remote_word(w->at), remote_word(w->low));
+
         REMOTE_OPERATE(p, REMOTE_OP_BELOW, low, REMOTE_NOTHING, remote_word(w->message + 1), remote_word(w->low));
         remote_program_copy(p, w->low, remote_word(w->message + 1));
         remote_program_here(p, low);
@@ -199,25 +224,16 @@ static void heed_event(RemoteProgram *p, const Words *w, unsigned table, unsigne
         add(p, w->at, remote_word(w->low));
         REMOTE_CALL(p, REMOTE_NOWHERE, REMOTE_NOTHING, SYS_madvise, remote_word(w->at), remote_word(w->high),
                     remote_value(MADV_DONTNEED));
-        remote_program_jump(p, next);
-
-        remote_program_here(p, moves); /* all of the run, or it is not ours to tell where its parts went */
-        jump_below(p, next, w->low, remote_word(w->message + 1));
-        REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, w->at, remote_word(w->message + 1), remote_word(w->message + 3));
-        REMOTE_OPERATE(p, REMOTE_OP_BELOW, next, REMOTE_NOTHING, remote_word(w->at), remote_word(w->high));
-        REMOTE_OPERATE(p, REMOTE_OP_SUB, REMOTE_NOWHERE, w->low, remote_word(w->low), remote_word(w->message + 1));
-        add(p, w->low, remote_word(w->message + 2));
-        REMOTE_OPERATE(p, REMOTE_OP_STORE, REMOTE_NOWHERE, REMOTE_NOTHING, remote_word(w->each), remote_word(w->low));
-
         remote_program_here(p, next);
-        add(p, w->each, remote_value(8 * TABLE_WORDS));
+        add(p, w->each, remote_value(ROW_SIZE));
         remote_program_jump(p, each);
 }
 
 /* length bytes at offset go back, whatever it takes. */
 static void put_back(RemoteProgram *p, const Words *w, unsigned table, unsigned look) {
         unsigned again = remote_program_label(p), failed = remote_program_label(p), some = remote_program_label(p),
-                 read = remote_program_label(p), none = remote_program_label(p), done = remote_program_label(p);
+                 read = remote_program_label(p), none = remote_program_label(p), stayed = remote_program_label(p),
+                 passed = remote_program_label(p), done = remote_program_label(p);
         remote_program_here(p, again);
         move(p, w, failed, w->address, w->scratch, remote_word(w->length));
         add(p, w->back, remote_word(w->length));
@@ -231,11 +247,15 @@ static void put_back(RemoteProgram *p, const Words *w, unsigned table, unsigned 
         jump_equal(p, read, w->result, (uint64_t)-EAGAIN);
         jump_equal(p, again, w->result, (uint64_t)-EBUSY);
         jump_equal(p, again, w->result, (uint64_t)-ENOMEM);
+        jump_equal(p, stayed, w->result, (uint64_t)-EEXIST); /* it was not taken away: blind, we come by such pages */
         /* No mapping of the kind it left is there. */
-        remote_program_copy(p, w->move + 4, remote_value(PAGE_BYTES));
         add(p, w->lost, remote_value(1));
+        remote_program_here(p, stayed);
+        remote_program_copy(p, w->move + 4, remote_value(PAGE_BYTES));
+        remote_program_jump(p, passed);
         remote_program_here(p, some);
         add(p, w->back, remote_word(w->move + 4));
+        remote_program_here(p, passed);
         add(p, w->offset, remote_word(w->move + 4));
         REMOTE_OPERATE(p, REMOTE_OP_SUB, REMOTE_NOWHERE, w->length, remote_word(w->length), remote_word(w->move + 4));
         jump_equal(p, done, w->length, 0);
@@ -243,7 +263,7 @@ static void put_back(RemoteProgram *p, const Words *w, unsigned table, unsigned 
         remote_program_here(p, read);
         REMOTE_CALL(p, again, REMOTE_NOTHING, SYS_read, remote_word(w->uffd), remote_at(w->message),
                     remote_value(sizeof(struct uffd_msg)));
-        jump_equal(p, again, w->blind, 1); /* scratch cannot be touched then */
+        jump_equal(p, again, w->blind, 1); /* scratch is registered: discarding there would wait for ourselves */
         heed_event(p, w, table, look);
         remote_program_here(p, done);
 }
@@ -251,28 +271,24 @@ static void put_back(RemoteProgram *p, const Words *w, unsigned table, unsigned 
 /* Looks at what was taken of one run; what is not zero goes back. */
 static void look_at_run(RemoteProgram *p, const Words *w, unsigned table, unsigned next) {
         unsigned look = remote_program_label(p), all = remote_program_label(p), back = remote_program_label(p),
-                 found = remote_program_label(p), over = remote_program_label(p), at = w->failures;
-        load_field(p, w, 3, w->moved);
+                 found = remote_program_label(p), at = w->failures;
+        load_row(p, w);
         jump_equal(p, next, w->moved, 0);
-        load_field(p, w, 1, w->bytes);
-        load_field(p, w, 2, w->scratch);
         if (!zero_guards(ZERO_GUARD_MISSING)) { /* only where it comes back to must be registered, by then */
-                load_field(p, w, 0, w->range);
+                remote_program_copy(p, w->range, remote_word(w->address));
                 remote_program_copy(p, w->range + 1, remote_word(w->bytes));
                 uffd_call(p, w, next, UFFDIO_REGISTER, w->range);
         }
         remote_program_copy(p, w->offset, remote_value(0));
-        remote_program_copy(p, w->back, remote_value(0));
 
         remote_program_here(p, look);
-        load_field(p, w, 0, w->address);
         jump_equal(p, all, w->blind, 1);
         REMOTE_OPERATE(p, REMOTE_OP_SUB, REMOTE_NOWHERE, w->length, remote_word(w->bytes), remote_word(w->offset));
         REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, at, remote_word(w->scratch), remote_word(w->offset));
         REMOTE_OPERATE(p, REMOTE_OP_ZEROS, REMOTE_NOWHERE, w->length, remote_word(at), remote_word(w->length));
         add(p, w->offset, remote_word(w->length));
         jump_below(p, found, w->offset, remote_word(w->bytes));
-        remote_program_jump(p, over);
+        remote_program_jump(p, next);
         remote_program_here(p, found);
         REMOTE_OPERATE(p, REMOTE_OP_SUB, REMOTE_NOWHERE, w->length, remote_word(w->bytes), remote_word(w->offset));
         REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, at, remote_word(w->scratch), remote_word(w->offset));
@@ -286,27 +302,24 @@ static void look_at_run(RemoteProgram *p, const Words *w, unsigned table, unsign
         else
                 add(p, w->offset, remote_word(w->length));
         jump_below(p, look, w->offset, remote_word(w->bytes));
-        remote_program_here(p, over);
-        store_field(p, w, 4, w->back);
 }
 
 /* The control: looked at in place, and dropped when all were looked at. */
 static void look_in_place(RemoteProgram *p, const Words *w) {
-        load_field(p, w, 0, w->address);
-        load_field(p, w, 1, w->bytes);
+        load_row(p, w);
         REMOTE_OPERATE(p, REMOTE_OP_ZEROS, REMOTE_NOWHERE, w->moved, remote_word(w->address), remote_word(w->bytes));
-        store_field(p, w, 3, w->moved);
+        store_moved(p, w);
 }
 
 static void drop_in_place(RemoteProgram *p, const Words *w, unsigned next) {
-        load_field(p, w, 0, w->address);
-        load_field(p, w, 3, w->moved);
+        load_row(p, w);
         jump_equal(p, next, w->moved, 0);
         REMOTE_CALL(p, next, REMOTE_NOTHING, SYS_madvise, remote_word(w->address), remote_word(w->moved),
                     remote_value(MADV_DONTNEED));
 }
 
 static void begin(RemoteProgram *p, const Words *w, const int *devicefd, unsigned out, unsigned unmap) {
+        remote_program_hold(p);
         remote_program_give(p, devicefd, 1, w->device, out);
         REMOTE_CALL(p, out, w->uffd, SYS_ioctl, remote_word(w->device), remote_value(USERFAULTFD_IOC_NEW),
                     remote_value(O_CLOEXEC | O_NONBLOCK));
@@ -325,41 +338,30 @@ static void begin(RemoteProgram *p, const Words *w, const int *devicefd, unsigne
         uffd_call(p, w, unmap, UFFDIO_REGISTER, w->range);
 }
 
-static void dawdle(RemoteProgram *p, const Words *w) {
-        unsigned again = remote_program_label(p);
-        remote_program_copy(p, w->offset, remote_value(0));
-        remote_program_here(p, again);
-        REMOTE_OPERATE(p, REMOTE_OP_SAMES, REMOTE_NOWHERE, w->result, remote_at(0), remote_at(0), remote_value(4 * PAGE_BYTES));
-        add(p, w->offset, remote_value(1));
-        jump_below(p, again, w->offset, remote_value(zero_test_dawdle));
-}
-
-static void build(RemoteProgram *p, const Words *w, unsigned table, size_t n, const int *devicefd) {
-        unsigned out = remote_program_label(p), unmap = remote_program_label(p), take = remote_program_label(p),
-                 next = remote_program_label(p), taken = remote_program_label(p), look = remote_program_label(p),
-                 next_look = remote_program_label(p), blind = remote_program_label(p), looked = remote_program_label(p),
-                 seeing = remote_program_label(p);
-        begin(p, w, devicefd, out, unmap);
-
-        remote_program_copy(p, w->entry, remote_at(table));
-        REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, w->end, remote_at(table), remote_value(8 * TABLE_WORDS * n));
-        remote_program_here(p, take);
-        REMOTE_OPERATE(p, REMOTE_OP_EQUAL, taken, REMOTE_NOTHING, remote_word(w->entry), remote_word(w->end));
-        REMOTE_OPERATE(p, REMOTE_OP_STOPPED, taken, REMOTE_NOTHING, remote_value(0));
+static void take(RemoteProgram *p, const Words *w, const ZeroBatch *batch) {
+        REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, w->end, remote_at(batch->table),
+                       remote_value(ROW_SIZE * batch->n_runs));
+        Rows rows = rows_begin(p, w, batch->table);
+        /* The first in any case: else a machine on which getting here takes that long would be stopped for nothing. */
+        jump_equal(p, rows.first, w->visited, 0);
+        REMOTE_OPERATE(p, REMOTE_OP_STOPPED, rows.over, REMOTE_NOTHING, remote_value(0));
+        remote_program_here(p, rows.first);
         add(p, w->visited, remote_value(1));
         if (zero_guards(ZERO_GUARD_MOVE))
-                take_run(p, w, next);
+                take_run(p, w, rows.next);
         else
                 look_in_place(p, w);
-        remote_program_here(p, next);
-        next_run(p, w);
-        remote_program_jump(p, take);
-        remote_program_here(p, taken);
+        rows_next(p, w, &rows);
+        remote_program_copy(p, w->end, remote_word(w->row));
+}
 
-        if (zero_test_dawdle > 0)
-                dawdle(p, w);
-        remote_program_copy(p, w->end, remote_word(w->entry));
-        remote_program_copy(p, w->entry, remote_at(table));
+static void build(RemoteProgram *p, const Words *w, const ZeroBatch *batch, const int *devicefd) {
+        unsigned out = remote_program_label(p), unmap = remote_program_label(p), blind = remote_program_label(p),
+                 seeing = remote_program_label(p);
+        begin(p, w, devicefd, out, unmap);
+        take(p, w, batch);
+        if (zero_test_dawdle_nsec > 0)
+                remote_program_dawdle(p, zero_test_dawdle_nsec);
         remote_program_copy(p, w->range, remote_value(ZERO_SCRATCH));
         remote_program_copy(p, w->range + 1, remote_value(SCRATCH_BYTES));
         uffd_call(p, w, blind, UFFDIO_UNREGISTER, w->range);
@@ -368,16 +370,12 @@ static void build(RemoteProgram *p, const Words *w, unsigned table, size_t n, co
         remote_program_copy(p, w->blind, remote_value(1));
         remote_program_copy(p, w->move + 3, remote_value(UAPI_UFFD_MOVE_DONTWAKE | UAPI_UFFD_MOVE_ALLOW_SRC_HOLES));
         remote_program_here(p, seeing);
-        remote_program_here(p, look);
-        REMOTE_OPERATE(p, REMOTE_OP_EQUAL, looked, REMOTE_NOTHING, remote_word(w->entry), remote_word(w->end));
+        Rows rows = rows_begin(p, w, batch->table);
         if (zero_guards(ZERO_GUARD_MOVE))
-                look_at_run(p, w, table, next_look);
+                look_at_run(p, w, batch->table, rows.next);
         else
-                drop_in_place(p, w, next_look);
-        remote_program_here(p, next_look);
-        next_run(p, w);
-        remote_program_jump(p, look);
-        remote_program_here(p, looked);
+                drop_in_place(p, w, rows.next);
+        rows_next(p, w, &rows);
 
         /* Z first: unmapping what is registered with it would wait for somebody to read of that. */
         remote_program_here(p, unmap);
@@ -401,8 +399,8 @@ static void set_spans(RemoteProgram *p, unsigned table, const ZeroRun *runs, siz
         uint64_t end;
         for (size_t i = 0; i < n; i += zero_span(runs + i, n - i, &end)) {
                 (void)zero_span(runs + i, n - i, &end);
-                remote_program_set(p, table + TABLE_WORDS * (unsigned)i + 5, runs[i].start);
-                remote_program_set(p, table + TABLE_WORDS * (unsigned)i + 6, end - runs[i].start);
+                remote_program_set(p, table + _ROW_WORDS * (unsigned)i + ROW_SPAN_START, runs[i].start);
+                remote_program_set(p, table + _ROW_WORDS * (unsigned)i + ROW_SPAN_BYTES, end - runs[i].start);
         }
 }
 
@@ -414,32 +412,25 @@ int zero_batch_make(const ZeroRun *runs, size_t n, int devicefd, ZeroBatch *ret)
         if (r < 0)
                 return r;
         Words w = words_new(p);
-        unsigned table = remote_program_words(p, TABLE_WORDS * MIN_OF(n, (size_t)ZERO_RUNS_MAX));
+        unsigned table = remote_program_words(p, _ROW_WORDS * MIN_OF(n, (size_t)ZERO_RUNS_MAX));
         for (; n_runs < MIN_OF(n, (size_t)ZERO_RUNS_MAX); n_runs++) {
                 const ZeroRun *run = &runs[n_runs];
-                unsigned entry = table + TABLE_WORDS * (unsigned)n_runs;
+                unsigned row = table + _ROW_WORDS * (unsigned)n_runs;
                 if (run->huge)
                         at = (at + BLOCK_BYTES - 1) & ~(BLOCK_BYTES - 1);
                 if (at + (run->end - run->start) > ZERO_SCRATCH + SCRATCH_BYTES)
                         break;
-                remote_program_set(p, entry, run->start);
-                remote_program_set(p, entry + 1, run->end - run->start);
-                remote_program_set(p, entry + 2, at);
+                remote_program_set(p, row + ROW_ADDRESS, run->start);
+                remote_program_set(p, row + ROW_BYTES, run->end - run->start);
+                remote_program_set(p, row + ROW_SCRATCH, at);
                 at += run->end - run->start;
         }
         if (n_runs == 0)
                 return -EINVAL;
         set_spans(p, table, runs, n_runs);
-        build(p, &w, table, n_runs, &devicefd);
-        *ret = (ZeroBatch){.program = TAKE_PTR(p), .n_runs = n_runs, .table = table, .lost = w.lost,
-                           .visited = w.visited};
+        *ret = (ZeroBatch){.n_runs = n_runs, .table = table, .visited = w.visited, .taken = w.taken,
+                           .back = w.back, .lost = w.lost};
+        build(p, &w, ret, &devicefd);
+        ret->program = TAKE_PTR(p);
         return 0;
-}
-
-void zero_batch_outcome(const ZeroBatch *batch, size_t run, ZeroOutcome *ret) {
-        unsigned entry = batch->table + TABLE_WORDS * (unsigned)run;
-        *ret = (ZeroOutcome){
-                .pages_moved = remote_program_get(batch->program, entry + 3) / PAGE_BYTES,
-                .pages_back = remote_program_get(batch->program, entry + 4) / PAGE_BYTES,
-        };
 }

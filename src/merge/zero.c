@@ -4,6 +4,7 @@
 #include "base/clock.h"
 #include "base/io.h"
 #include "host/uapi.h"
+#include "merge/stop-pace.h"
 #include "merge/zero-program.h"
 
 #include <dirent.h>
@@ -19,20 +20,16 @@
  * are followed, the runs' own userfaultfd lets go of them for that long: a mapping has only one. What came of a batch
  * is read from the page tables, not from what the program said.
  */
-#define STOP_NSEC (1000 * NSEC_PER_USEC)        /* for the runs of a batch; what each has to begin with comes on top */
-#define BEGIN_NSEC (60 * NSEC_PER_USEC)
-#define TAKE_NSEC (1600 * NSEC_PER_USEC)        /* then no more runs are begun */
-#define PAGE_NSEC_FIRST 1200U
-#define PAGE_NSEC_MIN 200U
-#define PAGE_NSEC_MAX 4000U     /* what takes longer waited for a CPU: fewer pages at a time would make it worse */
+#define PAGE_FIRST_NSEC 1200U
+#define RUN_UNITS ((uint64_t)4)
+#define PIECE_PAGES_MIN ((uint64_t)16)
 #define REGIONS 128
 
 struct Zero {
         Remote *remote;
         int devicefd;
-        uint64_t page_nsec;     /* learnt: of a page in a batch; a run counts as some more */
+        StopPace pace;
 };
-#define RUN_PAGES 4U
 
 static int try_move(int devicefd) {
         struct uffdio_api api = {.api = UFFD_API, .features = UAPI_UFFD_MOVE};
@@ -54,7 +51,7 @@ int zero_new(Remote *remote, Zero **ret) {
         Zero *zero = calloc(1, sizeof *zero);
         if (!zero)
                 return -ENOMEM;
-        *zero = (Zero){.remote = remote, .devicefd = TAKE_FD(fd), .page_nsec = PAGE_NSEC_FIRST};
+        *zero = (Zero){.remote = remote, .devicefd = TAKE_FD(fd), .pace = stop_pace_first(PAGE_FIRST_NSEC, (uint32_t)RUN_UNITS)};
         *ret = zero;
         return 0;
 }
@@ -143,30 +140,41 @@ static int note_run(Space *space, const ZeroRun *run, ZeroResult *result) {
         return 0;
 }
 
-/* How many of the runs a stop has time for. */
-static size_t fit(const Zero *zero, const ZeroRun *runs, size_t n) {
-        uint64_t pages = 0, max = STOP_NSEC / zero->page_nsec;
-        size_t i = 0;
-        for (; i < MIN_OF(n, (size_t)ZERO_RUNS_MAX); i++) {
-                pages += (runs[i].end - runs[i].start) / PAGE_BYTES + RUN_PAGES;
-                if (i > 0 && pages > max)
-                        break;
-        }
-        return i;
-}
+static uint32_t pages_of(const ZeroRun *run) { return (uint32_t)((run->end - run->start) / PAGE_BYTES); }
 
-static uint64_t count_units(const ZeroRun *runs, size_t n) {
-        uint64_t pages = 0;
+static uint64_t count_units(const Zero *zero, const ZeroRun *runs, size_t n) {
+        uint64_t units = 0;
         for (size_t i = 0; i < n; i++)
-                pages += (runs[i].end - runs[i].start) / PAGE_BYTES + RUN_PAGES;
-        return pages;
+                units += stop_pace_units(&zero->pace, pages_of(&runs[i]));
+        return units;
 }
 
-static void learn(Zero *zero, const ZeroRun *runs, size_t n, uint64_t ran_nsec) {
-        uint64_t pages = count_units(runs, n);
-        uint64_t nsec = (ran_nsec - MIN_OF(ran_nsec, BEGIN_NSEC)) / pages;
-        nsec = MAX_OF(nsec, (uint64_t)PAGE_NSEC_MIN);
-        zero->page_nsec = (3 * zero->page_nsec + MIN_OF(nsec, (uint64_t)PAGE_NSEC_MAX)) / 4;
+/* How far a plan was carried out: up to address at of a run. */
+typedef struct Progress {
+        size_t run;
+        uint64_t at;
+} Progress;
+
+/* What comes next, as much as a stop has time for: runs, of small pages also parts of them. */
+static size_t choose(const Zero *zero, const ZeroPlan *plan, Progress from, ZeroRun ret[static ZERO_RUNS_MAX]) {
+        uint64_t left = MAX_OF(stop_pace_batch(&zero->pace), zero_test_units_min);
+        size_t n = 0;
+        for (size_t i = from.run; i < plan->n && n < ZERO_RUNS_MAX; i++) {
+                ZeroRun run = plan->runs[i];
+                run.start = MAX_OF(run.start, from.at);
+                uint64_t units = stop_pace_units(&zero->pace, pages_of(&run)), room = left - MIN_OF(left, RUN_UNITS);
+                if (units > left && n > 0 && (run.huge || room < PIECE_PAGES_MIN))
+                        break;
+                if (units > left && !run.huge) {
+                        room = MAX_OF(room, PIECE_PAGES_MIN);
+                        run.end = MIN_OF(run.end, run.start + room * PAGE_BYTES);
+                }
+                ret[n++] = run;
+                if (units >= left)
+                        break;
+                left -= units;
+        }
+        return n;
 }
 
 /* A mapping has one userfaultfd: ours that follows writes lets go of the runs, or takes them back. */
@@ -194,8 +202,8 @@ static int give_batch(Zero *zero, Space *space, Track *track, const ZeroRun *run
         RemoteTransaction transaction = {
                 .program = program,
                 .patience_nsec = zero_test_patience_nsec,
-                .run_nsec = TAKE_NSEC,
-                .expect_nsec = count_units(runs, batch.n_runs) * zero->page_nsec,
+                .run_nsec = MAX_OF(stop_pace_begin_nsec(&zero->pace), zero_test_patience_nsec),
+                .expect_nsec = stop_pace_ran_nsec(&zero->pace, count_units(zero, runs, batch.n_runs)),
         };
         r = remote_transact(zero->remote, space->target, &transaction);
         let_track(track, runs, batch.n_runs, true);
@@ -204,14 +212,13 @@ static int give_batch(Zero *zero, Space *space, Track *track, const ZeroRun *run
         *n = MIN_OF(remote_program_get(program, batch.visited), batch.n_runs);
         if (*n == 0)
                 return REMOTE_E_BUSY; /* no time, no descriptor, no room for scratch: not now */
-        learn(zero, runs, *n, transaction.ran_nsec);
+        stop_pace_learn(&zero->pace, count_units(zero, runs, *n), transaction.stop_nsec, transaction.ran_nsec);
         result->runs += *n;
+        result->pages_back += remote_program_get(program, batch.back) / PAGE_BYTES;
         result->pages_lost += remote_program_get(program, batch.lost);
+        result->pages_refused -= remote_program_get(program, batch.taken) / PAGE_BYTES;
         for (size_t i = 0; i < *n; i++) {
-                ZeroOutcome outcome;
-                zero_batch_outcome(&batch, i, &outcome);
-                result->pages_back += outcome.pages_back;
-                result->pages_refused += (runs[i].end - runs[i].start) / PAGE_BYTES - outcome.pages_moved;
+                result->pages_refused += pages_of(&runs[i]);
                 r = note_run(space, &runs[i], result);
                 if (r != 0)
                         return r;
@@ -220,12 +227,15 @@ static int give_batch(Zero *zero, Space *space, Track *track, const ZeroRun *run
 }
 
 int zero_give_back(Zero *zero, Space *space, Track *track, const ZeroPlan *plan, ZeroResult *ret) {
-        for (size_t i = 0; i < plan->n;) {
-                size_t n = fit(zero, plan->runs + i, plan->n - i);
-                int r = give_batch(zero, space, track, plan->runs + i, &n, ret);
+        for (Progress progress = {}; progress.run < plan->n;) {
+                ZeroRun runs[ZERO_RUNS_MAX];
+                size_t n = choose(zero, plan, progress, runs);
+                int r = give_batch(zero, space, track, runs, &n, ret);
                 if (r != 0)
                         return r;
-                i += n;
+                progress.at = runs[n - 1].end;
+                while (progress.run < plan->n && plan->runs[progress.run].end <= progress.at)
+                        progress.run++;
         }
         return 0;
 }

@@ -135,6 +135,14 @@ void remote_program_hold(RemoteProgram *program) {
         remote_program_ask_along(program, park, NULL);
 }
 
+void remote_program_dawdle(RemoteProgram *program, uint64_t nsec) {
+        unsigned time = remote_program_words(program, 2);
+
+        remote_program_set(program, time, nsec / NSEC_PER_SEC);
+        remote_program_set(program, time + 1, nsec % NSEC_PER_SEC);
+        REMOTE_CALL(program, REMOTE_NOWHERE, REMOTE_NOTHING, SYS_nanosleep, remote_at(time), remote_value(0));
+}
+
 /* What is known of the descriptor in this word: its number among the notes. */
 static RemoteNote *note_of(RemoteProgram *program, unsigned word) {
         for (unsigned i = 0; i < program->n_notes; i++)

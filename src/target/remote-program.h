@@ -58,8 +58,6 @@ typedef enum RemoteOp {
         REMOTE_OP_EQUAL,        /* jumps if a = b */
         REMOTE_OP_ZEROS,        /* result = bytes of the whole pages from a on, of b bytes, that hold zeros only */
         REMOTE_OP_NONZEROS,     /* that do not */
-        REMOTE_OP_SAMES,        /* result = bytes of the whole pages, of c bytes, that are the same from a and from b on */
-        REMOTE_OP_DIFFERENTS,   /* that are not */
         REMOTE_OP_ASK,          /* see remote_program_ask(); jumps if nobody answers */
         REMOTE_OP_STOPPED,      /* jumps if the time box is full: where a program may end early */
         REMOTE_OP_END,
@@ -120,6 +118,9 @@ int remote_program_take(const RemoteProgram *program, const Target *target, unsi
  * other threads are kept waiting, whatever becomes of us. Without it they go on the moment we die, while the program
  * runs. What unmaps or maps at fixed addresses cannot do without. That question fails if it cannot be done. */
 void remote_program_hold(RemoteProgram *program);
+
+/* In tests, where a safeguard is left out: it sleeps, and what that keeps from happening has the time to. */
+void remote_program_dawdle(RemoteProgram *program, uint64_t nsec);
 
 typedef struct RemoteTransaction {
         RemoteProgram *program;

@@ -39,7 +39,7 @@ static int file(void) {
 
 /* What the program leaves for us to look at. */
 typedef struct Found {
-        unsigned fds, uffd, zeros, nonzeros, sames, differents, moved, back, came, error;
+        unsigned fds, uffd, zeros, nonzeros, moved, back, came, error;
         int taken;
 } Found;
 
@@ -49,17 +49,13 @@ static int look_inside(void *userdata, RemoteProgram *program, const Target *tar
         return found->taken >= 0 ? 0 : found->taken;
 }
 
-static void compare(RemoteProgram *p, const Found *found, unsigned out) {
+static void look(RemoteProgram *p, const Found *found, unsigned out) {
         const uint64_t at = SCRATCH + PAGE_BYTES;
         REMOTE_CALL(p, out, found->error, SYS_pread64, remote_word(found->fds + 1), remote_value(at),
                     remote_value(FILE_PAGES * PAGE_BYTES), remote_value(0));
         REMOTE_OPERATE(p, REMOTE_OP_ZEROS, REMOTE_NOWHERE, found->zeros, remote_value(at), remote_value(FILE_PAGES * PAGE_BYTES));
         REMOTE_OPERATE(p, REMOTE_OP_NONZEROS, REMOTE_NOWHERE, found->nonzeros, remote_value(at + PAGE_BYTES),
                        remote_value(3 * PAGE_BYTES));
-        REMOTE_OPERATE(p, REMOTE_OP_SAMES, REMOTE_NOWHERE, found->sames, remote_value(at + PAGE_BYTES),
-                       remote_value(at + 2 * PAGE_BYTES), remote_value(2 * PAGE_BYTES));
-        REMOTE_OPERATE(p, REMOTE_OP_DIFFERENTS, REMOTE_NOWHERE, found->differents, remote_value(at),
-                       remote_value(at + PAGE_BYTES), remote_value(3 * PAGE_BYTES));
 }
 
 /* The page goes to scratch and comes back. While it is away it is this program's alone to keep. */
@@ -96,7 +92,6 @@ static RemoteProgram *build(uint64_t page, Found *found) {
         *found = (Found){
                 .fds = remote_program_words(p, 2), .uffd = remote_program_words(p, 1),
                 .zeros = remote_program_words(p, 1), .nonzeros = remote_program_words(p, 1),
-                .sames = remote_program_words(p, 1), .differents = remote_program_words(p, 1),
                 .moved = remote_program_words(p, 1), .back = remote_program_words(p, 1),
                 .came = remote_program_words(p, 1), .error = remote_program_words(p, 1), .taken = -EBADF,
         };
@@ -113,7 +108,7 @@ static RemoteProgram *build(uint64_t page, Found *found) {
                     remote_value(0));
         REMOTE_CALL(p, unmap, found->error, SYS_madvise, remote_value(SCRATCH), remote_value(SCRATCH_PAGES * PAGE_BYTES),
                     remote_value(MADV_DONTFORK));
-        compare(p, found, unmap);
+        look(p, found, unmap);
         if (page)
                 move(p, found, page, unmap);
         remote_program_here(p, unmap);
@@ -138,10 +133,8 @@ int transaction_once(Remote *remote, Target *target, uint64_t page, bool *ret_mo
         int64_t error = (int64_t)remote_program_get(p, found.error);
         if (remote_program_get(p, found.zeros) == 0)
                 return REMOTE_E_LOST;
-        CHECK(remote_program_get(p, found.zeros) == PAGE_BYTES && remote_program_get(p, found.nonzeros) == 2 * PAGE_BYTES &&
-              remote_program_get(p, found.sames) == PAGE_BYTES && remote_program_get(p, found.differents) == PAGE_BYTES,
-              "compared: %lu %lu %lu %lu", remote_program_get(p, found.zeros), remote_program_get(p, found.nonzeros),
-              remote_program_get(p, found.sames), remote_program_get(p, found.differents));
+        CHECK(remote_program_get(p, found.zeros) == PAGE_BYTES && remote_program_get(p, found.nonzeros) == 2 * PAGE_BYTES,
+              "looked at: %lu %lu", remote_program_get(p, found.zeros), remote_program_get(p, found.nonzeros));
         *ret_moved = remote_program_get(p, found.moved);
         /* Shared with a child by fork(2), marked for merging, …: such a page is not moved. */
         CHECK(*ret_moved || !page || error < 0);

@@ -26,7 +26,7 @@ typedef struct Hammer {
 
 unsigned remote_test_leave_out, zero_test_leave_out;
 uint64_t remote_test_program_wait_nsec = NSEC_PER_SEC, zero_test_patience_nsec = 30 * NSEC_PER_MSEC;
-uint64_t zero_test_dawdle = 200;
+uint64_t zero_test_dawdle_nsec = 400 * NSEC_PER_USEC, zero_test_units_min = 400;
 static int end_at_step = -1;
 static unsigned long end_after;
 
@@ -115,7 +115,7 @@ int main(int argc, char **argv) {
                 {"seconds", required_argument, NULL, 's'},  {"leave-out", required_argument, NULL, 'l'},
                 {"remote-leave-out", required_argument, NULL, 'r'}, {"kill", no_argument, NULL, 'k'},
                 {"kill-steps", no_argument, NULL, 'K'},     {"no-forks", no_argument, NULL, 'f'},
-                {"no-churn", no_argument, NULL, 'c'},       {"dawdle", required_argument, NULL, 'd'},
+                {"no-churn", no_argument, NULL, 'c'},       {"dawdle-usec", required_argument, NULL, 'd'},
                 {},
         };
         for (int o; (o = getopt_long(argc, argv, "", options, NULL)) >= 0;)
@@ -126,7 +126,7 @@ int main(int argc, char **argv) {
                 case 'k': hammer.kill_at_random = true; break;
                 case 'K': hammer.kill_at_steps = true; break;
                 case 'f': forks = false; break;
-                case 'd': zero_test_dawdle = strtoull(optarg, NULL, 0); break;
+                case 'd': zero_test_dawdle_nsec = strtoull(optarg, NULL, 0) * NSEC_PER_USEC; break;
                 case 'c': hammer.churn = false; break;
                 default: return 2;
                 }

@@ -8,6 +8,7 @@
 #include <stdarg.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/stat.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
 
@@ -20,6 +21,7 @@ static ZeroVictim *v;
 static char *memory;
 static int data_fd, direct_fd;
 static char *data;              /* what both files hold */
+static char gate[32];
 
 static uint64_t next_random(uint64_t *seed) {
         *seed ^= *seed << 13;
@@ -51,12 +53,20 @@ static void check(unsigned page, const char *who) {
         v->checks++;
 }
 
+static int result_of(struct io_uring *ring) {
+        struct io_uring_cqe *cqe;
+        while (io_uring_wait_cqe(ring, &cqe) == -EINTR)
+                ;
+        int result = cqe->res;
+        io_uring_cqe_seen(ring, cqe);
+        return result;
+}
+
 /* A worker of io_uring, which nobody can stop, writes into our page. */
 static void read_by_worker(struct io_uring *ring, unsigned page, bool fixed, uint64_t random) {
         unsigned at = (unsigned)(random % (PAGE_BYTES - 64)) & ~7U;
         uint64_t from = random >> 20 & 0xfff;
         struct io_uring_sqe *sqe = io_uring_get_sqe(ring);
-        struct io_uring_cqe *cqe;
         if (fixed)
                 io_uring_prep_read_fixed(sqe, data_fd, page_at(page) + at, 64, from, 0);
         else
@@ -64,13 +74,51 @@ static void read_by_worker(struct io_uring *ring, unsigned page, bool fixed, uin
         io_uring_sqe_set_flags(sqe, IOSQE_ASYNC);
         if (io_uring_submit(ring) != 1)
                 wrong("submit");
-        while (io_uring_wait_cqe(ring, &cqe) == -EINTR)
-                ;
-        if (cqe->res != 64)
-                wrong("io_uring read: %d", cqe->res);
-        io_uring_cqe_seen(ring, cqe);
+        int r = result_of(ring);
+        if (r != 64)
+                wrong("io_uring read: %d", r);
         memcpy(v->expected[page] + at, data + from, 64);
         *(fixed ? &v->fixed_reads : &v->worker_reads) += 1;
+}
+
+/* A worker discards our page, at a moment that the doorman chooses: we may stand then. What is discarded stays so. */
+static void discard_by_worker(struct io_uring *ring, unsigned page) {
+        struct io_uring_sqe *sqe = io_uring_get_sqe(ring);
+        io_uring_prep_openat(sqe, AT_FDCWD, gate, O_RDONLY | O_CLOEXEC, 0);
+        io_uring_sqe_set_flags(sqe, IOSQE_ASYNC | IOSQE_IO_LINK);
+        sqe = io_uring_get_sqe(ring);
+        io_uring_prep_madvise(sqe, page_at(page), PAGE_BYTES, MADV_DONTNEED);
+        io_uring_sqe_set_flags(sqe, IOSQE_ASYNC);
+        if (io_uring_submit(ring) != 2)
+                wrong("submit");
+        int passed = result_of(ring), discarded = result_of(ring);
+        if (passed < 0 || discarded != 0)
+                wrong("io_uring madvise: %d, %d", passed, discarded);
+        close(passed);
+        memset(v->expected[page], 0, PAGE_BYTES);
+        check(page, "after a worker");
+        v->worker_discards++;
+}
+
+/* Whoever waits at the gate, a FIFO, passes. */
+static void run_doorman(void) {
+        uint64_t seed = 0x9e3779b97f4a7c15;
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        for (;;) {
+                usleep((useconds_t)(next_random(&seed) % 600));
+                int fd = open(gate, O_WRONLY | O_NONBLOCK | O_CLOEXEC);
+                if (fd >= 0)
+                        close(fd);
+        }
+}
+
+static void make_gate(void) {
+        char path[] = "zero-victim-XXXXXX";
+        int fd = mkostemp(path, O_CLOEXEC);
+        CHECK(fd >= 0 && unlink(path) == 0 && close(fd) == 0 && mkfifo(path, 0600) == 0);
+        fd = open(path, O_PATH | O_CLOEXEC);
+        CHECK(fd >= 0 && unlink(path) == 0);
+        snprintf(gate, sizeof gate, "/proc/self/fd/%d", fd);
 }
 
 static void read_file(unsigned page, bool direct, uint64_t random) {
@@ -126,6 +174,8 @@ static void *write_thread(void *arg) {
                         read_file(page, true, random);
                 else if (what < 985)
                         read_by_worker(&ring, page, pinned && me == 0, random);
+                else if (!pinned)
+                        discard_by_worker(&ring, page);
                 /* Two CPUs for a dozen threads: who never sleeps can hardly be stopped in time. */
                 if (v->operations % 32 == me)
                         usleep(150);
@@ -281,13 +331,14 @@ static void run_outsider(void) {
         _exit(0);
 }
 
-static pid_t outsiders[8];
+static pid_t outsiders[8], doormen[8];
 static ZeroVictim *victims[8];
 
 ZeroVictim *zero_victim_start(bool forks) {
         static unsigned n;
         v = mmap(NULL, sizeof *v, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
         CHECK(v != MAP_FAILED && n < ELEMENTSOF(victims));
+        make_gate();
         pid_t pid = fork();
         CHECK(pid >= 0);
         if (pid == 0)
@@ -296,6 +347,10 @@ ZeroVictim *zero_victim_start(bool forks) {
         CHECK(outsider >= 0);
         if (outsider == 0)
                 run_outsider();
+        doormen[n] = fork();
+        CHECK(doormen[n] >= 0);
+        if (doormen[n] == 0)
+                run_doorman();
         while (!__atomic_load_n(&v->memory, __ATOMIC_ACQUIRE)) {
                 CHECK(waitpid(pid, NULL, WNOHANG) == 0, "the victim ended");
                 usleep(500);
@@ -326,12 +381,18 @@ bool zero_victim_end(ZeroVictim *victim) {
         for (unsigned i = 0; i < ELEMENTSOF(victims); i++)
                 if (victims[i] == victim)
                         ended &= await_end(outsiders[i], "who writes from outside", &status);
-        if (!await_end(victim->pid, "the victim", &status) || !ended)
+        ended &= await_end(victim->pid, "the victim", &status);
+        for (unsigned i = 0; i < ELEMENTSOF(victims); i++)
+                if (victims[i] == victim) {
+                        kill(doormen[i], SIGKILL);
+                        waitpid(doormen[i], NULL, 0);
+                }
+        if (!ended)
                 return false;
         printf("victim %d: %lu operations, %lu checks, %lu written outside (%lu refused), %lu + %lu read by workers, "
-               "%lu direct, %lu children, %lu mappings, ended with %#x, %lu errors%s%s\n",
+               "%lu discarded by them, %lu direct, %lu children, %lu mappings, ended with %#x, %lu errors%s%s\n",
                victim->pid, victim->operations, victim->checks, victim->written_outside, victim->outside_refused,
-               victim->worker_reads, victim->fixed_reads, victim->direct_reads, victim->forks, victim->churns, status,
-               victim->errors, victim->errors ? ": " : "", victim->first);
+               victim->worker_reads, victim->fixed_reads, victim->worker_discards, victim->direct_reads, victim->forks,
+               victim->churns, status, victim->errors, victim->errors ? ": " : "", victim->first);
         return status == 0 && victim->errors == 0;
 }

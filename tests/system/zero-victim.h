@@ -8,7 +8,7 @@
 /*
  * A process that checks every byte of its memory while zero pages are taken out of it: three threads, each of which owns
  * pages; an outsider, another process, that owns pages too and writes them by process_vm_writev(2) and
- * /proc/PID/mem; io_uring's worker threads; reads by the kernel; mappings that come and go; children.
+ * /proc/PID/mem; io_uring's worker threads, which write and discard; reads by the kernel; mappings that come and go; children.
  */
 #define ZERO_VICTIM_PAGES 2048U
 #define ZERO_VICTIM_STILL 64U   /* behind those: never written after the start, compared in children */
@@ -19,7 +19,8 @@ typedef struct ZeroVictim {     /* shared with whoever runs the test */
         char *memory;           /* in the victim; NULL: not ready yet */
         char *volatile churn;   /* a mapping that comes and goes */
         volatile bool stop;
-        volatile uint64_t errors, operations, checks, written_outside, worker_reads, fixed_reads, direct_reads, forks, churns;
+        volatile uint64_t errors, operations, checks, written_outside, worker_reads, fixed_reads,
+                worker_discards, direct_reads, forks, churns;
         volatile uint64_t outside_refused; /* the kernel would not do it just then */
         char first[160];        /* error */
         char expected[ZERO_VICTIM_PAGES][4096];

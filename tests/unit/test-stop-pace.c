@@ -9,7 +9,7 @@
 
 #include <cmocka.h>
 
-#include "merge/remap-pace.h"
+#include "merge/stop-pace.h"
 
 typedef struct Machine {
         uint64_t fixed_nsec, unit_nsec, begin_nsec;
@@ -18,18 +18,18 @@ typedef struct Machine {
 static unsigned stops;
 
 /* One batch as large as it may be; returns how long the stop was. */
-static uint64_t stop(RemapPace *pace, const Machine *machine, uint64_t stolen_nsec) {
-        uint64_t units = remap_pace_batch(pace), ran;
+static uint64_t stop(StopPace *pace, const Machine *machine, uint64_t stolen_nsec) {
+        uint64_t units = stop_pace_batch(pace), ran;
 
         /* Now and then there is no more to do. */
         units = ++stops % 5 == 0 ? units / 3 + 1 : units;
         ran = machine->begin_nsec + units * machine->unit_nsec;
 
-        remap_pace_learn(pace, units, machine->fixed_nsec + ran + stolen_nsec, ran);
+        stop_pace_learn(pace, units, machine->fixed_nsec + ran + stolen_nsec, ran);
         return machine->fixed_nsec + ran;
 }
 
-static void settle(RemapPace *pace, const Machine *machine) {
+static void settle(StopPace *pace, const Machine *machine) {
         for (unsigned i = 0; i < 200; i++)
                 (void)stop(pace, machine, 0);
 }
@@ -42,12 +42,12 @@ static void test_fills(void **state) {
 
         for (unsigned i = 0; i < ELEMENTSOF(machines); i++)
                 for (int undo = 0; undo <= 1; undo++) {
-                        RemapPace pace = remap_pace_first(undo);
+                        StopPace pace = stop_pace_first(undo ? 3000 : 1200, 8);
                         settle(&pace, &machines[i]);
                         stops = 0;
                         uint64_t nsec = stop(&pace, &machines[i], 0);
                         uint64_t fixed = machines[i].fixed_nsec + machines[i].begin_nsec;
-                        uint64_t goal = MAX_OF(REMAP_PACE_GOAL_NSEC, 2 * fixed);
+                        uint64_t goal = MAX_OF(STOP_PACE_GOAL_NSEC, 2 * fixed);
                         assert_in_range(nsec, goal * 85 / 100, goal * 103 / 100);
                 }
 }
@@ -58,7 +58,7 @@ static void test_slow_stops(void **state) {
 
         for (unsigned i = 0; i < ELEMENTSOF(machines); i++) {
                 const Machine *machine = &machines[i];
-                RemapPace pace = remap_pace_first(false);
+                StopPace pace = stop_pace_first(3000, 8);
                 settle(&pace, machine);
                 stops = 0;
                 uint64_t nsec = stop(&pace, machine, 0), fixed = machine->fixed_nsec + machine->begin_nsec;
@@ -69,53 +69,53 @@ static void test_slow_stops(void **state) {
 /* The first batches, of which nothing is known, are not too long where it is three times as slow as thought. */
 static void test_begins(void **state) {
         const Machine slow = { 500000, 5000, 0 };
-        RemapPace pace = remap_pace_first(false);
+        StopPace pace = stop_pace_first(3000, 8);
         unsigned long_ones = 0;
 
         for (unsigned i = 0; i < 100; i++)
-                long_ones += stop(&pace, &slow, 0) > REMAP_PACE_STOP_NSEC;
+                long_ones += stop(&pace, &slow, 0) > STOP_PACE_MAX_NSEC;
         assert_in_range(long_ones, 0, 1);
 }
 
 /* It gets slower in a moment: at most some stops are too long, then none. */
 static void test_slower(void **state) {
         const Machine fast = { 400000, 1000, 0 }, slow = { 400000, 8000, 0 };
-        RemapPace pace = remap_pace_first(false);
+        StopPace pace = stop_pace_first(3000, 8);
         unsigned long_ones = 0;
 
         settle(&pace, &fast);
         for (unsigned i = 0; i < 200; i++)
-                long_ones += stop(&pace, &slow, 0) > REMAP_PACE_STOP_NSEC;
+                long_ones += stop(&pace, &slow, 0) > STOP_PACE_MAX_NSEC;
         assert_in_range(long_ones, 1, 4);
-        assert_true(stop(&pace, &slow, 0) <= REMAP_PACE_STOP_NSEC);
+        assert_true(stop(&pace, &slow, 0) <= STOP_PACE_MAX_NSEC);
         settle(&pace, &fast);
-        assert_true(stop(&pace, &fast, 0) >= REMAP_PACE_GOAL_NSEC * 85 / 100); /* and back */
+        assert_true(stop(&pace, &fast, 0) >= STOP_PACE_GOAL_NSEC * 85 / 100); /* and back */
 }
 
 /* Stops that were long because nobody got a CPU, now and then: as much is done in the others as before. */
 static void test_stolen(void **state) {
         const Machine machine = { 400000, 2000, 0 };
-        RemapPace pace = remap_pace_first(false);
+        StopPace pace = stop_pace_first(3000, 8);
 
         settle(&pace, &machine);
-        uint64_t before = remap_pace_batch(&pace);
+        uint64_t before = stop_pace_batch(&pace);
         for (unsigned i = 0; i < 400; i++)
                 (void)stop(&pace, &machine, i % 20 == 0 ? 5 * NSEC_PER_MSEC : 0);
-        assert_in_range(remap_pace_batch(&pace), before * 80 / 100, before);
+        assert_in_range(stop_pace_batch(&pace), before * 80 / 100, before);
 }
 
 /* Whatever is seen, a batch has some work in it, and none has no end. */
 static void test_limits(void **state) {
-        RemapPace pace = remap_pace_first(true);
+        StopPace pace = stop_pace_first(3000, 24);
 
         for (unsigned i = 0; i < 100; i++)
-                remap_pace_learn(&pace, 1, 100 * NSEC_PER_MSEC, 90 * NSEC_PER_MSEC);
-        assert_in_range(remap_pace_batch(&pace), 1, 100);
+                stop_pace_learn(&pace, 1, 100 * NSEC_PER_MSEC, 90 * NSEC_PER_MSEC);
+        assert_in_range(stop_pace_batch(&pace), 1, 100);
         for (unsigned i = 0; i < 200; i++)
-                remap_pace_learn(&pace, 1000, 1, 5);
-        assert_in_range(remap_pace_batch(&pace), 1000, 10000);
-        remap_pace_learn(&pace, 0, 1, 1); /* a batch of which nothing was begun */
-        assert_int_equal(remap_pace_units(&pace, 10), 10 + pace.range_units);
+                stop_pace_learn(&pace, 1000, 1, 5);
+        assert_in_range(stop_pace_batch(&pace), 1000, 10000);
+        stop_pace_learn(&pace, 0, 1, 1); /* a batch of which nothing was begun */
+        assert_int_equal(stop_pace_units(&pace, 10), 10 + pace.range_units);
 }
 
 int main(void) {

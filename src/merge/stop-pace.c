@@ -1,47 +1,46 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-#include "merge/remap-pace.h"
+#include "merge/stop-pace.h"
 
 /* As measured on an idle machine (docs/remap-programs.md); what is learnt is kept within these. */
 #define FIXED_FIRST_NSEC (500 * NSEC_PER_USEC)
 #define FIXED_MAX_NSEC (900 * NSEC_PER_USEC)
 #define BEGIN_FIRST_NSEC (50 * NSEC_PER_USEC)
 #define BEGIN_MAX_NSEC (400 * NSEC_PER_USEC)
-#define UNIT_FIRST_NSEC 3000U
-#define UNIT_MIN_NSEC 300U
+#define UNIT_MIN_NSEC 200U
 #define UNIT_MAX_NSEC 12000U
 #define UNITS_FIRST 100U
-#define SHARE_MIN (REMAP_PACE_WHOLE / 16)
-#define SHARE_STEP (REMAP_PACE_WHOLE / 32)
+#define SHARE_MIN (STOP_PACE_WHOLE / 16)
+#define SHARE_STEP (STOP_PACE_WHOLE / 32)
 #define UNITS_MIN 24U                   /* one short run: less than that would be all stop and no work */
 #define WEIGHT (1.0 / 8)                /* of the last batch */
 #define SPREAD_MIN (1.0 / 16)           /* of the mean: batches of less different sizes tell nothing of a unit */
 
-RemapPace remap_pace_first(bool undo) {
+StopPace stop_pace_first(uint64_t unit_nsec, uint32_t range_units) {
         const double spread = (double)UNITS_FIRST * UNITS_FIRST / 4;
 
-        return (RemapPace){
+        return (StopPace){
                 .fixed_nsec = FIXED_FIRST_NSEC,
                 .begin_nsec = BEGIN_FIRST_NSEC,
-                .unit_nsec = UNIT_FIRST_NSEC,
+                .unit_nsec = unit_nsec,
                 .units = UNITS_FIRST,
-                .ran_nsec = BEGIN_FIRST_NSEC + UNITS_FIRST * UNIT_FIRST_NSEC,
+                .ran_nsec = (double)(BEGIN_FIRST_NSEC + UNITS_FIRST * unit_nsec),
                 .spread = spread,
-                .slope_spread = spread * UNIT_FIRST_NSEC,
-                .share = REMAP_PACE_WHOLE,
-                .range_units = undo ? 24 : 8, /* putting back waits for the keeper in each range */
+                .slope_spread = spread * (double)unit_nsec,
+                .share = STOP_PACE_WHOLE,
+                .range_units = range_units,
         };
 }
 
-uint64_t remap_pace_goal_nsec(const RemapPace *pace) {
+uint64_t stop_pace_goal_nsec(const StopPace *pace) {
         uint64_t fixed = pace->fixed_nsec + pace->begin_nsec;
 
-        return MAX_OF(REMAP_PACE_GOAL_NSEC, 2 * fixed);
+        return MAX_OF(STOP_PACE_GOAL_NSEC, 2 * fixed);
 }
 
-uint64_t remap_pace_batch(const RemapPace *pace) {
-        uint64_t work = remap_pace_goal_nsec(pace) - pace->fixed_nsec - pace->begin_nsec;
+uint64_t stop_pace_batch(const StopPace *pace) {
+        uint64_t work = stop_pace_goal_nsec(pace) - pace->fixed_nsec - pace->begin_nsec;
 
-        return MAX_OF(work / pace->unit_nsec * pace->share / REMAP_PACE_WHOLE, (uint64_t)UNITS_MIN);
+        return MAX_OF(work / pace->unit_nsec * pace->share / STOP_PACE_WHOLE, (uint64_t)UNITS_MIN);
 }
 
 /* Down fast and up slowly: what took long now and then had to wait for a CPU, which smaller batches would not change. */
@@ -56,7 +55,7 @@ static double within(double value, double min, double max) {
 }
 
 /* A straight line through what batches took, the later ones counting more. */
-static void learn_ran(RemapPace *pace, double units, double ran_nsec) {
+static void learn_ran(StopPace *pace, double units, double ran_nsec) {
         double more = units - pace->units, longer = ran_nsec - pace->ran_nsec, unit_nsec = (double)pace->unit_nsec;
 
         pace->units += WEIGHT * more;
@@ -72,14 +71,14 @@ static void learn_ran(RemapPace *pace, double units, double ran_nsec) {
         pace->begin_nsec = (uint64_t)within(pace->ran_nsec - unit_nsec * pace->units, 0, BEGIN_MAX_NSEC);
 }
 
-void remap_pace_learn(RemapPace *pace, uint64_t units, uint64_t stop_nsec, uint64_t ran_nsec) {
-        uint64_t long_nsec = remap_pace_goal_nsec(pace) + REMAP_PACE_STOP_NSEC - REMAP_PACE_GOAL_NSEC;
+void stop_pace_learn(StopPace *pace, uint64_t units, uint64_t stop_nsec, uint64_t ran_nsec) {
+        uint64_t long_nsec = stop_pace_goal_nsec(pace) + STOP_PACE_MAX_NSEC - STOP_PACE_GOAL_NSEC;
 
         ran_nsec = MIN_OF(ran_nsec, stop_nsec);
         pace->fixed_nsec = learn_fixed(pace->fixed_nsec, stop_nsec - ran_nsec);
         if (units > 0)
-                learn_ran(pace, (double)units, (double)MIN_OF(ran_nsec, REMAP_PACE_STOP_NSEC));
+                learn_ran(pace, (double)units, (double)MIN_OF(ran_nsec, STOP_PACE_MAX_NSEC));
         pace->share = ran_nsec + pace->fixed_nsec > long_nsec
                               ? MAX_OF(pace->share / 2, SHARE_MIN)
-                              : MIN_OF(pace->share + SHARE_STEP, REMAP_PACE_WHOLE);
+                              : MIN_OF(pace->share + SHARE_STEP, STOP_PACE_WHOLE);
 }
