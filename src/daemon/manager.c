@@ -182,6 +182,8 @@ int manager_new(const char *config_path, bool once, Manager **ret) {
         budget_init(&m->budget, m->conf->daemon.cpu_quota, now_nsec());
         manager_look_at_others(m); /* what they leave is known by the time that there is work, or soon after */
         host_kernel_probe(&m->kernel);
+        m->judge_budget.break_nsec = m->kernel.fault_cost.break_nsec;
+        m->judge_budget.flush_nsec = m->kernel.fault_cost.flush_nsec;
         for (size_t i = 0; i < m->kernel.n_features; i++)
                 if (m->kernel.features[i].required && m->kernel.features[i].state != 1) {
                         log_error("%s: %s; see `ksmctl doctor`", m->kernel.features[i].name,

@@ -48,7 +48,7 @@
 typedef enum FeatureId {
         F_PAGE_SIZE, F_PAGEMAP, F_KPAGEFLAGS, F_KPAGECOUNT, F_READV, F_MEM, F_PIDFD, F_PIDFD_GETFD, F_PTRACE,
         F_SUSPEND_SECCOMP, F_RSEQ, F_DISPATCH, F_MADVISE, F_COLLAPSE, F_IO_URING, F_PAGEMAP_SCAN, F_UFFD, F_WP_ASYNC,
-        F_MOVE, F_ZERO_PAGE, F_KSM,
+        F_MOVE, F_ZERO_PAGE, F_FAULTS, F_KSM,
         F_KSM_WRITABLE, F_KSM_OURS, F_KSM_ALONE, F_KSM_ZERO, F_KSM_SMART, F_KSM_ADVISOR, F_NODES, F_CGROUP,
         F_CGROUP_ONLY, F_SWAP, F_MAP_COUNT, N_FEATURES,
 } FeatureId;
@@ -108,6 +108,9 @@ static const struct {
         [F_ZERO_PAGE] = { "the zero page", false, "Memory that was given back takes no page until it is written.",
                 "Memory that was given back takes a page again when it is read: the kernel maps no zero page in its place "
                 "(guests of PVM; s390 with storage keys)." },
+        [F_FAULTS] = { "page faults as fast as the CPU's", false, "A write to a merged page costs some microseconds.",
+                "A write to a merged page costs as much as ten elsewhere, and so does what routes zero and remap do: a hypervisor "
+                "shadows the page tables. Route=advise suits best, with a longer PayBack=." },
         [F_KSM] = { "KSM", false, "Route advise can be used.",
                 "Route advise cannot be used: the kernel is built without CONFIG_KSM, or /sys is not mounted." },
         [F_KSM_WRITABLE] = { "KSM can be controlled", false, "ksmd is run in bursts and rests otherwise.",
@@ -478,6 +481,8 @@ void host_kernel_probe(HostKernel *ret) {
         ret->page_size_supported = set(ret, F_PAGE_SIZE, sysconf(_SC_PAGESIZE) == (long)PAGE_BYTES);
         probe_host(ret);
         probe_zero_page(ret);
+        (void)host_fault_cost(&ret->fault_cost);
+        (void)set(ret, F_FAULTS, ret->fault_cost.break_nsec < HOST_BREAK_DEAR_NSEC);
         probe_ksm(ret);
         ret->io_uring = set(ret, F_IO_URING, try_io_uring());
         (void)set(ret, F_UFFD, try_userfaultfd(0));

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "base/util.h"
+#include "host/fault-cost.h"
 
 /*
  * What this kernel and our privileges offer, found by trying, once. Every field is a fact that some module leans on;
@@ -20,9 +21,10 @@ typedef struct HostKernel {
         bool ksm, ksm_zero_pages, ksm_writable, swap;
         uint64_t memory_bytes;
         unsigned max_map_count, n_nodes, n_cpus;
+        HostFaultCost fault_cost;       /* zeros: could not be measured */
         unsigned n_ksm_processes;       /* processes with pages in KSM's care now (/proc/PID/ksm_stat, 6.1) */
         char release[65];
-        HostFeature features[32];
+        HostFeature features[40];
         size_t n_features;
 } HostKernel;
 

@@ -194,10 +194,17 @@ void judge_budget_note(JudgeBudget *budget, uint64_t now_nsec, uint64_t breaks, 
         uint64_t second = now_nsec / NSEC_PER_SEC;
 
         if (!budget->begun)
-                *budget = (JudgeBudget){ .second = second, .breaks = breaks, .flushes = flushes, .begun = true };
+                *budget = (JudgeBudget){
+                        .second = second,
+                        .breaks = breaks,
+                        .flushes = flushes,
+                        .begun = true,
+                        .break_nsec = budget->break_nsec ?: JUDGE_BREAK_NSEC,
+                        .flush_nsec = budget->flush_nsec ?: JUDGE_FLUSH_NSEC,
+                };
         budget_turn(budget, second);
-        budget->nsec[second % JUDGE_SLOTS] += (breaks - MIN_OF(breaks, budget->breaks)) * JUDGE_BREAK_NSEC +
-                                              (flushes - MIN_OF(flushes, budget->flushes)) * JUDGE_FLUSH_NSEC;
+        budget->nsec[second % JUDGE_SLOTS] += (breaks - MIN_OF(breaks, budget->breaks)) * budget->break_nsec +
+                                              (flushes - MIN_OF(flushes, budget->flushes)) * budget->flush_nsec;
         budget->breaks = breaks;
         budget->flushes = flushes;
 }

@@ -60,7 +60,7 @@ void judge_count(const Block *block, uint16_t turn, JudgeCounts *add);
 
 /*
  * The budget (BreakQuota=): what breaks and TLB flushes may cost the processes, as a share of one CPU. Beyond it no new
- * merging is begun. Estimated from counts, at prices measured on the hosts of docs/judgement.md.
+ * merging is begun. Estimated from counts, at what each costs here (host/fault-cost.h), or what it costs usually.
  */
 #define JUDGE_BREAK_NSEC 3000U          /* a write fault on a merged page, its copy included */
 #define JUDGE_FLUSH_NSEC 2000U          /* a TLB flush by ksmd or the daemon, with the interrupts it sends */
@@ -71,6 +71,7 @@ typedef struct JudgeBudget {
         uint64_t second;                /* that is being counted */
         uint64_t breaks, flushes;       /* as last told */
         bool begun;
+        uint32_t break_nsec, flush_nsec; /* the caller's to set; 0: as usual */
 } JudgeBudget;
 
 /* breaks and flushes: counted since the daemon started. */

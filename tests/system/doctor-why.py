@@ -133,6 +133,8 @@ def doctor():
             check(set(foreign.pids) <= names, f"{names} without {foreign.pids}")
         check(all(feature["follows"] for feature in report["features"]), f"{report['features']}")
         check(report["ksm"]["usable"], f"{report['ksm']}")
+        dear = [not feature["works"] for feature in report["features"] if feature["name"].startswith("page faults")] == [True]
+        check(report["break_nsec"] > 0 and dear == (report["break_nsec"] >= 10000), f"{report['break_nsec']} {dear}")
         moves = [feature["works"] for feature in report["features"] if feature["name"] == "UFFDIO_MOVE"] == [True]
         check(report["remap"]["usable"] == moves and report["remap"]["verdict"] in text, f"{report['remap']}")
         check({name: (KSM / name).read_text().strip() for name in before} == before, "doctor changed a knob")

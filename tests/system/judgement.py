@@ -9,6 +9,7 @@ from harness import BUILD, Host, check, run_tests, wait_for
 
 VICTIM = BUILD / "tests/system/hot-victim"
 MIB, HOT = 16, 20
+HOT_PAGES = 2 * (MIB * 256 * HOT // 100)
 
 
 class Victim:
@@ -19,7 +20,7 @@ class Victim:
         self.process.stdout.readline()
         self.pids = [first]
         self.pages = 2 * MIB * 256
-        self.hot = 2 * (MIB * 256 * HOT // 100)
+        self.hot = HOT_PAGES
         self.cold = self.pages - self.hot
 
     def order(self, word):

@@ -2,12 +2,14 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What the whole daemon does with its probes: knows at once who comes, counts what ksmd did, holds merging back while breaks
 cost too much; and says so when it has none."""
+import json
 import statistics
+import subprocess
 import sys
 import time
 
-from harness import Host, check, run_tests, wait_for
-from judgement import Victim, probed, start
+from harness import KSMCTL, Host, check, run_tests, wait_for
+from judgement import HOT_PAGES, Victim, probed, start
 
 SLEEPER = [sys.executable, "-c", "import time; time.sleep(600)"]
 
@@ -61,9 +63,12 @@ def counted():
 
 
 def breaks_cost_too_much():
-    """beyond BreakQuota= nothing new is merged; below it again, it is"""
+    """beyond BreakQuota= nothing new is merged, at what breaks cost on this machine; below it again, it is"""
     with Host("quota-breaks") as host:
-        victim, process = start(host, daemon="BreakQuota=0.01%\nPayBack=1h\n")
+        price = json.loads(subprocess.run([str(KSMCTL), "--config", host.configure(""), "--json", "doctor"], text=True,
+                                          stdout=subprocess.PIPE).stdout)["break_nsec"]
+        quota = max(0.0001, round(HOT_PAGES * price / 10e9 / 4, 4))  # a fourth of what all hot pages cost, over ten seconds
+        victim, process = start(host, daemon=f"BreakQuota={100 * quota:.2f}%\nPayBack=1h\n")
         late = Victim(host, host.groups[0])
         held = 0
         victim.write()
@@ -71,10 +76,10 @@ def breaks_cost_too_much():
             host.passes()  # without probes it is the pass that finds out
             before = host.stats()["break_share"]
             host.passes()
-            if min(before, host.stats()["break_share"]) > 0.0001:
+            if min(before, host.stats()["break_share"]) > quota:
                 check(sum(late.merged()) == 0, f"{late.merged()} pages merged while breaks cost {before}")
                 held += 1
-        print(f"    held back in {held} of 3 passes")
+        print(f"    held back in {held} of 3 passes, at {price} ns a break and a quota of {quota}")
         check(held > 0, "the quota was never exceeded")
         wait_for("what came late to be merged", lambda: host.passes() or sum(late.merged()) >= late.cold * 0.99, 60, 0.5)
         victim.order("check"), late.order("check")

@@ -258,7 +258,7 @@ static void test_memory_is_accounted(void **state) {
 
 /* The budget's share is what was noted within the last ten seconds, at its price. */
 static void test_budget(void **state) {
-        JudgeBudget budget = { 0 };
+        JudgeBudget budget = { 0 }, dear = { .break_nsec = 70000, .flush_nsec = 50000 };
         uint64_t breaks[100] = { 0 }, total = 5000;
 
         seed = 4711;
@@ -278,6 +278,11 @@ static void test_budget(void **state) {
         }
         judge_budget_note(&budget, 5000 * NSEC_PER_SEC, total, 1000000);
         assert_int_equal(judge_budget_share(&budget, 5000 * NSEC_PER_SEC), 2000);
+
+        /* At the prices of another machine. */
+        judge_budget_note(&dear, NSEC_PER_SEC, 10, 20);
+        judge_budget_note(&dear, NSEC_PER_SEC, 10 + 1000, 20 + 100);
+        assert_int_equal(judge_budget_share(&dear, NSEC_PER_SEC), (1000 * 70 + 100 * 50) / 1000);
 }
 
 int main(void) {

@@ -1,0 +1,18 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#pragma once
+
+#include "base/util.h"
+
+/*
+ * What faults cost on this machine, by trying: a few hundred of them in memory of our own, some milliseconds. Where the CPU walks
+ * the guest's page tables itself a write to a shared page takes 3 to 6 us; where a hypervisor shadows them (PVM) 15 to 70.
+ */
+typedef struct HostFaultCost {
+        uint32_t break_nsec;    /* a write to a page that is shared, its copy included, in a process that runs on several CPUs */
+        uint32_t flush_nsec;    /* what of it telling the other CPUs takes: a TLB flush */
+} HostFaultCost;
+
+#define HOST_BREAK_DEAR_NSEC 10000U     /* from here on breaks are dear: no CPU does that by itself */
+
+/* -errno: no memory; *ret is not touched. */
+int host_fault_cost(HostFaultCost *ret);
