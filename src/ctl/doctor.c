@@ -266,12 +266,14 @@ static void print_text(const json_t *report) {
         size_t i;
         const char *head = "\nConfiguration\n";
 
-        printf("Kernel %s, CPUs: %lld, NUMA nodes: %lld, %lld MiB; a write to a merged page takes %.1f us\n",
+        printf("Kernel %s, CPUs: %lld, NUMA nodes: %lld, %lld MiB; a write to a merged page takes %.1f us, "
+               "the first to a tracked one %.1f us\n",
                json_string_value(json_object_get(report, "kernel")),
                (long long)json_integer_value(json_object_get(report, "cpus")),
                (long long)json_integer_value(json_object_get(report, "numa_nodes")),
                (long long)json_integer_value(json_object_get(report, "memory_bytes")) >> 20,
-               (double)json_integer_value(json_object_get(report, "break_nsec")) / NSEC_PER_USEC);
+               (double)json_integer_value(json_object_get(report, "break_nsec")) / NSEC_PER_USEC,
+               (double)json_integer_value(json_object_get(report, "tracked_write_nsec")) / NSEC_PER_USEC);
         json_array_foreach(json_object_get(report, "features"), i, one) {
                 bool works = json_is_true(json_object_get(one, "works"));
 
@@ -321,10 +323,11 @@ int command_doctor(const Ctl *ctl, int argc, char **argv) {
         host_kernel_probe(&kernel);
         check_sections(&doctor);
         check_foreign(&doctor);
-        report = json_pack("{s:s, s:i, s:i, s:I, s:I, s:o, s:o, s:o, s:o, s:o, s:o, s:o}", "kernel", kernel.release, "cpus",
+        report = json_pack("{s:s, s:i, s:i, s:I, s:I, s:I, s:o, s:o, s:o, s:o, s:o, s:o, s:o}", "kernel", kernel.release, "cpus",
                            (int)kernel.n_cpus, "numa_nodes", (int)kernel.n_nodes, "memory_bytes",
                            (json_int_t)kernel.memory_bytes, "break_nsec",
-                           (json_int_t)kernel.fault_cost.break_nsec, "features", features_json(&kernel), "probes",
+                           (json_int_t)kernel.fault_cost.break_nsec, "tracked_write_nsec",
+                           (json_int_t)kernel.fault_cost.write_nsec, "features", features_json(&kernel), "probes",
                            probes_json(&kernel, doctor.conf), "ksm", ksm_json(), "remap", remap_json(&kernel),
                            "foreign", doctor.foreign, "warnings", doctor.warnings, "sections", doctor.sections);
         r = CTL_DONE;

@@ -87,6 +87,7 @@ static void select_pages(const Pass *pass, Member *member) {
                 .faults = member->faults,
                 .recheck_forked = pass_slot(member)->recheck_forked,
                 .all_due = m->once || pass->asked_for,
+                .busy_pages = select_busy_pages(m->kernel.fault_cost.write_nsec),
         };
         int r;
 

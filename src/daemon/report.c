@@ -71,6 +71,9 @@ static json_t *warnings_json(const Manager *m) {
         if (m->nodes_wait)
                 add_warning(array, "MergeAcrossNodes=%s is not in force yet: " MANAGER_NODES_WAIT,
                             m->conf->daemon.merge_across_nodes ? "yes" : "no");
+        for (size_t i = 0; i < m->roster.n_blocked; i++)
+                add_warning(array, "cgroup %s was unmerged by command: it is left alone until a reload",
+                            m->roster.blocked[i]);
         for (size_t i = 0; i < m->roster.n_slots; i++)
                 if (m->roster.slots[i]->idle_reason && !m->roster.slots[i]->dry_run)
                         add_warning(array, "domain %s merges nothing: %s", m->roster.slots[i]->name,

@@ -3,13 +3,18 @@
 
 #include "base/clock.h"
 #include "base/io.h"
+#include "host/uapi.h"
 
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 
 /*
  * The pages are private mappings of a file's: the kernel takes the same way when they are written to as with pages of KSM
@@ -22,35 +27,73 @@
 #define START_NSEC (20 * NSEC_PER_MSEC)
 
 static int compare(const void *a, const void *b) {
-        uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+        uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
+
         return x < y ? -1 : x > y;
+}
+
+/* Of one write to each page, the middle of all rounds. */
+static uint32_t write_to(volatile uint8_t *pages) {
+        uint64_t begun = now_nsec();
+
+        for (unsigned i = 0; i < PAGES; i++)
+                pages[i * PAGE_BYTES] = 1;
+        return (uint32_t)MIN_OF((now_nsec() - begun) / PAGES, (uint64_t)NSEC_MAX);
+}
+
+static uint32_t middle(uint32_t nsec[static ROUNDS]) {
+        qsort(nsec, ROUNDS, sizeof *nsec, compare);
+        return MAX_OF(nsec[ROUNDS / 2], NSEC_MIN);
 }
 
 static int measure(uint32_t *ret) {
         _cleanup_close_ int fd = memfd_create("fault-cost", MFD_CLOEXEC);
-        uint64_t nsec[ROUNDS];
+        uint32_t nsec[ROUNDS];
 
         if (fd < 0 || ftruncate(fd, (off_t)(PAGES * PAGE_BYTES)) < 0)
                 return -errno;
         for (unsigned round = 0; round < ROUNDS; round++) {
                 volatile uint8_t *pages = mmap(NULL, PAGES * PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0);
-                uint64_t begun;
 
                 if (pages == MAP_FAILED)
                         return -errno;
                 for (unsigned i = 0; i < PAGES; i++)
                         (void)pages[i * PAGE_BYTES];
-                begun = now_nsec();
-                for (unsigned i = 0; i < PAGES; i++)
-                        pages[i * PAGE_BYTES] = 1;
-                nsec[round] = (now_nsec() - begun) / PAGES;
+                nsec[round] = write_to(pages);
                 (void)munmap((void *)(uintptr_t)pages, PAGES * PAGE_BYTES);
         }
-        qsort(nsec, ROUNDS, sizeof *nsec, compare);
-        uint64_t middle = nsec[ROUNDS / 2];
-        middle = MAX_OF(middle, (uint64_t)NSEC_MIN);
-        *ret = (uint32_t)MIN_OF(middle, (uint64_t)NSEC_MAX);
+        *ret = middle(nsec);
         return 0;
+}
+
+static int measure_tracked_in(uint8_t *pages, uint32_t *ret) {
+        _cleanup_close_ int uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | UFFD_USER_MODE_ONLY);
+        struct uffdio_api api = { .api = UFFD_API, .features = UAPI_UFFD_WP_ASYNC };
+        struct uffdio_register reg = { { (uintptr_t)pages, PAGES * PAGE_BYTES }, UFFDIO_REGISTER_MODE_WP, 0 };
+        struct uffdio_writeprotect protect = { reg.range, UFFDIO_WRITEPROTECT_MODE_WP };
+        uint32_t nsec[ROUNDS];
+
+        if (uffd < 0 || ioctl(uffd, UFFDIO_API, &api) < 0 || ioctl(uffd, UFFDIO_REGISTER, &reg) < 0)
+                return -errno;
+        for (unsigned round = 0; round < ROUNDS; round++) {
+                if (ioctl(uffd, UFFDIO_WRITEPROTECT, &protect) < 0)
+                        return -errno;
+                nsec[round] = write_to(pages);
+        }
+        *ret = middle(nsec);
+        return 0;
+}
+
+static int measure_tracked(uint32_t *ret) {
+        uint8_t *pages = mmap(NULL, PAGES * PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE,
+                              -1, 0);
+        int r;
+
+        if (pages == MAP_FAILED)
+                return -errno;
+        r = measure_tracked_in(pages, ret);
+        (void)munmap(pages, PAGES * PAGE_BYTES);
+        return r;
 }
 
 typedef struct Company {
@@ -109,16 +152,18 @@ static int measure_in_company(uint32_t *ret) {
 }
 
 int host_fault_cost(HostFaultCost *ret) {
-        uint32_t alone, together;
+        uint32_t alone, together, tracked = 0;
         int r = measure(&alone);
 
         if (r == 0)
                 r = measure_in_company(&together);
         if (r < 0)
                 return r;
+        (void)measure_tracked(&tracked);
         *ret = (HostFaultCost){
                 .break_nsec = MAX_OF(alone, together),
                 .flush_nsec = MAX_OF(together > alone ? together - alone : 0, NSEC_MIN),
+                .write_nsec = tracked,
         };
         return 0;
 }

@@ -5,11 +5,13 @@
 
 /*
  * What faults cost on this machine, by trying: a few hundred of them in memory of our own, some milliseconds. Where the CPU walks
- * the guest's page tables itself a write to a shared page takes 3 to 6 us; where a hypervisor shadows them (PVM) 15 to 70.
+ * the guest's page tables itself a write to a shared page takes 3 to 6 us, to a tracked one 0.8; where a hypervisor shadows them
+ * (PVM) 15 to 70, and 14.
  */
 typedef struct HostFaultCost {
         uint32_t break_nsec;    /* a write to a page that is shared, its copy included, in a process that runs on several CPUs */
         uint32_t flush_nsec;    /* what of it telling the other CPUs takes: a TLB flush */
+        uint32_t write_nsec;    /* the first write to a page whose writes are tracked (userfaultfd, WP_ASYNC); 0: none are */
 } HostFaultCost;
 
 #define HOST_BREAK_DEAR_NSEC 10000U     /* from here on breaks are dear: no CPU does that by itself */

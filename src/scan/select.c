@@ -23,6 +23,8 @@
 #define SAMPLE_STEP 32U                 /* one page in so many */
 #define SAMPLE_WORTH 64U                /* a block with fewer pages known is read whole */
 #define BUSY_SHARE (BLOCK_PAGES / 2)    /* pages changed that make a look a busy one */
+#define WRITE_NSEC 1000U                /* what a first write may take for so many of them to be worth it */
+#define BUSY_PAGES_MIN 8U
 #define BUSY_LOOKS 3U                   /* in a row, and the block is not worth tracking */
 #define BUSY_DISTANCE_MAX 8U
 #define QUIET_LOOKS 2U                  /* samples in a row that stood still, and it is again */
@@ -231,15 +233,21 @@ static void select_sampled(Block *block, const Track *track, const VmaList *vmas
                 pages[i] |= (chosen[i] & ~covered[i]) | block->changed[i];
 }
 
+unsigned select_busy_pages(uint32_t write_nsec) {
+        uint64_t pages = write_nsec > WRITE_NSEC ? (uint64_t)BUSY_SHARE * WRITE_NSEC / write_nsec : BUSY_SHARE;
+
+        return MAX_OF((unsigned)pages, BUSY_PAGES_MIN);
+}
+
 /* Tracked: what is reported changed, and nothing else did. */
-static void settle(Selection *selection, Block *block, const PageSet written) {
+static void settle(Selection *selection, Block *block, const SelectRules *rules, const PageSet written) {
         if (block->unsettled) {
                 for (unsigned i = 0; i < ELEMENTSOF(block->changed); i++)
                         block->changed[i] &= written[i];
                 block->unsettled = page_set_any(block->changed);
                 selection->settled = true;
         }
-        if (block->pass > 0 && page_set_count(written) > BUSY_SHARE)
+        if (block->pass > 0 && page_set_count(written) > (rules->busy_pages ?: BUSY_SHARE))
                 block->busy++;
         else
                 block->busy = 0;
@@ -258,7 +266,7 @@ static int select_block(Selection *selection, Block *block, const Track *track, 
         if (sampled)
                 select_sampled(block, track, vmas, rules, pages);
         else
-                settle(selection, block, written);
+                settle(selection, block, rules, written);
         if (rules->recheck_forked)
                 for (unsigned i = 0; i < ELEMENTSOF(pages); i++)
                         pages[i] |= block->forked[i] & block->hashed[i] & ~block->merged[i] & ~block->twin[i];

@@ -34,7 +34,13 @@ typedef struct SelectRules {
                                  * UINT64_MAX: look everywhere */
         bool recheck_forked;    /* read again what is on shared frames: one of them was found to have a twin */
         bool all_due;           /* look at every block, however quiet */
+        unsigned busy_pages;    /* written since the last time, of a tracked block, for it to count as busy; 0: half of them */
 } SelectRules;
+
+/* More pages of a block written in each pass than these, and tracking it does not pay: each costs its process a fault, of
+ * write_nsec (host/fault-cost.h; 0: not known). Not tracked, pages are read that did not change: half of a block takes as
+ * long as its writes' faults at 1 us each. */
+unsigned select_busy_pages(uint32_t write_nsec);
 
 /* Makes the selection anew; the old one must have been read to its end. Blocks that are not known yet are made. track
  * NULL: nothing is tracked. TARGET_E_GONE; -errno: what was written may be forgotten, the track must be freed. */

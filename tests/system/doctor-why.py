@@ -134,6 +134,8 @@ def doctor():
         check(all(feature["follows"] for feature in report["features"]), f"{report['features']}")
         check(report["ksm"]["usable"], f"{report['ksm']}")
         dear = [not feature["works"] for feature in report["features"] if feature["name"].startswith("page faults")] == [True]
+        tracks = [feature["works"] for feature in report["features"] if feature["name"].startswith("tracking by")] == [True]
+        check((report["tracked_write_nsec"] > 0) == tracks, f"{report['tracked_write_nsec']}")
         check(report["break_nsec"] > 0 and dear == (report["break_nsec"] >= 10000), f"{report['break_nsec']} {dear}")
         moves = [feature["works"] for feature in report["features"] if feature["name"] == "UFFDIO_MOVE"] == [True]
         check(report["remap"]["usable"] == moves and report["remap"]["verdict"] in text, f"{report['remap']}")

@@ -247,6 +247,30 @@ static void test_busy_block_is_not_protected(void **state) {
         assert_int_equal(block->busy, 0);
 }
 
+/* Where the faults of tracking are dear fewer written pages make a block one that it does not pay for. */
+static void test_dear_faults(void **state) {
+        Fixture *f = *state;
+        Block *block = add_block(f, BASE + BLOCK_BYTES);
+        PageSet few = {};
+
+        assert_int_equal(select_busy_pages(0), BLOCK_PAGES / 2);
+        assert_int_equal(select_busy_pages(800), BLOCK_PAGES / 2);
+        assert_int_equal(select_busy_pages(16000), BLOCK_PAGES / 32);
+        assert_int_equal(select_busy_pages(UINT32_MAX), 8);
+        block->tracked = true;
+        for (unsigned i = 0; i < 20; i++)
+                page_set_add(few, i);
+        for (unsigned dear = 0; dear <= 1; dear++) {
+                for (unsigned pass = 0; pass < 4; pass++) {
+                        n_writes = 0;
+                        wrote(BASE + BLOCK_BYTES, 20);
+                        (void)run_pass(f, true, (SelectRules){ .faults = UINT64_MAX, .busy_pages = select_busy_pages(dear ? 16000 : 800) },
+                                       block, few);
+                }
+                assert_int_equal(block->busy >= 3, dear);
+        }
+}
+
 static void test_huge_page_is_sampled(void **state) {
         Fixture *f = *state;
         Block *block = add_block(f, BASE);
@@ -341,6 +365,7 @@ int main(void) {
                 cmocka_unit_test_setup_teardown(test_tracked_is_exact, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_quiet_chunks_are_spared, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_busy_block_is_not_protected, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_dear_faults, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_huge_page_is_sampled, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_recheck, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_batches_hold_whole_blocks, setup, teardown),
