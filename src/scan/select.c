@@ -26,6 +26,7 @@
 #define WRITE_NSEC 1000U                /* what a first write may take for so many of them to be worth it */
 #define BUSY_PAGES_MIN 8U
 #define BUSY_LOOKS 3U                   /* in a row, and the block is not worth tracking */
+#define BUSY_AT_ONCE 8U                 /* or so many times the limit, once: where faults are dear, three looks are, too */
 #define BUSY_DISTANCE_MAX 8U
 #define QUIET_LOOKS 2U                  /* samples in a row that stood still, and it is again */
 #define QUIET_DOUBLINGS_MAX 5U
@@ -247,10 +248,11 @@ static void settle(Selection *selection, Block *block, const SelectRules *rules,
                 block->unsettled = page_set_any(block->changed);
                 selection->settled = true;
         }
-        if (block->pass > 0 && page_set_count(written) > (rules->busy_pages ?: BUSY_SHARE))
-                block->busy++;
+        unsigned limit = rules->busy_pages ?: BUSY_SHARE, n = block->pass > 0 ? page_set_count(written) : 0;
+        if (n > BUSY_AT_ONCE * limit)
+                block->busy = BUSY_LOOKS;
         else
-                block->busy = 0;
+                block->busy = n > limit ? (uint8_t)(block->busy + 1) : 0;
 }
 
 static int select_block(Selection *selection, Block *block, const Track *track, const VmaList *vmas,

@@ -269,6 +269,12 @@ static void test_dear_faults(void **state) {
                 }
                 assert_int_equal(block->busy >= 3, dear);
         }
+        /* Far beyond that one look is enough. */
+        block->busy = 0;
+        n_writes = 0;
+        wrote(BASE + BLOCK_BYTES, 200);
+        (void)run_pass(f, true, (SelectRules){ .faults = UINT64_MAX, .busy_pages = select_busy_pages(16000) }, block, few);
+        assert_int_equal(block->busy, 3);
 }
 
 static void test_huge_page_is_sampled(void **state) {
