@@ -32,7 +32,7 @@ static int compare(const void *a, const void *b) {
         return x < y ? -1 : x > y;
 }
 
-/* Of one write to each page, the middle of all rounds. */
+/* What a write takes, each page being written to once. */
 static uint32_t write_to(volatile uint8_t *pages) {
         uint64_t begun = now_nsec();
 

@@ -4,14 +4,14 @@
 #include "base/util.h"
 
 /*
- * What faults cost on this machine, by trying: a few hundred of them in memory of our own, some milliseconds. Where the CPU walks
- * the guest's page tables itself a write to a shared page takes 3 to 6 us, to a tracked one 0.8; where a hypervisor shadows them
- * (PVM) 15 to 70, and 14.
+ * What faults cost on this machine, by trying: a few hundred of them in memory of our own, some milliseconds. Where the
+ * CPU walks the guest's page tables itself a write to a shared page takes 3 to 6 us, to a tracked one 0.8; where a
+ * hypervisor shadows them (PVM) 15 to 70, and 14.
  */
 typedef struct HostFaultCost {
-        uint32_t break_nsec;    /* a write to a page that is shared, its copy included, in a process that runs on several CPUs */
+        uint32_t break_nsec;    /* a write to a shared page, with its copy, in a process that runs on several CPUs */
         uint32_t flush_nsec;    /* what of it telling the other CPUs takes: a TLB flush */
-        uint32_t write_nsec;    /* the first write to a page whose writes are tracked (userfaultfd, WP_ASYNC); 0: none are */
+        uint32_t write_nsec;    /* the first write to a tracked page (userfaultfd, WP_ASYNC); 0: none can be tracked */
 } HostFaultCost;
 
 #define HOST_BREAK_DEAR_NSEC 10000U     /* from here on breaks are dear: no CPU does that by itself */

@@ -4,18 +4,18 @@
 #include "base/util.h"
 
 /*
- * How much is done to a target in one stop (a batch, of route remap or zero), so that it stands for as long as it may and
- * not longer. Learnt from each stop: what it costs whatever is done in it, before and after the program and in the program, and what each unit
- * of work costs; the latter two from how the program's time goes with the size of batches. (Its time for each unit alone
- * would be the greater the smaller batches are, and make them smaller still.) Where the work in a stop takes too long
- * all the same, batches are halved, and grow slowly again.
+ * How much is done to a target in one stop (a batch, of route remap or zero), so that it stands for as long as it may
+ * and not longer. Learnt from each stop: what it costs whatever is done in it, before and after the program and in the
+ * program, and what each unit of work costs; the latter two from how the program's time goes with the size of batches.
+ * (Its time for each unit alone would be the greater the smaller batches are, and make them smaller still.) Where the
+ * work in a stop takes too long all the same, batches are halved, and grow slowly again.
  *
  * A unit is a page; each range counts as some more, what its mappings cost.
  */
-#define STOP_PACE_MAX_NSEC (2 * NSEC_PER_MSEC)        /* no stop should last longer */
+#define STOP_PACE_MAX_NSEC (2 * NSEC_PER_MSEC)  /* no stop should last longer */
 /* What batches are made for; where more than half of that goes by before and after the work (a guest whose page tables
- * are shadowed), for work that takes as long as that: short stops that do next to nothing are so many that the target would
- * stand for several times as long in all. */
+ * are shadowed), for work that takes as long as that: short stops that do next to nothing are so many that the target
+ * would stand for several times as long in all. */
 #define STOP_PACE_GOAL_NSEC (1500 * NSEC_PER_USEC)
 
 typedef struct StopPace {

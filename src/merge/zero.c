@@ -149,19 +149,20 @@ static uint64_t count_units(const Zero *zero, const ZeroRun *runs, size_t n) {
         return units;
 }
 
-/* How far a plan was carried out: up to address at of a run. */
+/* How far a plan was carried out: what comes next is this run, from address at on; 0: all of it. */
 typedef struct Progress {
         size_t run;
         uint64_t at;
 } Progress;
 
-/* What comes next, as much as a stop has time for: runs, of small pages also parts of them. */
+/* As much of what comes next as a stop has time for: run after run, the last one in part if that is of small pages. */
 static size_t choose(const Zero *zero, const ZeroPlan *plan, Progress from, ZeroRun ret[static ZERO_RUNS_MAX]) {
         uint64_t left = MAX_OF(stop_pace_batch(&zero->pace), zero_test_units_min);
         size_t n = 0;
         for (size_t i = from.run; i < plan->n && n < ZERO_RUNS_MAX; i++) {
                 ZeroRun run = plan->runs[i];
-                run.start = MAX_OF(run.start, from.at);
+                if (i == from.run && from.at > 0)
+                        run.start = from.at;
                 uint64_t units = stop_pace_units(&zero->pace, pages_of(&run)), room = left - MIN_OF(left, RUN_UNITS);
                 if (units > left && n > 0 && (run.huge || room < PIECE_PAGES_MIN))
                         break;
@@ -233,9 +234,10 @@ int zero_give_back(Zero *zero, Space *space, Track *track, const ZeroPlan *plan,
                 int r = give_batch(zero, space, track, runs, &n, ret);
                 if (r != 0)
                         return r;
+                progress.run += n - 1;
                 progress.at = runs[n - 1].end;
-                while (progress.run < plan->n && plan->runs[progress.run].end <= progress.at)
-                        progress.run++;
+                if (progress.at == plan->runs[progress.run].end)
+                        progress = (Progress){.run = progress.run + 1};
         }
         return 0;
 }
