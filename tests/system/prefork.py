@@ -132,6 +132,9 @@ def settled(host):
     return left
 
 
+ANY_BREAKS = "BreakQuota=1000%\n"  # what they cost here is another test's
+
+
 def conf(group, daemon="Judgement=no\n", merge="yes"):
     # What drifts is broken merges to the judge, who leaves it alone for a while.
     return f"MinimumAge=0\nScanInterval=1w\n{daemon}[Cgroup {group}]\nMerge={merge}\n"
@@ -233,7 +236,7 @@ def judged():
     """the same with judgement: what drifts is left alone, what is reported is what is free, also while it is; let go, it merges"""
     with Host("judged") as host:
         group, server, started = drifted(host, MIB * 64)
-        daemon = host.daemon(host.configure(conf(group, daemon="")))
+        daemon = host.daemon(host.configure(conf(group, daemon=ANY_BREAKS)))
         left = settled(host)
         merged, told = frames_in_use(server.pids), reported(host)
         check(started - merged > MIB * 64 // 8 * CHILDREN * 9 // 10, "what drifted apart was not merged back")
@@ -250,7 +253,7 @@ def judged():
         check(now - merged >= (apart - merged) * 9 // 10, "what was left alone was merged")
         check(abs(told - (started - now)) <= (apart - merged) // 100 + left, f"{started - now} are free, {told} reported")
 
-        host.configure(conf(group, daemon="PayBack=1s\n"))  # lets everybody go
+        host.configure(conf(group, daemon=ANY_BREAKS + "PayBack=1s\n"))  # lets everybody go
         host.ctl("reload")
         settled(host)
         now, told = frames_in_use(server.pids), reported(host)
