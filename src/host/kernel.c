@@ -481,8 +481,8 @@ void host_kernel_probe(HostKernel *ret) {
         ret->page_size_supported = set(ret, F_PAGE_SIZE, sysconf(_SC_PAGESIZE) == (long)PAGE_BYTES);
         probe_host(ret);
         probe_zero_page(ret);
-        (void)host_fault_cost(&ret->fault_cost);
-        (void)set(ret, F_FAULTS, ret->fault_cost.break_nsec < HOST_BREAK_DEAR_NSEC);
+        int r = host_fault_cost(&ret->fault_cost);
+        (void)set(ret, F_FAULTS, r < 0 ? r : ret->fault_cost.break_nsec < HOST_BREAK_DEAR_NSEC);
         probe_ksm(ret);
         ret->io_uring = set(ret, F_IO_URING, try_io_uring());
         (void)set(ret, F_UFFD, try_userfaultfd(0));

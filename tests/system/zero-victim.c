@@ -376,17 +376,14 @@ static bool await_end(pid_t pid, const char *who, int *ret_status) {
 
 bool zero_victim_end(ZeroVictim *victim) {
         int status = 0;
-        bool ended = true;
+        unsigned i = 0;
+        while (victims[i] != victim)
+                i++;
         victim->stop = true;
-        for (unsigned i = 0; i < ELEMENTSOF(victims); i++)
-                if (victims[i] == victim)
-                        ended &= await_end(outsiders[i], "who writes from outside", &status);
+        bool ended = await_end(outsiders[i], "who writes from outside", &status);
         ended &= await_end(victim->pid, "the victim", &status);
-        for (unsigned i = 0; i < ELEMENTSOF(victims); i++)
-                if (victims[i] == victim) {
-                        kill(doormen[i], SIGKILL);
-                        waitpid(doormen[i], NULL, 0);
-                }
+        kill(doormen[i], SIGKILL);
+        waitpid(doormen[i], NULL, 0);
         if (!ended)
                 return false;
         printf("victim %d: %lu operations, %lu checks, %lu written outside (%lu refused), %lu + %lu read by workers, "
