@@ -17,8 +17,11 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "conf/conf-value.h"
 
 #include <string.h>
+
+#define RUNNING_NSEC_MIN (100 * NSEC_PER_MSEC)  /* some ticks: of less nothing can be said */
 
 static bool equal(const PageSet a, const PageSet b) { return memcmp(a, b, sizeof(PageSet)) == 0; }
 
@@ -204,7 +207,18 @@ void manager_judge(Manager *m) {
                 m->turn = turn;
                 foreach_member(m, turn_member);
         }
-        judge_budget_note(&m->judge_budget, now_nsec(), manager_cow_breaks(m), own_flushes(m));
+        judge_budget_note(&m->judge_budget, now_nsec(), manager_cow_breaks(m), own_flushes(m), m->running);
+}
+
+void manager_note_running(Manager *m) {
+        uint64_t now = now_nsec(), elapsed = now - m->running_nsec;
+        uint64_t ran = m->members_ticks * (NSEC_PER_SEC / (uint64_t)sysconf(_SC_CLK_TCK));
+
+        if (elapsed < RUNNING_NSEC_MIN)
+                return;
+        m->running = m->running_nsec ? (uint32_t)MIN_OF(ran / (elapsed / CONF_SHARE_ONE), (uint64_t)UINT32_MAX) : 0;
+        m->running_nsec = now;
+        m->members_ticks = 0;
 }
 
 void manager_forget_judgement(Manager *m) {

@@ -91,6 +91,9 @@ typedef struct Manager {
         struct ProbeNews *news;         /* what the probes said and was not carried out yet */
         JudgeBudget judge_budget;       /* BreakQuota= */
         bool breaks_too_dear;           /* it is exceeded: no burst begins */
+        uint64_t members_ticks;         /* CPU time seen to be used by members since running_nsec, in ticks */
+        uint64_t running_nsec;          /* when that was last turned into: */
+        uint32_t running;               /* how many of their threads run at a time, in CONF_SHARE_ONE */
         uint64_t breaks_found;          /* by looking: not seen by the probe */
         uint64_t breaks_seen;           /* by the probe, as of the last collection */
         uint32_t looks;                 /* at one member each: JudgeRecord.looked */
@@ -241,6 +244,8 @@ void manager_looked(void *looking, const CensusLook *look);
 void manager_end_looking(JudgeLooking *looking);
 /* Takes in what the probes counted since, and the time: once a second, and in each pass. */
 void manager_judge(Manager *manager);
+/* Every member was looked at: how much they run is known anew. */
+void manager_note_running(Manager *manager);
 /* PayBack= or Judgement= changed: everybody is let go. */
 void manager_forget_judgement(Manager *manager);
 /* The probes are others: they were told of no block. */

@@ -278,6 +278,8 @@ bool manager_member_ready(Manager *m, Member *member) {
                 log_debug("process %d cannot be read: %s", member->target->pid, strerror(-r));
         if (r != 0)
                 return false;
+        if (member->last_pass > 0)
+                m->members_ticks += now.cpu_ticks - MIN_OF(member->activity.cpu_ticks, now.cpu_ticks);
         member->faults = look ? UINT64_MAX : now.faults - member->activity.faults;
         member->activity = now;
         member->look_again = false;

@@ -9,6 +9,8 @@
 #include <malloc.h>
 #include <string.h>
 
+#define ONE 10000U              /* CPU, in the unit of shares */
+
 #define FOREACH_PAGE(page, set)                                                         \
         for (unsigned _word = 0; _word < BLOCK_PAGES / 64; _word++)                     \
                 for (uint64_t _bits = (set)[_word], page;                               \
@@ -190,7 +192,7 @@ static void budget_turn(JudgeBudget *budget, uint64_t second) {
         budget->second = second;
 }
 
-void judge_budget_note(JudgeBudget *budget, uint64_t now_nsec, uint64_t breaks, uint64_t flushes) {
+void judge_budget_note(JudgeBudget *budget, uint64_t now_nsec, uint64_t breaks, uint64_t flushes, uint32_t running) {
         uint64_t second = now_nsec / NSEC_PER_SEC;
 
         if (!budget->begun)
@@ -204,7 +206,8 @@ void judge_budget_note(JudgeBudget *budget, uint64_t now_nsec, uint64_t breaks, 
                 };
         budget_turn(budget, second);
         budget->nsec[second % JUDGE_SLOTS] += (breaks - MIN_OF(breaks, budget->breaks)) * budget->break_nsec +
-                                              (flushes - MIN_OF(flushes, budget->flushes)) * budget->flush_nsec;
+                                              (flushes - MIN_OF(flushes, budget->flushes)) * budget->flush_nsec *
+                                                      MIN_OF(running, ONE) / ONE;
         budget->breaks = breaks;
         budget->flushes = flushes;
 }
@@ -217,5 +220,5 @@ uint32_t judge_budget_share(const JudgeBudget *budget, uint64_t now_nsec) {
                 if (s == 0)
                         break;
         }
-        return (uint32_t)MIN_OF(sum * 10000 / (JUDGE_SLOTS * NSEC_PER_SEC), (uint64_t)UINT32_MAX);
+        return (uint32_t)MIN_OF(sum * ONE / (JUDGE_SLOTS * NSEC_PER_SEC), (uint64_t)UINT32_MAX);
 }

@@ -63,7 +63,7 @@ void judge_count(const Block *block, uint16_t turn, JudgeCounts *add);
  * merging is begun. Estimated from counts, at what each costs here (host/fault-cost.h), or what it costs usually.
  */
 #define JUDGE_BREAK_NSEC 3000U          /* a write fault on a merged page, its copy included */
-#define JUDGE_FLUSH_NSEC 2000U          /* a TLB flush by ksmd or the daemon, with the interrupts it sends */
+#define JUDGE_FLUSH_NSEC 2000U          /* a TLB flush by ksmd or the daemon: what it takes of a thread that runs */
 #define JUDGE_SLOTS 10U
 
 typedef struct JudgeBudget {
@@ -74,7 +74,8 @@ typedef struct JudgeBudget {
         uint32_t break_nsec, flush_nsec; /* the caller's to set; 0: as usual */
 } JudgeBudget;
 
-/* breaks and flushes: counted since the daemon started. */
-void judge_budget_note(JudgeBudget *budget, uint64_t now_nsec, uint64_t breaks, uint64_t flushes);
+/* breaks and flushes: counted since the daemon started. running: how many threads of the processes run at a time, in
+ * 1/10,000, from 0 on. A flush costs only who runs: who makes it pays by CPUQuota=. More than one are taken for one. */
+void judge_budget_note(JudgeBudget *budget, uint64_t now_nsec, uint64_t breaks, uint64_t flushes, uint32_t running);
 /* The share of one CPU, in 1/10,000, that they cost over the last ten seconds. */
 uint32_t judge_budget_share(const JudgeBudget *budget, uint64_t now_nsec);

@@ -23,7 +23,6 @@ VICTIMS = BUILD / "tests/system/victims"
 TEST_DAEMON = BUILD / "tests/system/ksmd-user-test"
 STEPS = 30              # of the protocol: _REMOTE_STEP_MAX
 GUARD_EINTR = 1
-STOP_MAX_NSEC = 2_000_000
 PASSES_MIN = 20         # a daemon that hardly gets a CPU proves nothing, and is not to blame
 UNDO_SECONDS = 6        # before the victims' end everything is unmerged
 AREA = re.compile(r"^memory 0x([0-9a-f]+) (\d+)$", re.M)
@@ -140,7 +139,7 @@ def kill_and_restart(host, config, daemon, number):
 
 
 def run(host, phase, kinds, seconds, *, kills=0, leave_out=0, tolerant=False):
-    """Returns the statistics of the (last) daemon, the share of idle CPU, and the victims that failed."""
+    """Returns the victims that failed. How long stops took is printed, and no verdict: benchmarks measure it."""
     group = host.cgroup(phase)
     victims = [Victim(host, group, kind, seconds, tolerant) for kind in kinds]
     began, (total, idle) = time.monotonic(), cpu_times()
@@ -208,10 +207,10 @@ def run(host, phase, kinds, seconds, *, kills=0, leave_out=0, tolerant=False):
         check(False, f"{victim.kind}: hardly anything was ever merged in it, or it was hardly ever acted on")
     check(leave_out or contended or stats["stops"] > 20, "hardly any stop was made")
     check(in_stop >= kills // 4, f"only {in_stop} of {kills} daemons ended in a stop")
-    return stats, idle, failed
+    return failed
 
 
-# Those that sleep most of the time leave a CPU to be had: their stops must be short. Two to five busy threads at once are
+# Those that sleep most of the time leave a CPU to be had: their stops are short. Two to five busy threads at once are
 # as many as can be stopped at all on two CPUs.
 QUIET = ["eintr", "mdwe", "namespaces", "filter", "strict", "traced", "bare"]
 SPINNING = ["registers", "sigtrap", "frozen"]
@@ -220,36 +219,31 @@ THREADS = ["rseq", "signals"]
 
 
 def phase_quiet(host, scale):
-    stats, idle, failed = run(host, "quiet", QUIET, 18 * scale)
-    check(not failed, "a victim failed")
-    # The aim (2 ms at p99) is printed above, and no verdict: a neighbour on the CPU makes a stop long. Half of them
-    # being long would be our own fault.
-    if idle >= 0.3:
-        check(stats["stop_nsec_p50"] <= STOP_MAX_NSEC, f"stops too long: p50 {stats['stop_nsec_p50'] / 1e6:.2f} ms")
+    check(not run(host, "quiet", QUIET, 18 * scale), "a victim failed")
 
 
 def phase_busy(host, scale):
-    check(not run(host, "busy", SPINNING, 14 * scale)[2], "a victim failed")
+    check(not run(host, "busy", SPINNING, 14 * scale), "a victim failed")
 
 
 def phase_storms(host, scale):
-    check(not run(host, "storms", STORMS, 16 * scale)[2], "a victim failed")
+    check(not run(host, "storms", STORMS, 16 * scale), "a victim failed")
 
 
 def phase_threads(host, scale):
-    check(not run(host, "threads", THREADS, 13 * scale)[2], "a victim failed")
+    check(not run(host, "threads", THREADS, 13 * scale), "a victim failed")
 
 
 def phase_threads64(host, scale):
-    check(not run(host, "threads64", ["threads64", "eintr"], 12 * scale)[2], "a victim failed")
+    check(not run(host, "threads64", ["threads64", "eintr"], 12 * scale), "a victim failed")
 
 
 def phase_kills(host, scale):
-    check(not run(host, "kills", QUIET + ["registers", "container"], 30 * scale, kills=10, tolerant=True)[2], "a victim failed")
+    check(not run(host, "kills", QUIET + ["registers", "container"], 30 * scale, kills=10, tolerant=True), "a victim failed")
 
 
 def phase_control_eintr(host, scale):
-    failed = run(host, "control", ["eintr"], 12 * scale, leave_out=GUARD_EINTR)[2]
+    failed = run(host, "control", ["eintr"], 12 * scale, leave_out=GUARD_EINTR)
     check(failed and "Interrupted system call" in failed[0].text(), "without the repair of EINTR it saw nothing")
 
 

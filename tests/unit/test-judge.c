@@ -265,24 +265,32 @@ static void test_budget(void **state) {
         for (unsigned second = 0; second < 100; second++) {
                 uint64_t now = (1000 + second) * NSEC_PER_SEC + next() % NSEC_PER_SEC, sum = 0;
 
-                judge_budget_note(&budget, now, total, 0); /* what was before we began does not count */
+                judge_budget_note(&budget, now, total, 0, 10000); /* what was before we began does not count */
                 if (second % 7 < 4)
                         breaks[second] = next() % 5000;
                 total += breaks[second];
-                judge_budget_note(&budget, now, total, 0);
+                judge_budget_note(&budget, now, total, 0, 10000);
                 for (unsigned s = second < 9 ? 0 : second - 9; s <= second; s++)
                         sum += breaks[s] * JUDGE_BREAK_NSEC;
                 assert_int_equal(judge_budget_share(&budget, now), sum * 10000 / (10 * NSEC_PER_SEC));
                 if (second % 13 == 0)
                         assert_int_equal(judge_budget_share(&budget, now + 20 * NSEC_PER_SEC), 0);
         }
-        judge_budget_note(&budget, 5000 * NSEC_PER_SEC, total, 1000000);
+        judge_budget_note(&budget, 5000 * NSEC_PER_SEC, total, 1000000, 10000);
         assert_int_equal(judge_budget_share(&budget, 5000 * NSEC_PER_SEC), 2000);
 
         /* At the prices of another machine. */
-        judge_budget_note(&dear, NSEC_PER_SEC, 10, 20);
-        judge_budget_note(&dear, NSEC_PER_SEC, 10 + 1000, 20 + 100);
+        judge_budget_note(&dear, NSEC_PER_SEC, 10, 20, 10000);
+        judge_budget_note(&dear, NSEC_PER_SEC, 10 + 1000, 20 + 100, 10000);
         assert_int_equal(judge_budget_share(&dear, NSEC_PER_SEC), (1000 * 70 + 100 * 50) / 1000);
+
+        /* Flushes cost whom they interrupt: nobody runs; half the time; three threads, taken for one. */
+        judge_budget_note(&dear, 100 * NSEC_PER_SEC, 1010, 120 + 1000, 0);
+        assert_int_equal(judge_budget_share(&dear, 100 * NSEC_PER_SEC), 0);
+        judge_budget_note(&dear, 100 * NSEC_PER_SEC, 1010, 120 + 2000, 5000);
+        assert_int_equal(judge_budget_share(&dear, 100 * NSEC_PER_SEC), 25);
+        judge_budget_note(&dear, 100 * NSEC_PER_SEC, 1010, 120 + 3000, 30000);
+        assert_int_equal(judge_budget_share(&dear, 100 * NSEC_PER_SEC), 75);
 }
 
 int main(void) {
