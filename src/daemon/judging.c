@@ -207,7 +207,19 @@ void manager_judge(Manager *m) {
                 m->turn = turn;
                 foreach_member(m, turn_member);
         }
-        judge_budget_note(&m->judge_budget, now_nsec(), manager_cow_breaks(m), own_flushes(m), m->running);
+        manager_note_costs(m);
+}
+
+/* Until it is known what flushes cost they wait to be counted. */
+void manager_note_costs(Manager *m) {
+        judge_budget_note(&m->judge_budget, now_nsec(), manager_cow_breaks(m), m->running_known ? own_flushes(m) : 0, m->running);
+}
+
+void manager_note_ticks(Manager *m, Member *member, const TargetActivity *now) {
+        if (member->ticks_known)
+                m->members_ticks += now->cpu_ticks - MIN_OF(member->ticks, now->cpu_ticks);
+        member->ticks = now->cpu_ticks;
+        member->ticks_known = true;
 }
 
 void manager_note_running(Manager *m) {
@@ -216,7 +228,9 @@ void manager_note_running(Manager *m) {
 
         if (elapsed < RUNNING_NSEC_MIN)
                 return;
-        m->running = m->running_nsec ? (uint32_t)MIN_OF(ran / (elapsed / CONF_SHARE_ONE), (uint64_t)UINT32_MAX) : 0;
+        m->running_known = m->running_nsec > 0;
+        if (m->running_known)
+                m->running = (uint32_t)MIN_OF(ran / (elapsed / CONF_SHARE_ONE), (uint64_t)UINT32_MAX);
         m->running_nsec = now;
         m->members_ticks = 0;
 }
@@ -241,7 +255,8 @@ bool manager_breaks_too_dear(Manager *m) {
 
         m->breaks_too_dear = m->conf->daemon.judgement && share > m->conf->daemon.break_quota;
         if (m->breaks_too_dear && !before)
-                log_debug("writes to merged pages cost %u/10000 of a CPU: no more is merged until they cost less", share);
+                log_debug("writes to merged pages and TLB flushes cost %u/10000 of a CPU: no more is merged until they cost less",
+                          share);
         return m->breaks_too_dear;
 }
 

@@ -90,10 +90,11 @@ typedef struct Manager {
         VmaReader vma_reader;           /* all targets' */
         struct ProbeNews *news;         /* what the probes said and was not carried out yet */
         JudgeBudget judge_budget;       /* BreakQuota= */
-        bool breaks_too_dear;           /* it is exceeded: no burst begins */
+        bool breaks_too_dear;           /* it was exceeded when that was asked last: no burst begins or goes on */
         uint64_t members_ticks;         /* CPU time seen to be used by members since running_nsec, in ticks */
         uint64_t running_nsec;          /* when that was last turned into: */
-        uint32_t running;               /* how many of their threads run at a time, in CONF_SHARE_ONE */
+        uint32_t running;               /* how many of their threads run at a time, in CONF_SHARE_ONE; */
+        bool running_known;             /* they were looked at twice */
         uint64_t breaks_found;          /* by looking: not seen by the probe */
         uint64_t breaks_seen;           /* by the probe, as of the last collection */
         uint32_t looks;                 /* at one member each: JudgeRecord.looked */
@@ -244,7 +245,10 @@ void manager_looked(void *looking, const CensusLook *look);
 void manager_end_looking(JudgeLooking *looking);
 /* Takes in what the probes counted since, and the time: once a second, and in each pass. */
 void manager_judge(Manager *manager);
-/* Every member was looked at: how much they run is known anew. */
+/* The counts alone, for BreakQuota=: as often as is wanted. */
+void manager_note_costs(Manager *manager);
+/* How much the members run: what one of them was seen to have used; and that all were looked at. */
+void manager_note_ticks(Manager *manager, Member *member, const TargetActivity *now);
 void manager_note_running(Manager *manager);
 /* PayBack= or Judgement= changed: everybody is let go. */
 void manager_forget_judgement(Manager *manager);

@@ -278,8 +278,7 @@ bool manager_member_ready(Manager *m, Member *member) {
                 log_debug("process %d cannot be read: %s", member->target->pid, strerror(-r));
         if (r != 0)
                 return false;
-        if (member->last_pass > 0)
-                m->members_ticks += now.cpu_ticks - MIN_OF(member->activity.cpu_ticks, now.cpu_ticks);
+        manager_note_ticks(m, member, &now);
         member->faults = look ? UINT64_MAX : now.faults - member->activity.faults;
         member->activity = now;
         member->look_again = false;

@@ -340,11 +340,48 @@ static void look_at_merged(Member *member) {
         }
 }
 
+static void look_who_runs(Pass *pass) {
+        for (size_t i = 0; i < pass->n_members; i++) {
+                TargetActivity now;
+
+                if (!passed_over(pass->members[i]) && target_activity(pass->members[i]->target, &now) == 0)
+                        manager_note_ticks(pass->manager, pass->members[i], &now);
+        }
+        manager_note_running(pass->manager);
+}
+
+/* Until ksmd is done; 0: or it merged as much as BreakQuota= allows for now. -ECANCELED. */
+static int burst_run(Pass *pass, BurstState *ret) {
+        Manager *m = pass->manager;
+        uint64_t counted = now_nsec();
+
+        look_who_runs(pass);
+        while ((*ret = burst_step(m->burst)) == BURST_RUNNING) {
+                if (!m->running_known)
+                        look_who_runs(pass);
+                manager_note_costs(m);
+                if (!m->once && manager_breaks_too_dear(m)) {
+                        burst_stop(m->burst);
+                        return 0;
+                }
+                if (manager_breathe_in_burst(m)) {
+                        burst_stop(m->burst);
+                        return -ECANCELED;
+                }
+                if (now_nsec() - counted > CENSUS_IN_BURST_NSEC) {
+                        burst_pause(m->burst); /* the census waits for the budget */
+                        manager_census(m);
+                        look_who_runs(pass);
+                        counted = now_nsec();
+                }
+        }
+        return 0;
+}
+
 int pass_burst(Pass *pass) {
         Manager *m = pass->manager;
         BurstStats before, after;
         BurstState state;
-        uint64_t looked;
         int r;
 
         add_expected(pass);
@@ -368,18 +405,9 @@ int pass_burst(Pass *pass) {
         for (size_t i = 0; i < pass->n_members; i++)
                 if (!passed_over(pass->members[i]) && pass->members[i]->marks.ours.n > 0)
                         look_at_merged(pass->members[i]);
-        looked = now_nsec();
-        while ((state = burst_step(m->burst)) == BURST_RUNNING) {
-                if (manager_breathe_in_burst(m)) {
-                        burst_stop(m->burst);
-                        return -ECANCELED;
-                }
-                if (now_nsec() - looked > CENSUS_IN_BURST_NSEC) {
-                        burst_pause(m->burst); /* the census waits for the budget */
-                        manager_census(m);
-                        looked = now_nsec();
-                }
-        }
+        r = burst_run(pass, &state);
+        if (r < 0)
+                return r;
         burst_stats(m->burst, &after);
         if (state == BURST_DONE)
                 note_burst(m, pass->expected, after.pages_merged - before.pages_merged);

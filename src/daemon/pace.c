@@ -16,6 +16,8 @@
 
 /* Looking at ksmd more often costs more than it saves. */
 #define BURST_LOOK_MIN_NSEC NSEC_PER_MSEC
+/* Where flushes cost somebody something: BreakQuota= is not to be exceeded by much. */
+#define COSTS_LOOK_NSEC (20 * NSEC_PER_MSEC)
 /* How often to look at what others leave, and how much of one CPU that must be for us not to be in their way: our
  * thread and ksmd are nice, yet take up to a third of a CPU from whoever wants it. */
 #define OTHERS_LOOK_NSEC (500 * NSEC_PER_MSEC)
@@ -108,6 +110,8 @@ bool manager_breathe_in_burst(Manager *m) {
         }
         burst_resume(m->burst);
         left = MAX_OF(budget_left_nsec(&m->budget), BURST_LOOK_MIN_NSEC); /* ksmd is one thread: it takes as long */
+        if ((m->running > 0 || !m->running_known) && m->conf->daemon.judgement)
+                left = MIN_OF(left, COSTS_LOOK_NSEC);
         return dispatch(m, MIN_OF(burst_interval_nsec(m->burst), left));
 }
 

@@ -24,7 +24,8 @@
 #define ROUNDS 9U               /* the middle one counts: in some somebody else had the CPU */
 #define NSEC_MIN 200U
 #define NSEC_MAX (1000 * 1000U)
-#define START_NSEC (20 * NSEC_PER_MSEC)
+#define LOOK_NSEC_MAX 200U      /* longer than a look at the clock takes: it was interrupted */
+#define COMPANY_NSEC (100 * NSEC_PER_MSEC)      /* for so long it is tried to run together with another thread */
 
 static int compare(const void *a, const void *b) {
         uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
@@ -46,23 +47,44 @@ static uint32_t middle(uint32_t nsec[static ROUNDS]) {
         return MAX_OF(nsec[ROUNDS / 2], NSEC_MIN);
 }
 
-static int measure(uint32_t *ret) {
+/* Another thread, that has to run while we measure, and looks at the clock all the time. */
+typedef struct Company {
+        atomic_bool over;
+        atomic_uint_fast64_t turns, lost_nsec;  /* looks; and the time between two that was no look's */
+} Company;
+
+/* What a write takes, and what each takes of another thread. company: NULL, or rounds count in which that ran. -EAGAIN:
+ * there were too few. */
+static int measure(const Company *company, uint32_t *ret, uint32_t *ret_lost) {
         _cleanup_close_ int fd = memfd_create("fault-cost", MFD_CLOEXEC);
-        uint32_t nsec[ROUNDS];
+        uint64_t until = now_nsec() + COMPANY_NSEC;
+        uint32_t nsec[ROUNDS], lost[ROUNDS] = { 0 };
 
         if (fd < 0 || ftruncate(fd, (off_t)(PAGES * PAGE_BYTES)) < 0)
                 return -errno;
-        for (unsigned round = 0; round < ROUNDS; round++) {
+        for (unsigned round = 0; round < ROUNDS;) {
                 volatile uint8_t *pages = mmap(NULL, PAGES * PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0);
+                uint64_t turns = 0, before = 0;
 
                 if (pages == MAP_FAILED)
                         return -errno;
                 for (unsigned i = 0; i < PAGES; i++)
                         (void)pages[i * PAGE_BYTES];
+                if (company) {
+                        turns = atomic_load(&company->turns);
+                        before = atomic_load(&company->lost_nsec);
+                }
                 nsec[round] = write_to(pages);
+                if (company)
+                        lost[round] = (uint32_t)MIN_OF((atomic_load(&company->lost_nsec) - before) / PAGES, (uint64_t)NSEC_MAX);
+                if (!company || atomic_load(&company->turns) > turns)
+                        round++;
                 (void)munmap((void *)(uintptr_t)pages, PAGES * PAGE_BYTES);
+                if (company && now_nsec() > until && round < ROUNDS)
+                        return -EAGAIN;
         }
         *ret = middle(nsec);
+        *ret_lost = middle(lost);
         return 0;
 }
 
@@ -96,16 +118,18 @@ static int measure_tracked(uint32_t *ret) {
         return r;
 }
 
-typedef struct Company {
-        atomic_bool there, over;
-} Company;
-
 static void *keep_company(void *userdata) {
         Company *company = userdata;
+        uint64_t before = now_nsec();
 
-        atomic_store(&company->there, true);
-        while (!atomic_load_explicit(&company->over, memory_order_relaxed))
-                ;
+        while (!atomic_load_explicit(&company->over, memory_order_relaxed)) {
+                uint64_t now = now_nsec();
+
+                if (now - before > LOOK_NSEC_MAX)
+                        atomic_fetch_add_explicit(&company->lost_nsec, now - before, memory_order_relaxed);
+                atomic_fetch_add_explicit(&company->turns, 1, memory_order_relaxed);
+                before = now;
+        }
         return NULL;
 }
 
@@ -135,34 +159,32 @@ static int begin_company(Company *company, pthread_t *ret) {
         return r;
 }
 
-/* As above, while another thread runs: if it gets a CPU in time. */
-static int measure_in_company(uint32_t *ret) {
+/* As above, while another thread runs. -EAGAIN: others want all CPUs, so that the two never ran together. */
+static int measure_in_company(uint32_t *ret, uint32_t *ret_lost) {
         Company company = {};
         pthread_t thread;
         int r = begin_company(&company, &thread);
 
         if (r < 0)
-                return measure(ret);
-        for (uint64_t until = now_nsec() + START_NSEC; !atomic_load(&company.there) && now_nsec() < until;)
-                ;
-        r = measure(ret);
+                return measure(NULL, ret, ret_lost); /* one CPU: there is nobody to be interrupted */
+        r = measure(&company, ret, ret_lost);
         atomic_store(&company.over, true);
         pthread_join(thread, NULL);
         return r;
 }
 
 int host_fault_cost(HostFaultCost *ret) {
-        uint32_t alone, together, tracked = 0;
-        int r = measure(&alone);
+        uint32_t alone, together = 0, lost = 0, tracked = 0;
+        int r = measure(NULL, &alone, &lost);
 
         if (r == 0)
-                r = measure_in_company(&together);
-        if (r < 0)
+                r = measure_in_company(&together, &lost);
+        if (r < 0 && r != -EAGAIN)
                 return r;
         (void)measure_tracked(&tracked);
         *ret = (HostFaultCost){
                 .break_nsec = MAX_OF(alone, together),
-                .flush_nsec = MAX_OF(together > alone ? together - alone : 0, NSEC_MIN),
+                .flush_nsec = r == -EAGAIN ? 0 : lost,
                 .write_nsec = tracked,
         };
         return 0;

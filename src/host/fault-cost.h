@@ -10,7 +10,7 @@
  */
 typedef struct HostFaultCost {
         uint32_t break_nsec;    /* a write to a shared page, with its copy, in a process that runs on several CPUs */
-        uint32_t flush_nsec;    /* what of it telling the other CPUs takes: a TLB flush */
+        uint32_t flush_nsec;    /* what a TLB flush for it takes of a thread on another CPU; 0: none had time */
         uint32_t write_nsec;    /* the first write to a tracked page (userfaultfd, WP_ASYNC); 0: none can be tracked */
 } HostFaultCost;
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """redis under load: pipelined gets and sets of random keys on one of four servers with the same data, while nothing
-else runs; while a new daemon converges; beside the same daemon when it has; beside ksmd flat out, the servers marked
-whole.
+else runs; while a new daemon converges; beside the same daemon when it has (the load stands until little is left to merge:
+beside it BreakQuota= may make that take long); beside ksmd flat out, the servers marked whole.
 
     load.py [--rounds N] [--requests N]
 
@@ -52,11 +52,15 @@ class Load:
             self.rounds.setdefault((who, kind), []).append((*result[kind], share, *alone[kind]))
 
     def wait_until_steady(self, servers):
-        """Until a pass under load, and what was merged after it, saved hardly more than the one before."""
+        """Until a pass without load, then one under it, and what was merged after it, saved hardly more than the one before."""
+        self.wait_until_saved(lambda: time.sleep(1))
+        self.wait_until_saved(lambda: load(servers, self.requests // 20))
+
+    def wait_until_saved(self, meanwhile):
         until, passes, saved = time.monotonic() + LOADED_WAIT_MAX, 0, 0
         while True:
-            check(time.monotonic() < until, f"not steady under load: {passes} passes, {saved} bytes saved")
-            load(servers, self.requests // 20)
+            check(time.monotonic() < until, f"not steady: {passes} passes, {saved} bytes saved")
+            meanwhile()
             status = self.bench.serving() and self.bench.call("GetStatus")
             if not status or status["state"] != "idle" or status["full_scans"] == passes:
                 continue

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 
-from harness import KSMCTL, Host, check, run_tests, wait_for
+from harness import KSMCTL, Frames, Host, check, run_tests, wait_for
 from judgement import HOT_PAGES, Victim, probed, start
 
 SLEEPER = [sys.executable, "-c", "import time; time.sleep(600)"]
@@ -86,6 +86,49 @@ def breaks_cost_too_much():
         check(host.stop(process) == 0, "end")
 
 
+# 4,000 pages that another such process has too; then sleeps, or reads them on all CPUs and never writes to them.
+READER = """
+import hashlib, os, sys, threading, time
+data = b''.join(i.to_bytes(8, 'big') * 512 for i in range(1, 4001))
+def read():
+    while True:
+        hashlib.sha1(data)
+for _ in range(os.cpu_count() if sys.argv[1] == 'run' else 0):
+    threading.Thread(target=read, daemon=True).start()
+print('ready', flush=True)
+time.sleep(600)
+"""
+
+
+def merged_in_a_pass(does, passes=1):
+    """Of 8,000 pages, in passes at BreakQuota=0.02%, while one of the two processes runs or both sleep."""
+    with Host("flushes") as host:
+        group = host.cgroup("a")
+        readers = [host.spawn(group, sys.executable, "-c", READER, what, ready="ready") for what in (does, "sleep")]
+        process = host.daemon(host.configure("MinimumAge=0\nScanInterval=1w\nBreakQuota=0.02%\nCPUQuotaBusy=100%\n"
+                                             f"[Cgroup {group}]\nMerge=yes\n"))
+        has, frames, counts = probed(host), Frames(), []
+        for i in range(passes):
+            time.sleep(11 if i else 0)  # what was counted before is of no account any more
+            frames.cache = {}
+            host.passes()
+            counts.append(frames.ksm([reader.pid for reader in readers])[0])
+        check(host.stop(process) == 0, "end")
+    return has, counts
+
+
+def flushes_cost_too_much():
+    """a burst ends when the flushes that interrupt a process have cost BreakQuota=, and the next goes on; they cost nothing
+    where nobody runs"""
+    has, (asleep,) = merged_in_a_pass("sleep")
+    _, running = merged_in_a_pass("run", passes=3)
+    print(f"    {asleep} pages merged in one pass of processes that sleep, {running} after each of three where one runs")
+    check(asleep >= 7900, "processes that sleep")
+    if has:
+        check(running[0] < asleep / 2, "the burst was not cut short")
+        check(running[0] < running[1] < running[2], "it does not go on")
+
+
 # Has the kernel write to a page that is there and may not be written to, as fast as it goes.
 STORM = [sys.executable, "-c", """
 import ctypes, mmap, os
@@ -136,4 +179,4 @@ def rest():
 
 
 if __name__ == "__main__":
-    run_tests(known_at_once, counted, breaks_cost_too_much, rest)
+    run_tests(known_at_once, counted, breaks_cost_too_much, flushes_cost_too_much, rest)
