@@ -52,7 +52,7 @@ class Load:
             self.rounds.setdefault((who, kind), []).append((*result[kind], share, *alone[kind]))
 
     def wait_until_steady(self, servers):
-        """Until a pass without load, then one under it, and what was merged after it, saved hardly more than the one before."""
+        """Until the saving hardly changes from pass to pass: without load, then under it, where writes take some apart."""
         self.wait_until_saved(lambda: time.sleep(1))
         self.wait_until_saved(lambda: load(servers, self.requests // 20))
 
@@ -64,7 +64,7 @@ class Load:
             status = self.bench.serving() and self.bench.call("GetStatus")
             if not status or status["state"] != "idle" or status["full_scans"] == passes:
                 continue
-            if passes > 0 and status["bytes_saved"] <= saved * 1.01:
+            if passes > 0 and abs(status["bytes_saved"] - saved) <= saved * 0.01:
                 return
             passes, saved = status["full_scans"], status["bytes_saved"]
 
