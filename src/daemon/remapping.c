@@ -23,8 +23,6 @@
 
 /* How often in a row a batch may come to nothing for want of time. */
 #define TRIES_MAX 4U
-/* What is cut off a run to fill up a batch is no shorter. */
-#define PIECE_PAGES_MIN 16U
 /* The event loop gets its turn. */
 #define BREATH_NSEC (5 * NSEC_PER_MSEC)
 
@@ -210,12 +208,8 @@ static void carry_out(Work *w) {
                 drop_all(w);
 }
 
-/* How many pages of one more range the batch has room for; an empty one for a piece at least. */
 static uint32_t room_pages(const Work *w, const StopPace *pace) {
-        uint64_t used = w->units + pace->range_units, all = stop_pace_batch(pace);
-        uint32_t room = used < all ? (uint32_t)(all - used) : 0;
-
-        return w->n > 0 || room > PIECE_PAGES_MIN ? room : PIECE_PAGES_MIN;
+        return stop_pace_room(pace, stop_pace_batch(pace), w->units);
 }
 
 /* So much of what is left of a run that neither that nor the rest is a run too short, should only one of them come
@@ -241,7 +235,7 @@ static void add_segment(Work *w, const Vma *vma, uint64_t start, uint32_t n_page
 
                 n = n_pages - done;
                 while (w->result == 0 && w->n > 0 &&
-                       (w->n == REMAP_BATCH_MAX || room_pages(w, pace) < MIN_OF(n, PIECE_PAGES_MIN)))
+                       (w->n == REMAP_BATCH_MAX || room_pages(w, pace) < MIN_OF(n, STOP_PACE_PIECE_MIN)))
                         carry_out(w);
                 n = piece_of(w, n, room_pages(w, pace));
                 units = stop_pace_units(pace, n);

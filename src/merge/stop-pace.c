@@ -43,6 +43,13 @@ uint64_t stop_pace_batch(const StopPace *pace) {
         return MAX_OF(work / pace->unit_nsec * pace->share / STOP_PACE_WHOLE, (uint64_t)UNITS_MIN);
 }
 
+uint32_t stop_pace_room(const StopPace *pace, uint64_t all, uint64_t used) {
+        uint64_t taken = used + pace->range_units;
+        uint32_t room = taken < all ? (uint32_t)MIN_OF(all - taken, (uint64_t)UINT32_MAX) : 0;
+
+        return used > 0 ? room : MAX_OF(room, STOP_PACE_PIECE_MIN);
+}
+
 /* Down fast and up slowly: what took long now and then had to wait for a CPU, which smaller batches would not change. */
 static uint64_t learn_fixed(uint64_t known, uint64_t seen) {
         unsigned weight = seen < known ? 4 : 16;

@@ -38,6 +38,11 @@ uint64_t stop_pace_goal_nsec(const StopPace *pace);
 static inline uint64_t stop_pace_begin_nsec(const StopPace *pace) { return stop_pace_goal_nsec(pace) / 15 * 11; }
 /* How many units a batch has. */
 uint64_t stop_pace_batch(const StopPace *pace);
+/* A long range may be cut. A piece of fewer pages is not worth what its mappings cost. */
+#define STOP_PACE_PIECE_MIN 16U
+/* How many pages of one more range a batch of all units has room for when used ones are taken; an empty one for a piece
+ * at least. */
+uint32_t stop_pace_room(const StopPace *pace, uint64_t all, uint64_t used);
 /* How long the program takes for so many. */
 static inline uint64_t stop_pace_ran_nsec(const StopPace *pace, uint64_t units) {
         return pace->begin_nsec + units * pace->unit_nsec;

@@ -21,8 +21,7 @@
  * is read from the page tables, not from what the program said.
  */
 #define PAGE_FIRST_NSEC 1200U
-#define RUN_UNITS ((uint64_t)4)
-#define PIECE_PAGES_MIN ((uint64_t)16)
+#define RUN_UNITS 4U
 #define REGIONS 128
 
 struct Zero {
@@ -51,7 +50,7 @@ int zero_new(Remote *remote, Zero **ret) {
         Zero *zero = calloc(1, sizeof *zero);
         if (!zero)
                 return -ENOMEM;
-        *zero = (Zero){.remote = remote, .devicefd = TAKE_FD(fd), .pace = stop_pace_first(PAGE_FIRST_NSEC, (uint32_t)RUN_UNITS)};
+        *zero = (Zero){.remote = remote, .devicefd = TAKE_FD(fd), .pace = stop_pace_first(PAGE_FIRST_NSEC, RUN_UNITS)};
         *ret = zero;
         return 0;
 }
@@ -157,23 +156,19 @@ typedef struct Progress {
 
 /* As much of what comes next as a stop has time for: run after run, the last one in part if that is of small pages. */
 static size_t choose(const Zero *zero, const ZeroPlan *plan, Progress from, ZeroRun ret[static ZERO_RUNS_MAX]) {
-        uint64_t left = MAX_OF(stop_pace_batch(&zero->pace), zero_test_units_min);
+        uint64_t all = MAX_OF(stop_pace_batch(&zero->pace), zero_test_units_min), used = 0;
         size_t n = 0;
         for (size_t i = from.run; i < plan->n && n < ZERO_RUNS_MAX; i++) {
                 ZeroRun run = plan->runs[i];
                 if (i == from.run && from.at > 0)
                         run.start = from.at;
-                uint64_t units = stop_pace_units(&zero->pace, pages_of(&run)), room = left - MIN_OF(left, RUN_UNITS);
-                if (units > left && n > 0 && (run.huge || room < PIECE_PAGES_MIN))
+                uint32_t room = stop_pace_room(&zero->pace, all, used), pages = pages_of(&run);
+                if (n > 0 && room < (run.huge ? pages : MIN_OF(pages, STOP_PACE_PIECE_MIN)))
                         break;
-                if (units > left && !run.huge) {
-                        room = MAX_OF(room, PIECE_PAGES_MIN);
-                        run.end = MIN_OF(run.end, run.start + room * PAGE_BYTES);
-                }
+                if (!run.huge)
+                        run.end = run.start + MIN_OF(pages, room) * PAGE_BYTES;
                 ret[n++] = run;
-                if (units >= left)
-                        break;
-                left -= units;
+                used += stop_pace_units(&zero->pace, pages_of(&run));
         }
         return n;
 }

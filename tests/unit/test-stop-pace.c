@@ -116,6 +116,13 @@ static void test_limits(void **state) {
         assert_in_range(stop_pace_batch(&pace), 1000, 10000);
         stop_pace_learn(&pace, 0, 1, 1); /* a batch of which nothing was begun */
         assert_int_equal(stop_pace_units(&pace, 10), 10 + pace.range_units);
+        /* Room for one more range: what is left but for what its mappings cost; in an empty batch at least a piece. */
+        assert_int_equal(stop_pace_room(&pace, 1000, 0), 976);
+        assert_int_equal(stop_pace_room(&pace, 1000, 500), 476);
+        assert_int_equal(stop_pace_room(&pace, 1000, 976), 0);
+        assert_int_equal(stop_pace_room(&pace, 1000, 5000), 0);
+        assert_int_equal(stop_pace_room(&pace, 30, 0), STOP_PACE_PIECE_MIN);
+        assert_int_equal(stop_pace_room(&pace, 0, 0), STOP_PACE_PIECE_MIN);
 }
 
 int main(void) {
