@@ -248,11 +248,17 @@ static void settle(Selection *selection, Block *block, const SelectRules *rules,
                 block->unsettled = page_set_any(block->changed);
                 selection->settled = true;
         }
-        unsigned limit = rules->busy_pages ?: BUSY_SHARE, n = block->pass > 0 ? page_set_count(written) : 0;
+        unsigned limit = rules->busy_pages ?: BUSY_SHARE, n = page_set_count(written);
+        if (n > 0 && (block->pass == 0 || block->unprotected)) {
+                block->unprotected = false;
+                n = 0;
+        }
         if (n > BUSY_AT_ONCE * limit)
                 block->busy = BUSY_LOOKS;
         else
                 block->busy = n > limit ? (uint8_t)(block->busy + 1) : 0;
+        if (block->busy >= BUSY_LOOKS)
+                block->quiet = 0; /* that it stands still is to be seen from now on */
 }
 
 static int select_block(Selection *selection, Block *block, const Track *track, const VmaList *vmas,
@@ -265,9 +271,10 @@ static int select_block(Selection *selection, Block *block, const Track *track, 
         for (unsigned i = 0; i < ELEMENTSOF(pages) && block->recheck; i++)
                 pages[i] |= block->changed[i];
         block->recheck = false;
-        if (sampled)
+        if (sampled) {
                 select_sampled(block, track, vmas, rules, pages);
-        else
+                block->unprotected = true;
+        } else
                 settle(selection, block, rules, written);
         if (rules->recheck_forked)
                 for (unsigned i = 0; i < ELEMENTSOF(pages); i++)

@@ -251,6 +251,7 @@ static void test_busy_block_is_not_protected(void **state) {
 static void test_dear_faults(void **state) {
         Fixture *f = *state;
         Block *block = add_block(f, BASE + BLOCK_BYTES);
+        const SelectRules dear = { .faults = UINT64_MAX, .busy_pages = select_busy_pages(16000) };
         PageSet few = {};
 
         assert_int_equal(select_busy_pages(0), BLOCK_PAGES / 2);
@@ -260,20 +261,35 @@ static void test_dear_faults(void **state) {
         block->tracked = true;
         for (unsigned i = 0; i < 20; i++)
                 page_set_add(few, i);
-        for (unsigned dear = 0; dear <= 1; dear++) {
+        for (unsigned price = 0; price <= 1; price++) {
                 for (unsigned pass = 0; pass < 4; pass++) {
                         n_writes = 0;
                         wrote(BASE + BLOCK_BYTES, 20);
-                        (void)run_pass(f, true, (SelectRules){ .faults = UINT64_MAX, .busy_pages = select_busy_pages(dear ? 16000 : 800) },
+                        (void)run_pass(f, true, (SelectRules){ .faults = UINT64_MAX, .busy_pages = select_busy_pages(price ? 16000 : 800) },
                                        block, few);
                 }
-                assert_int_equal(block->busy >= 3, dear);
+                assert_int_equal(block->busy >= 3, price);
         }
         /* Far beyond that one look is enough. */
         block->busy = 0;
+        block->unprotected = false;
         n_writes = 0;
         wrote(BASE + BLOCK_BYTES, 200);
-        (void)run_pass(f, true, (SelectRules){ .faults = UINT64_MAX, .busy_pages = select_busy_pages(16000) }, block, few);
+        (void)run_pass(f, true, dear, block, few);
+        assert_int_equal(block->busy, 3);
+        /* It stands still and is tracked again: all of it is reported, as nothing was protected, and is no sign of writes. */
+        n_writes = 0;
+        for (unsigned pass = 0; pass < 40 && block->busy >= 3; pass++)
+                (void)run_pass(f, true, (SelectRules){ .faults = 0 }, NULL, NULL);
+        wrote(BASE + BLOCK_BYTES, BLOCK_PAGES);
+        assert_int_equal(run_pass(f, true, dear, NULL, NULL), BLOCK_PAGES);
+        assert_int_equal(block->busy, 0);
+        assert_true(page_set_any(block->changed));
+        n_writes = 0;
+        (void)run_pass(f, true, dear, NULL, NULL);
+        assert_false(page_set_any(block->changed));
+        wrote(BASE + BLOCK_BYTES, 200);
+        (void)run_pass(f, true, dear, NULL, NULL);
         assert_int_equal(block->busy, 3);
 }
 
