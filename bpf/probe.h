@@ -72,6 +72,7 @@ enum probe_flush_by {
 };
 
 #define PROBE_FLUSH_REASONS 8   /* Linux 6.18 has six */
+#define PROBE_FLUSH_REMOTE_SEND 4 /* TLB_REMOTE_SEND_IPI of enum tlb_flush_reason (linux/mm_types.h): others were asked */
 
 struct probe_flush_count {
         __u64 flushes;

@@ -185,15 +185,13 @@ static void let_go(Manager *m, Member *member) {
                         (void)judge_turn(member->space.blocks[b], m->turn, false);
 }
 
-/* By ksmd and by us: what merging and its undoing make. */
+/* Those that ksmd and we asked other CPUs for: the rest interrupts nobody. */
 static uint64_t own_flushes(const Manager *m) {
         struct probe_flushes flushes;
-        uint64_t sum = 0;
 
         probes_flushes(m->probes, &flushes);
-        for (unsigned i = 0; i < PROBE_FLUSH_REASONS; i++)
-                sum += flushes.count[PROBE_BY_KSMD][i].flushes + flushes.count[PROBE_BY_DAEMON][i].flushes;
-        return sum;
+        return flushes.count[PROBE_BY_KSMD][PROBE_FLUSH_REMOTE_SEND].flushes +
+               flushes.count[PROBE_BY_DAEMON][PROBE_FLUSH_REMOTE_SEND].flushes;
 }
 
 void manager_judge(Manager *m) {

@@ -143,7 +143,7 @@ def run(host, phase, kinds, seconds, *, kills=0, leave_out=0, tolerant=False):
     group = host.cgroup(phase)
     victims = [Victim(host, group, kind, seconds, tolerant) for kind in kinds]
     began, (total, idle) = time.monotonic(), cpu_times()
-    config = host.configure("ScanInterval=100ms\nMinimumAge=0s\nCPUQuota=100%\nCPUQuotaBusy=100%\n"
+    config = host.configure("ScanInterval=100ms\nMinimumAge=0s\nCPUQuota=100%\nCPUQuotaBusy=100%\nBreakQuota=1000%\n"
                             f"[Cgroup {group}]\nMerge=yes\nDomain=victims\n"
                             f"[Cgroup {group}/**]\nMerge=yes\nDomain=victims\n")
     options = {"environment": {"KSMD_USER_TEST_LEAVE_OUT": str(leave_out)}, "program": TEST_DAEMON} if leave_out else {}

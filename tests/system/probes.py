@@ -62,11 +62,16 @@ def counted():
         check(host.stop(process) == 0, "end")
 
 
+def break_nsec(host):
+    """What a write to a merged page takes on this machine."""
+    return json.loads(subprocess.run([str(KSMCTL), "--config", host.configure(""), "--json", "doctor"], text=True,
+                                     stdout=subprocess.PIPE).stdout)["break_nsec"]
+
+
 def breaks_cost_too_much():
     """beyond BreakQuota= nothing new is merged, at what breaks cost on this machine; below it again, it is"""
     with Host("quota-breaks") as host:
-        price = json.loads(subprocess.run([str(KSMCTL), "--config", host.configure(""), "--json", "doctor"], text=True,
-                                          stdout=subprocess.PIPE).stdout)["break_nsec"]
+        price = break_nsec(host)
         quota = max(0.0001, round(HOT_PAGES * price / 10e9 / 4, 4))  # a fourth of what all hot pages cost, over ten seconds
         victim, process = start(host, daemon=f"BreakQuota={100 * quota:.2f}%\nPayBack=1h\n")
         late = Victim(host, host.groups[0])
@@ -101,11 +106,12 @@ time.sleep(600)
 
 
 def merged_in_a_pass(does, passes=1):
-    """Of 8,000 pages, in passes at BreakQuota=0.02%, while one of the two processes runs or both sleep."""
+    """Of 8,000 pages, in passes at a BreakQuota= for some 1,000 flushes (each takes a third of a break, or half), while one
+    of the two processes runs or both sleep."""
     with Host("flushes") as host:
-        group = host.cgroup("a")
+        group, quota = host.cgroup("a"), max(0.01, break_nsec(host) * 1000 / 2.5 / 10e9 * 100)
         readers = [host.spawn(group, sys.executable, "-c", READER, what, ready="ready") for what in (does, "sleep")]
-        process = host.daemon(host.configure("MinimumAge=0\nScanInterval=1w\nBreakQuota=0.02%\nCPUQuotaBusy=100%\n"
+        process = host.daemon(host.configure(f"MinimumAge=0\nScanInterval=1w\nBreakQuota={quota:.2f}%\nCPUQuotaBusy=100%\n"
                                              f"[Cgroup {group}]\nMerge=yes\n"))
         has, frames, counts = probed(host), Frames(), []
         for i in range(passes):
