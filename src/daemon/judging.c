@@ -21,7 +21,8 @@
 
 #include <string.h>
 
-#define RUNNING_NSEC_MIN (100 * NSEC_PER_MSEC)  /* some ticks: of less nothing can be said */
+#define RUNNING_NSEC_MIN (100 * NSEC_PER_MSEC)  /* ten ticks or so: of less nothing can be said */
+#define TICKS_BY_CHANCE 2U      /* what was used before came to a tick just now: processes that sleep have their timers */
 
 static bool equal(const PageSet a, const PageSet b) { return memcmp(a, b, sizeof(PageSet)) == 0; }
 
@@ -210,7 +211,9 @@ void manager_judge(Manager *m) {
 
 /* Until it is known what flushes cost they wait to be counted. */
 void manager_note_costs(Manager *m) {
-        judge_budget_note(&m->judge_budget, now_nsec(), manager_cow_breaks(m), m->running_known ? own_flushes(m) : 0, m->running);
+        uint64_t flushes = m->running_known ? own_flushes(m) : m->judge_budget.flushes;
+
+        judge_budget_note(&m->judge_budget, now_nsec(), manager_cow_breaks(m), flushes, m->running);
 }
 
 void manager_note_ticks(Manager *m, Member *member, const TargetActivity *now) {
@@ -220,9 +223,16 @@ void manager_note_ticks(Manager *m, Member *member, const TargetActivity *now) {
         member->ticks_known = true;
 }
 
+void manager_forget_running(Manager *m) {
+        m->members_ticks = 0;
+        m->running_nsec = now_nsec();
+        m->running_known = false;
+}
+
 void manager_note_running(Manager *m) {
         uint64_t now = now_nsec(), elapsed = now - m->running_nsec;
-        uint64_t ran = m->members_ticks * (NSEC_PER_SEC / (uint64_t)sysconf(_SC_CLK_TCK));
+        uint64_t ticks = m->members_ticks - MIN_OF(m->members_ticks, (uint64_t)TICKS_BY_CHANCE);
+        uint64_t ran = ticks * (NSEC_PER_SEC / (uint64_t)sysconf(_SC_CLK_TCK));
 
         if (elapsed < RUNNING_NSEC_MIN)
                 return;
@@ -253,8 +263,8 @@ bool manager_breaks_too_dear(Manager *m) {
 
         m->breaks_too_dear = m->conf->daemon.judgement && share > m->conf->daemon.break_quota;
         if (m->breaks_too_dear && !before)
-                log_debug("writes to merged pages and TLB flushes cost %u/10000 of a CPU: no more is merged until they cost less",
-                          share);
+                log_debug("writes to merged pages and TLB flushes cost %u/10000 of a CPU (flushes where %u/10000 run): no more is merged",
+                          share, m->running);
         return m->breaks_too_dear;
 }
 

@@ -347,7 +347,6 @@ static void look_who_runs(Pass *pass) {
                 if (!passed_over(pass->members[i]) && target_activity(pass->members[i]->target, &now) == 0)
                         manager_note_ticks(pass->manager, pass->members[i], &now);
         }
-        manager_note_running(pass->manager);
 }
 
 /* Until ksmd is done; 0: or it merged as much as BreakQuota= allows for now. -ECANCELED. */
@@ -356,9 +355,12 @@ static int burst_run(Pass *pass, BurstState *ret) {
         uint64_t counted = now_nsec();
 
         look_who_runs(pass);
+        manager_forget_running(m);
         while ((*ret = burst_step(m->burst)) == BURST_RUNNING) {
-                if (!m->running_known)
+                if (!m->running_known) {
                         look_who_runs(pass);
+                        manager_note_running(m);
+                }
                 manager_note_costs(m);
                 if (!m->once && manager_breaks_too_dear(m)) {
                         burst_stop(m->burst);
@@ -372,6 +374,7 @@ static int burst_run(Pass *pass, BurstState *ret) {
                         burst_pause(m->burst); /* the census waits for the budget */
                         manager_census(m);
                         look_who_runs(pass);
+                        manager_note_running(m);
                         counted = now_nsec();
                 }
         }
