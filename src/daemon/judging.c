@@ -229,6 +229,10 @@ void manager_forget_running(Manager *m) {
         m->running_known = false;
 }
 
+bool manager_running_is_due(const Manager *m) {
+        return !m->running_known && now_nsec() - m->running_nsec >= RUNNING_NSEC_MIN;
+}
+
 void manager_note_running(Manager *m) {
         uint64_t now = now_nsec(), elapsed = now - m->running_nsec;
         uint64_t ticks = m->members_ticks - MIN_OF(m->members_ticks, (uint64_t)TICKS_BY_CHANCE);

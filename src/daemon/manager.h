@@ -250,6 +250,8 @@ void manager_note_costs(Manager *manager);
 /* How much the members run: what one of them was seen to have used; and that all were looked at. */
 void manager_note_ticks(Manager *manager, Member *member, const TargetActivity *now);
 void manager_note_running(Manager *manager);
+/* It is not known, and would be if they were looked at now. */
+bool manager_running_is_due(const Manager *manager);
 /* They were looked at just now, and what they used until now was for our calls: it is known anew some time later. */
 void manager_forget_running(Manager *manager);
 /* PayBack= or Judgement= changed: everybody is let go. */

@@ -357,7 +357,7 @@ static int burst_run(Pass *pass, BurstState *ret) {
         look_who_runs(pass);
         manager_forget_running(m);
         while ((*ret = burst_step(m->burst)) == BURST_RUNNING) {
-                if (!m->running_known) {
+                if (manager_running_is_due(m)) {
                         look_who_runs(pass);
                         manager_note_running(m);
                 }
