@@ -21,9 +21,6 @@
 
 #include <string.h>
 
-#define RUNNING_NSEC_MIN (100 * NSEC_PER_MSEC)  /* ten ticks or so: of less nothing can be said */
-#define TICKS_BY_CHANCE 2U      /* what was used before came to a tick just now: processes that sleep have their timers */
-
 static bool equal(const PageSet a, const PageSet b) { return memcmp(a, b, sizeof(PageSet)) == 0; }
 
 static uint16_t turn_now(const Manager *m) { return (uint16_t)(now_nsec() / m->conf->daemon.pay_back_nsec); }
@@ -209,42 +206,10 @@ void manager_judge(Manager *m) {
         manager_note_costs(m);
 }
 
-/* Until it is known what flushes cost they wait to be counted. */
 void manager_note_costs(Manager *m) {
-        uint64_t flushes = m->running_known ? own_flushes(m) : m->judge_budget.flushes;
+        uint64_t flushes = m->running_wait ? m->judge_budget.flushes : own_flushes(m);
 
         judge_budget_note(&m->judge_budget, now_nsec(), manager_cow_breaks(m), flushes, m->running);
-}
-
-void manager_note_ticks(Manager *m, Member *member, const TargetActivity *now) {
-        if (member->ticks_known)
-                m->members_ticks += now->cpu_ticks - MIN_OF(member->ticks, now->cpu_ticks);
-        member->ticks = now->cpu_ticks;
-        member->ticks_known = true;
-}
-
-void manager_forget_running(Manager *m) {
-        m->members_ticks = 0;
-        m->running_nsec = now_nsec();
-        m->running_known = false;
-}
-
-bool manager_running_is_due(const Manager *m) {
-        return !m->running_known && now_nsec() - m->running_nsec >= RUNNING_NSEC_MIN;
-}
-
-void manager_note_running(Manager *m) {
-        uint64_t now = now_nsec(), elapsed = now - m->running_nsec;
-        uint64_t ticks = m->members_ticks - MIN_OF(m->members_ticks, (uint64_t)TICKS_BY_CHANCE);
-        uint64_t ran = ticks * (NSEC_PER_SEC / (uint64_t)sysconf(_SC_CLK_TCK));
-
-        if (elapsed < RUNNING_NSEC_MIN)
-                return;
-        m->running_known = m->running_nsec > 0;
-        if (m->running_known)
-                m->running = (uint32_t)MIN_OF(ran / (elapsed / CONF_SHARE_ONE), (uint64_t)UINT32_MAX);
-        m->running_nsec = now;
-        m->members_ticks = 0;
 }
 
 void manager_forget_judgement(Manager *m) {

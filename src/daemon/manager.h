@@ -91,10 +91,8 @@ typedef struct Manager {
         struct ProbeNews *news;         /* what the probes said and was not carried out yet */
         JudgeBudget judge_budget;       /* BreakQuota= */
         bool breaks_too_dear;           /* it was exceeded when that was asked last: no burst begins or goes on */
-        uint64_t members_ticks;         /* CPU time seen to be used by members since running_nsec, in ticks */
-        uint64_t running_nsec;          /* when that was last turned into: */
-        uint32_t running;               /* how many of their threads run at a time, in CONF_SHARE_ONE; */
-        bool running_known;             /* they were looked at twice */
+        uint32_t running;               /* how many threads of members ran at a time in the last burst, in CONF_SHARE_ONE */
+        bool running_wait;              /* it is being found out: flushes are counted then */
         uint64_t breaks_found;          /* by looking: not seen by the probe */
         uint64_t breaks_seen;           /* by the probe, as of the last collection */
         uint32_t looks;                 /* at one member each: JudgeRecord.looked */
@@ -247,13 +245,6 @@ void manager_end_looking(JudgeLooking *looking);
 void manager_judge(Manager *manager);
 /* The counts alone, for BreakQuota=: as often as is wanted. */
 void manager_note_costs(Manager *manager);
-/* How much the members run: what one of them was seen to have used; and that all were looked at. */
-void manager_note_ticks(Manager *manager, Member *member, const TargetActivity *now);
-void manager_note_running(Manager *manager);
-/* It is not known, and would be if they were looked at now. */
-bool manager_running_is_due(const Manager *manager);
-/* They were looked at just now, and what they used until now was for our calls: it is known anew some time later. */
-void manager_forget_running(Manager *manager);
 /* PayBack= or Judgement= changed: everybody is let go. */
 void manager_forget_judgement(Manager *manager);
 /* The probes are others: they were told of no block. */

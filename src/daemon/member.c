@@ -278,7 +278,6 @@ bool manager_member_ready(Manager *m, Member *member) {
                 log_debug("process %d cannot be read: %s", member->target->pid, strerror(-r));
         if (r != 0)
                 return false;
-        manager_note_ticks(m, member, &now);
         member->faults = look ? UINT64_MAX : now.faults - member->activity.faults;
         member->activity = now;
         member->look_again = false;

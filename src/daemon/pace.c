@@ -110,7 +110,7 @@ bool manager_breathe_in_burst(Manager *m) {
         }
         burst_resume(m->burst);
         left = MAX_OF(budget_left_nsec(&m->budget), BURST_LOOK_MIN_NSEC); /* ksmd is one thread: it takes as long */
-        if ((m->running > 0 || !m->running_known) && m->conf->daemon.judgement)
+        if ((m->running > 0 || m->running_wait) && m->conf->daemon.judgement)
                 left = MIN_OF(left, COSTS_LOOK_NSEC);
         return dispatch(m, MIN_OF(burst_interval_nsec(m->burst), left));
 }

@@ -241,7 +241,6 @@ int manager_pass(Manager *m) {
         m->young_waiting = m->busy_waiting = m->go_on = false;
 
         r = pass_read(&pass);
-        manager_note_running(m);
         log_step("read and matched", &since);
         if (r == 0)
                 r = pass_confirm(&pass);

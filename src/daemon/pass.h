@@ -4,8 +4,8 @@
 #include "daemon/manager.h"
 
 /*
- * Shared by the parts of a pass: pass.c (the order of things), reading.c (read and match), merging.c (plan, mark, let
- * ksmd merge).
+ * Shared by the parts of a pass: pass.c (the order of things), reading.c (read and match), marking.c (plan, mark),
+ * bursting.c (let ksmd merge).
  *
  * A pass works on a snapshot of the members, since processes and cgroups come and go while it breathes; a member that
  * has gone or is leaving is passed over.
@@ -51,7 +51,7 @@ int pass_judge_huge(Pass *pass, Member *member, const PlanRules *rules);
 void pass_open_huge(Member *member);
 /* Offers back huge pages that were split and hold nothing merged any more. */
 int pass_collapse(Pass *pass);
-/* Plans and marks what was learnt about. */
+/* marking.c: plans and marks what was learnt about. */
 int pass_mark(Pass *pass);
 /* giving.c: route zero, in the place of marking. -errno. */
 int pass_give(Pass *pass, Member *member);
@@ -63,5 +63,5 @@ void pass_judge_trust(Pass *pass);
 int pass_leave_others(Pass *pass, Member *member);
 /* tidying.c: puts pools in order, a little, when there is nothing else to do. */
 int pass_tidy(Pass *pass);
-/* Lets ksmd run when it is worth while. */
+/* bursting.c: lets ksmd run when it is worth while. */
 int pass_burst(Pass *pass);

@@ -1,22 +1,17 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * The merging half of a pass: what is wanted in each member that something was learnt about, the plan for it, the
- * marks, and ksmd.
- *
- * A plan is made from mappings that were read a moment ago, which is not free (smaps): where only a few pages are to be
- * gained in a large process they wait some passes for more.
+ * The end of a pass: whether it is worth while to let ksmd run over what is marked, with which of its settings, and for
+ * how long.
  */
 #include "daemon/pass.h"
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "conf/conf-value.h"
 
 #include <string.h>
+#include <unistd.h>
 
-/* So many pages, or any after so many passes, or any in a process whose mappings are read as fast, are worth a plan. */
-#define PLAN_WORTH_PAGES 64U
-#define PLAN_PATIENCE 6U
-#define PLAN_CHEAP_PAGES ((uint64_t)1 << 16)
 /* A burst is worth while for one page to merge in so many marked ones; fewer wait for so many passes. */
 #define BURST_WORTH 64U
 #define BURST_PATIENCE 6U
@@ -28,160 +23,11 @@
 /* Where there is little CPU a burst takes minutes: what is saved is counted meanwhile, and what breaks again is
  * noticed. */
 #define CENSUS_IN_BURST_NSEC (10 * NSEC_PER_SEC)
-
-/* What the bitmaps say, all in all. */
-static void count_member(Member *member) {
-        MemberCounts *counts = &member->counts;
-        uint64_t alone = 0, known = 0, twin = 0, zero = 0, changed = 0, forked = 0, merged = 0, expected = 0;
-
-        for (size_t b = 0; b < member->space.n; b++) {
-                const Block *block = member->space.blocks[b];
-
-                for (unsigned i = 0; i < BLOCK_PAGES / 64; i++) {
-                        uint64_t stands = ~block->changed[i] & ~block->merged[i];
-                        uint64_t wanted = (block->twin[i] | block->zero[i]) & stands;
-
-                        known += (unsigned)__builtin_popcountll(block->hashed[i] | block->merged[i] | block->alone[i]);
-                        alone += (unsigned)__builtin_popcountll(block->alone[i]);
-                        merged += (unsigned)__builtin_popcountll(block->merged[i]);
-                        changed += (unsigned)__builtin_popcountll(block->changed[i]);
-                        twin += (unsigned)__builtin_popcountll(block->twin[i] & stands);
-                        zero += (unsigned)__builtin_popcountll(block->zero[i] & stands);
-                        expected += (unsigned)__builtin_popcountll((block->saves[i] | block->zero[i]) & stands);
-                        forked += (unsigned)__builtin_popcountll(block->forked[i] & ~wanted & stands);
-                }
-        }
-        counts->present = known;
-        counts->alone = alone;
-        counts->merged = merged;
-        counts->changed = changed;
-        counts->twin = twin;
-        counts->zero = zero;
-        counts->wanted = twin + zero;
-        counts->expected = expected;
-        counts->unique = known - MIN_OF(known, twin + zero + changed + merged + forked + alone);
-}
-
-static bool plan_is_due(const Manager *m, Member *member) {
-        const MemberCounts *counts = &member->counts;
-
-        if (counts->wanted == 0 && member->marks.ours.n == 0)
-                return false;
-        return m->once || counts->present <= PLAN_CHEAP_PAGES || counts->wanted >= PLAN_WORTH_PAGES ||
-               ++member->passes_waited >= PLAN_PATIENCE;
-}
-
-static int mark_member(Pass *pass, Member *member) {
-        Manager *m = pass->manager;
-        _cleanup_(plan_done) Plan plan = { 0 };
-        AdviseResult result = { 0 };
-        PlanRules rules = {
-                .minimum_run_pages = member->group->minimum_run_pages,
-                .huge_page_split = member->group->huge_page_split,
-                .vmas_max = m->kernel.max_map_count / 4,
-        };
-        int r;
-
-        r = manager_refresh_vmas(member);
-        if (r != 0)
-                return r < 0 ? r : 0;
-        if (target_image_replaced(member->target)) { /* the mappings of a program that was not read */
-                member->gone = true;
-                return 0;
-        }
-        rules.vmas_now = member->vmas.n;
-        r = pass_judge_huge(pass, member, &rules);
-        if (r != 0) {
-                member->plan_again = true;
-                return r < 0 ? r : 0;
-        }
-        r = plan_make(&member->space, &member->vmas, &rules, &plan);
-        if (r < 0)
-                return r;
-        member->passes_waited = 0;
-        member->counts.left_huge = plan.pages_left_huge;
-        member->counts.left_budget = plan.pages_left_budget;
-        member->counts.left_run = plan.pages_left_run;
-        member->counts.left_stack = plan.pages_left_stack;
-        member->counts.marked = plan.pages_marked;
-        member->counts.expected -= MIN_OF(member->counts.expected, plan.pages_left_huge + plan.pages_left_budget +
-                                                                           plan.pages_left_run + plan.pages_left_stack);
-        if (member->group->slot->dry_run || member->skip != TARGET_OK)
-                return 0;
-        r = advise_apply(m->advise, member->target, &plan, &member->marks, &result);
-        log_debug("process %d: %lu pages wanted, %zu ranges planned: %lu pages marked, %lu unmarked, %lu ranges failed: %d",
-                  member->target->pid, plan.pages_wanted, plan.n, result.pages_marked, result.pages_unmarked,
-                  result.failed_ranges, r);
-        m->merge_failures[MERGE_FAILURE_CHANGED] += result.failed_ranges;
-        m->pass_changes += result.pages_marked;
-        pass->newly_marked += result.pages_marked;
-        if (result.pages_marked > 0)
-                pass_open_huge(member);
-        pass->marks_changed |= result.pages_marked + result.pages_unmarked > 0;
-        if (result.pages_marked + result.pages_unmarked > 0 || r > 0)
-                member->vmas_fingerprint = 0; /* marks show in smaps alone */
-        member->plan_again = r > 0 || member->marks.n_idle > 0;
-        if (r > 0)
-                manager_note_remote_error(m, member, r);
-        return r < 0 ? r : 0;
-}
-
-static int carry_out(Pass *pass, Member *member) {
-        switch (pass_slot(member)->route) {
-        case CONF_ROUTE_ZERO:
-                return pass_give(pass, member);
-        case CONF_ROUTE_REMAP:
-                return pass_remap(pass, member);
-        default:
-                return mark_member(pass, member);
-        }
-}
-
-/* It maps pages of a pool that is not for it. */
-static bool is_astray(const Member *member) {
-        return member->astray > 0 || (member->pooled > 0 && pass_slot(member)->apart);
-}
-
-int pass_mark(Pass *pass) {
-        pass_judge_trust(pass);
-        for (size_t i = 0; i < pass->n_members; i++) {
-                Member *member = pass->members[i];
-                int r;
-
-                member->touched |= member->space.found;
-                member->space.found = false;
-                if (passed_over(member) || !member->vmas.n)
-                        continue;
-                if (!member->touched && !member->plan_again && !is_astray(member))
-                        continue;
-                if (manager_breathe(pass->manager, 0))
-                        return -ECANCELED;
-                if (passed_over(member))
-                        continue;
-                if (is_astray(member)) {
-                        r = pass_leave_others(pass, member);
-                        if (r < 0)
-                                log_debug("process %d: another domain's pages: %s", member->target->pid, strerror(-r));
-                        if (passed_over(member) || is_astray(member))
-                                continue;
-                }
-                count_member(member);
-                if (pass_slot(member)->route == CONF_ROUTE_ZERO) { /* that alone: no twin is wanted, nothing marked */
-                        member->counts.wanted = member->counts.zero;
-                        member->counts.expected = member->counts.marked = 0;
-                }
-                pass->learnt |= member->touched;
-                member->touched = false;
-                if (!plan_is_due(pass->manager, member)) {
-                        member->plan_again = member->counts.wanted > 0;
-                        continue;
-                }
-                r = carry_out(pass, member);
-                if (r < 0)
-                        log_debug("process %d: marking: %s", member->target->pid, strerror(-r));
-        }
-        return 0;
-}
+/* Who runs is asked for so long after a burst began (of less than ten ticks or so nothing can be said), then so often. */
+#define LOOK_FIRST_NSEC (100 * NSEC_PER_MSEC)
+#define LOOK_NSEC (10 * NSEC_PER_SEC)
+/* What was used before comes to a tick just now: processes that sleep have their timers. */
+#define TICKS_BY_CHANCE 2U
 
 /* In a burst ksmd visits everything marked two or three times, so a handful of pages is let wait for company; and what
  * the last burst could not merge (pages that are pinned, or never stand still) is tried ever more seldom, unless more
@@ -340,26 +186,42 @@ static void look_at_merged(Member *member) {
         }
 }
 
-static void look_who_runs(Pass *pass) {
+/* TLB flushes cost those who run. Our own calls in them (marking) are over when a burst begins, and what is left is what
+ * they do by themselves. */
+static void look_who_runs(Pass *pass, uint64_t elapsed_nsec) {
+        uint64_t ticks = 0, ran;
+
         for (size_t i = 0; i < pass->n_members; i++) {
+                Member *member = pass->members[i];
+                uint64_t before = member->ticks;
                 TargetActivity now;
 
-                if (!passed_over(pass->members[i]) && target_activity(pass->members[i]->target, &now) == 0)
-                        manager_note_ticks(pass->manager, pass->members[i], &now);
+                member->ticks = UINT64_MAX;
+                if (passed_over(member) || target_activity(member->target, &now) != 0)
+                        continue;
+                member->ticks = now.cpu_ticks;
+                ticks += now.cpu_ticks - MIN_OF(before, now.cpu_ticks);
         }
+        if (elapsed_nsec == 0)
+                return;
+        ran = (ticks - MIN_OF(ticks, (uint64_t)TICKS_BY_CHANCE)) * (NSEC_PER_SEC / (uint64_t)sysconf(_SC_CLK_TCK));
+        pass->manager->running = (uint32_t)MIN_OF(ran / (elapsed_nsec / CONF_SHARE_ONE), (uint64_t)UINT32_MAX);
 }
 
 /* Until ksmd is done; 0: or it merged as much as BreakQuota= allows for now. -ECANCELED. */
-static int burst_run(Pass *pass, BurstState *ret) {
+static int burst_steps(Pass *pass, BurstState *ret) {
         Manager *m = pass->manager;
-        uint64_t counted = now_nsec();
+        uint64_t begun = now_nsec(), looked = begun, look_in = LOOK_FIRST_NSEC, counted = begun;
 
-        look_who_runs(pass);
-        manager_forget_running(m);
+        look_who_runs(pass, 0);
         while ((*ret = burst_step(m->burst)) == BURST_RUNNING) {
-                if (manager_running_is_due(m)) {
-                        look_who_runs(pass);
-                        manager_note_running(m);
+                uint64_t now = now_nsec();
+
+                if (now - looked > look_in) {
+                        look_who_runs(pass, now - looked);
+                        m->running_wait = false;
+                        looked = now;
+                        look_in = LOOK_NSEC;
                 }
                 manager_note_costs(m);
                 if (!m->once && manager_breaks_too_dear(m)) {
@@ -370,15 +232,23 @@ static int burst_run(Pass *pass, BurstState *ret) {
                         burst_stop(m->burst);
                         return -ECANCELED;
                 }
-                if (now_nsec() - counted > CENSUS_IN_BURST_NSEC) {
+                if (now - counted > CENSUS_IN_BURST_NSEC) {
                         burst_pause(m->burst); /* the census waits for the budget */
                         manager_census(m);
-                        look_who_runs(pass);
-                        manager_note_running(m);
                         counted = now_nsec();
                 }
         }
         return 0;
+}
+
+/* What was over before it could be told who runs counts by who ran in the burst before. */
+static int burst_run(Pass *pass, BurstState *ret) {
+        int r;
+
+        pass->manager->running_wait = true;
+        r = burst_steps(pass, ret);
+        pass->manager->running_wait = false;
+        return r;
 }
 
 int pass_burst(Pass *pass) {
@@ -416,4 +286,3 @@ int pass_burst(Pass *pass) {
                 note_burst(m, pass->expected, after.pages_merged - before.pages_merged);
         return 0;
 }
-
