@@ -10,7 +10,12 @@
 
 #include <sys/mman.h>
 
+/* Address space is reserved in multiples of this. */
 #define RESERVED_MIN ((size_t)64 * 1024)
+/* Memory is taken in pieces that grow with the array up to this: a fault for each page costs several times as much
+ * (bench-index, 10 million entries in 16 trees, a guest of PVM: 192 ns for an insertion, 147 so). */
+#define PIECE_MAX RESERVED_MIN
+#define PIECE_SHARE 32U
 
 static size_t round_up(size_t n, size_t to) {
         return DIV_ROUND_UP(n, to) * to;
@@ -19,6 +24,24 @@ static size_t round_up(size_t n, size_t to) {
 void array_init(Array *array, Arrays *all) {
         *array = (Array){ .all = all, .next = all->first };
         all->first = array;
+}
+
+static size_t piece_bytes(const Array *array) {
+        size_t piece = PAGE_BYTES;
+
+        while (piece < PIECE_MAX && piece * 2 <= array->held / PIECE_SHARE)
+                piece *= 2;
+        return piece;
+}
+
+static void array_hold(Array *array, size_t bytes) {
+        size_t more = bytes - array->held;
+
+        /* A kernel that cannot (before 5.14) has a fault for each as it is used. */
+        if (more > PAGE_BYTES && more <= PIECE_MAX)
+                (void)madvise(array->data + array->held, more, MADV_POPULATE_WRITE);
+        array->all->held += more;
+        array->held = bytes;
 }
 
 int array_extend(Array *array, size_t bytes) {
@@ -34,9 +57,7 @@ int array_extend(Array *array, size_t bytes) {
                 array->data = p;
                 array->reserved = want;
         }
-        array->all->held -= array->held;
-        array->held = round_up(bytes, PAGE_BYTES);
-        array->all->held += array->held;
+        array_hold(array, round_up(bytes, piece_bytes(array)));
         return 0;
 }
 
