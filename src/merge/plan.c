@@ -215,12 +215,19 @@ static bool worth_splitting(const PlanRules *rules, const PageSet wanted) {
         return (uint64_t)set_count(wanted, 0, BLOCK_PAGES) * 10000 >= (uint64_t)rules->huge_page_split * BLOCK_PAGES;
 }
 
+static void find_wanted(const Block *block, bool mergeable, PageSet ret) {
+        for (unsigned i = 0; i < BLOCK_PAGES / 64; i++) {
+                ret[i] = ((block->twin[i] | block->zero[i]) & ~block->changed[i]) | block->merged[i];
+                if (mergeable)
+                        ret[i] |= block->zeropage[i];
+                ret[i] &= ~block->alone[i];
+        }
+}
+
 bool plan_would_split(const PlanRules *rules, const Block *block) {
         PageSet wanted;
 
-        for (unsigned i = 0; i < ELEMENTSOF(wanted); i++)
-                wanted[i] = (((block->twin[i] | block->zero[i]) & ~block->changed[i]) | block->merged[i]) &
-                            ~block->alone[i];
+        find_wanted(block, false, wanted);
         return block->huge && worth_splitting(rules, wanted);
 }
 
@@ -229,12 +236,7 @@ static int block_add(Planner *p, const Block *block, unsigned from, unsigned to)
         PageSet wanted;
         int r;
 
-        for (unsigned i = 0; i < ELEMENTSOF(wanted); i++) {
-                wanted[i] = ((block->twin[i] | block->zero[i]) & ~block->changed[i]) | block->merged[i];
-                if (p->vma->mergeable)
-                        wanted[i] |= block->zeropage[i];
-                wanted[i] &= ~block->alone[i];
-        }
+        find_wanted(block, p->vma->mergeable, wanted);
         if (block->huge && !p->vma->mergeable && (block->keep_whole || !worth_splitting(p->rules, wanted))) {
                 leave(p, wanted, from, to, &p->plan->pages_left_huge);
                 return 0;
