@@ -199,7 +199,7 @@ static int deal(Domain *domain, ScanBatch *batches, size_t n) {
         int r = 0;
 
         for (unsigned s = 0; s < UNSTABLE_SHARDS; s++)
-                domain->shards[s].n = domain->shards[s].done = 0;
+                domain->shards[s].n = 0;
         for (size_t b = 0; b < n; b++)
                 for (unsigned i = 0; i < batches[b].n; i++) {
                         ScanPage *p = &batches[b].pages[i];
@@ -260,16 +260,16 @@ typedef struct Round {
         ScanBatch *batches;
 } Round;
 
-/* Up to SEE_PAGES of what is left for the shard. */
-static size_t take_pages(const Round *round, DomainShard *shard, const ScanPage *pages[static SEE_PAGES],
-                         uint64_t keys[static SEE_PAGES]) {
-        size_t n = 0;
+/* Up to SEE_PAGES of the shard's items, from this one on. */
+static size_t take_pages(const Round *round, const DomainShard *shard, size_t from,
+                         const ScanPage *pages[static SEE_PAGES], uint64_t keys[static SEE_PAGES]) {
+        size_t n = MIN_OF(shard->n - from, (size_t)SEE_PAGES);
 
-        for (; shard->done < shard->n && n < SEE_PAGES; n++) {
-                uint32_t which = shard->items[shard->done++];
+        for (size_t i = 0; i < n; i++) {
+                uint32_t which = shard->items[from + i];
 
-                pages[n] = &round->batches[which / SCAN_BATCH_PAGES].pages[which % SCAN_BATCH_PAGES];
-                keys[n] = pages[n]->key;
+                pages[i] = &round->batches[which / SCAN_BATCH_PAGES].pages[which % SCAN_BATCH_PAGES];
+                keys[i] = pages[i]->key;
         }
         return n;
 }
@@ -300,11 +300,11 @@ static void match_shard(void *userdata, unsigned thread, size_t item) {
         const Round *round = userdata;
         DomainShard *shard = &round->domain->shards[item];
 
-        while (shard->done < shard->n) {
+        for (size_t from = 0; from < shard->n; from += SEE_PAGES) {
                 const ScanPage *pages[SEE_PAGES];
                 uint64_t keys[SEE_PAGES], refs[SEE_PAGES], others[SEE_PAGES];
                 int results[SEE_PAGES];
-                size_t n = take_pages(round, shard, pages, keys);
+                size_t n = take_pages(round, shard, from, pages, keys);
 
                 n = sift(round->domain, shard, pages, keys, n);
                 for (size_t i = 0; i < n; i++)
