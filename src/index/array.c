@@ -34,14 +34,10 @@ static size_t piece_bytes(const Array *array) {
         return piece;
 }
 
-static void array_hold(Array *array, size_t bytes) {
-        size_t more = bytes - array->held;
-
-        /* A kernel that cannot (before 5.14) has a fault for each as it is used. */
-        if (more > PAGE_BYTES && more <= PIECE_MAX)
-                (void)madvise(array->data + array->held, more, MADV_POPULATE_WRITE);
-        array->all->held += more;
+static void set_held(Array *array, size_t bytes) {
+        array->all->held -= array->held;
         array->held = bytes;
+        array->all->held += bytes;
 }
 
 int array_extend(Array *array, size_t bytes) {
@@ -57,7 +53,11 @@ int array_extend(Array *array, size_t bytes) {
                 array->data = p;
                 array->reserved = want;
         }
-        array_hold(array, round_up(bytes, piece_bytes(array)));
+        size_t hold = round_up(bytes, piece_bytes(array)), more = hold - array->held;
+        /* A kernel that cannot (before 5.14) has a fault for each as it is used. */
+        if (more > PAGE_BYTES && more <= PIECE_MAX)
+                (void)madvise(array->data + array->held, more, MADV_POPULATE_WRITE);
+        set_held(array, hold);
         return 0;
 }
 
@@ -66,8 +66,7 @@ static void array_trim(Array *array) {
 
         if (keep >= array->held || madvise(array->data + keep, array->held - keep, MADV_DONTNEED) < 0)
                 return;
-        array->all->held -= array->held - keep;
-        array->held = keep;
+        set_held(array, keep);
 
         size_t reserve = MAX_OF(round_up(2 * keep, RESERVED_MIN), RESERVED_MIN);
         if (reserve <= array->reserved / 2 && munmap(array->data + reserve, array->reserved - reserve) >= 0)

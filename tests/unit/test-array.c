@@ -5,6 +5,8 @@
 
 #include "index-model.h"
 
+#include <sys/mman.h>
+
 #define MIB ((size_t)1 << 20)
 #define STEP 61U /* every so many bytes are looked at */
 
@@ -74,6 +76,24 @@ static void test_reserve(void **state) {
         array_done(&b);
 }
 
+/* What a large array takes next is there before it is touched. */
+static void test_pieces(void **state) {
+        Arrays all = {};
+        Array array;
+        size_t held;
+        uint8_t there[16];
+
+        array_init(&array, &all);
+        assert_int_equal(array_grow(&array, 8 * MIB), 0);
+        held = array.held;
+        assert_int_equal(array_grow(&array, held + 1), 0);
+        assert_int_equal(array.held - held, sizeof there * PAGE_BYTES);
+        assert_int_equal(mincore(array.data + held, array.held - held, there), 0);
+        for (size_t i = 0; i < sizeof there; i++)
+                assert_int_equal(there[i] & 1, 1);
+        array_done(&array);
+}
+
 static void test_out_of_memory(void **state) {
         Arrays all = {};
         Array array;
@@ -102,6 +122,7 @@ int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(test_grow_and_shrink),
                 cmocka_unit_test(test_reserve),
+                cmocka_unit_test(test_pieces),
                 cmocka_unit_test(test_out_of_memory),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);
