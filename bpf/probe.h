@@ -71,8 +71,16 @@ enum probe_flush_by {
         PROBE_BY_N,
 };
 
-#define PROBE_FLUSH_REASONS 8   /* Linux 6.18 has six */
-#define PROBE_FLUSH_REMOTE_SEND 4 /* TLB_REMOTE_SEND_IPI of enum tlb_flush_reason (linux/mm_types.h): others were asked */
+/* enum tlb_flush_reason (linux/mm_types.h) as of Linux 6.18, and room for more. */
+enum probe_flush_reason {
+        PROBE_FLUSH_TASK_SWITCH,
+        PROBE_FLUSH_REMOTE,
+        PROBE_FLUSH_LOCAL,
+        PROBE_FLUSH_LOCAL_MM,
+        PROBE_FLUSH_REMOTE_SEND,        /* other CPUs were asked */
+        PROBE_FLUSH_REMOTE_WRONG_CPU,
+        PROBE_FLUSH_REASONS = 8
+};
 
 struct probe_flush_count {
         __u64 flushes;

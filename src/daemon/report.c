@@ -137,9 +137,14 @@ static const char *const flush_names[PROBE_BY_N] = {
         [PROBE_BY_DAEMON] = "daemon",
 };
 
-/* enum tlb_flush_reason (linux/mm_types.h, 6.18); what a later kernel adds is "other". */
+/* What a later kernel adds is "other". */
 static const char *const flush_reasons[PROBE_FLUSH_REASONS] = {
-        "task_switch", "remote", "local", "local_mm", "remote_send", "remote_wrong_cpu", "other", "other",
+        [PROBE_FLUSH_TASK_SWITCH] = "task_switch",
+        [PROBE_FLUSH_REMOTE] = "remote",
+        [PROBE_FLUSH_LOCAL] = "local",
+        [PROBE_FLUSH_LOCAL_MM] = "local_mm",
+        [PROBE_FLUSH_REMOTE_SEND] = "remote_send",
+        [PROBE_FLUSH_REMOTE_WRONG_CPU] = "remote_wrong_cpu", "other", "other",
 };
 
 static const char *const ksm_names[PROBE_KSM_N] = {

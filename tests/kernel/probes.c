@@ -269,9 +269,6 @@ static uint64_t all_flushes(Probes *probes, uint64_t ret_reasons[static PROBE_FL
         return sum;
 }
 
-/* enum tlb_flush_reason, include/linux/mm_types.h. */
-enum { FLUSH_LOCAL_MM = 3, FLUSH_REMOTE_SEND = 4 };
-
 static bool stop_toucher;
 
 static void *touch(void *memory) {
@@ -327,7 +324,7 @@ static bool compare_flushes(Probes *probes, const char *tracefs) {
                (unsigned long long)(ours[1] - ours[0]), (unsigned long long)(own[1] - own[0]));
         CHECK(all >= 5000, "nothing was flushed");
         CHECK(own[1] - own[0] >= 5000, "not by us");
-        CHECK(of[1][FLUSH_REMOTE_SEND] + of[1][FLUSH_LOCAL_MM] >= 5000, "not for these reasons");
+        CHECK(of[1][PROBE_FLUSH_REMOTE_SEND] + of[1][PROBE_FLUSH_LOCAL_MM] >= 5000, "not for these reasons");
         munmap(memory, 16 * PAGE_BYTES);
         for (unsigned i = 0; i < PROBE_FLUSH_REASONS; i++)
                 if (MAX_OF(of[1][i], theirs[i]) >= 1000 && apart(of[1][i], theirs[i]))
