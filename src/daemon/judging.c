@@ -17,7 +17,6 @@
 
 #include "base/clock.h"
 #include "base/log.h"
-#include "conf/conf-value.h"
 
 #include <string.h>
 

@@ -4,11 +4,10 @@
 cost too much; and says so when it has none."""
 import json
 import statistics
-import subprocess
 import sys
 import time
 
-from harness import KSMCTL, Frames, Host, check, run_tests, wait_for
+from harness import Frames, Host, check, run_tests, wait_for
 from judgement import HOT_PAGES, Victim, probed, start
 
 SLEEPER = [sys.executable, "-c", "import time; time.sleep(600)"]
@@ -64,8 +63,7 @@ def counted():
 
 def break_nsec(host):
     """What a write to a merged page takes on this machine."""
-    return json.loads(subprocess.run([str(KSMCTL), "--config", host.configure(""), "--json", "doctor"], text=True,
-                                     stdout=subprocess.PIPE).stdout)["break_nsec"]
+    return json.loads(host.ctl("--config", host.configure(""), "--json", "doctor", expect=None))["break_nsec"]
 
 
 def breaks_cost_too_much():
