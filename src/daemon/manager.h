@@ -73,7 +73,8 @@ typedef struct Manager {
         Burst *burst;
         Budget budget;                  /* CPUQuota=, CPUQuotaBusy= */
         CpuLeft cpu_left;
-        bool host_busy;                 /* as of the last look: others leave hardly a CPU */
+        bool host_busy;                 /* others leave hardly a CPU, or did a moment ago */
+        uint64_t others_left_nsec;      /* for how long they have left one; 0: not at the last look */
         bool stranger_marked;           /* merging waits for a process of another domain to be undone */
         WalkCost walk;                  /* for MaxPageSharing=auto; mapping_nsec 0: not measured yet */
         uint32_t max_page_sharing;      /* in force, as of the last burst; 0: there was none */
@@ -158,7 +159,7 @@ bool manager_breathe(Manager *manager, uint64_t nsec);
 bool manager_attend(Manager *manager);
 /* As manager_breathe() between two steps of the burst, which is paused meanwhile if it must wait. */
 bool manager_breathe_in_burst(Manager *manager);
-/* Whether the host is busy, and what follows: looks at most every half second. */
+/* Whether the host is busy, and what follows: looks at most every tenth of a second. */
 void manager_look_at_others(Manager *manager);
 /* The configuration says another, or others want more or less of the CPUs. */
 void manager_set_quota(Manager *manager);

@@ -60,8 +60,24 @@ static bool plan_is_due(const Manager *m, Member *member) {
                ++member->passes_waited >= PLAN_PATIENCE;
 }
 
+typedef struct Pausing {
+        Manager *manager;
+        const Member *member;
+        bool interrupted;
+} Pausing;
+
+/* Between two stops of a process the event loop runs, and CPUQuota= is kept. */
+static bool pause_marking(void *userdata) {
+        Pausing *pausing = userdata;
+
+        pausing->interrupted = manager_breathe(pausing->manager, 0);
+        return pausing->interrupted || passed_over(pausing->member) || target_image_replaced(pausing->member->target);
+}
+
+/* -ECANCELED. */
 static int mark_member(Pass *pass, Member *member) {
         Manager *m = pass->manager;
+        Pausing pausing = { .manager = m, .member = member };
         _cleanup_(plan_done) Plan plan = { 0 };
         AdviseResult result = { 0 };
         PlanRules rules = {
@@ -97,7 +113,7 @@ static int mark_member(Pass *pass, Member *member) {
                                                                            plan.pages_left_run + plan.pages_left_stack);
         if (member->group->slot->dry_run || member->skip != TARGET_OK)
                 return 0;
-        r = advise_apply(m->advise, member->target, &plan, &member->marks, &result);
+        r = advise_apply(m->advise, member->target, &plan, &member->marks, pause_marking, &pausing, &result);
         log_debug("process %d: %lu pages wanted, %zu ranges planned: %lu pages marked, %lu unmarked, %lu ranges failed: %d",
                   member->target->pid, plan.pages_wanted, plan.n, result.pages_marked, result.pages_unmarked,
                   result.failed_ranges, r);
@@ -109,10 +125,10 @@ static int mark_member(Pass *pass, Member *member) {
         pass->marks_changed |= result.pages_marked + result.pages_unmarked > 0;
         if (result.pages_marked + result.pages_unmarked > 0 || r > 0)
                 member->vmas_fingerprint = 0; /* marks show in smaps alone */
-        member->plan_again = r > 0 || member->marks.n_idle > 0;
+        member->plan_again = r > 0 || result.unfinished || member->marks.n_idle > 0;
         if (r > 0)
                 manager_note_remote_error(m, member, r);
-        return r < 0 ? r : 0;
+        return pausing.interrupted ? -ECANCELED : r < 0 ? r : 0;
 }
 
 static int carry_out(Pass *pass, Member *member) {
@@ -166,6 +182,8 @@ int pass_mark(Pass *pass) {
                         continue;
                 }
                 r = carry_out(pass, member);
+                if (r == -ECANCELED)
+                        return r;
                 if (r < 0)
                         log_debug("process %d: marking: %s", member->target->pid, strerror(-r));
         }

@@ -19,9 +19,11 @@
 /* Where flushes cost somebody something: BreakQuota= is not to be exceeded by much. */
 #define COSTS_LOOK_NSEC (20 * NSEC_PER_MSEC)
 /* How often to look at what others leave, and how much of one CPU that must be for us not to be in their way: our
- * thread and ksmd are nice, yet take up to a third of a CPU from whoever wants it. */
-#define OTHERS_LOOK_NSEC (500 * NSEC_PER_MSEC)
+ * thread and ksmd are nice, yet take up to a third of a CPU from whoever wants it. What they feel is over in half a second
+ * where all is new to us, so that they want it is believed at once; that they do not, when it has lasted as long. */
+#define OTHERS_LOOK_NSEC (100 * NSEC_PER_MSEC)
 #define OTHERS_LEAVE_MIN (CONF_SHARE_ONE * 2 / 3)
+#define OTHERS_LEAVE_FOR_NSEC (500 * NSEC_PER_MSEC)
 
 /* There is something for the main loop to carry out before more work is done. */
 static bool interrupted(const Manager *m) {
@@ -66,14 +68,15 @@ void manager_set_quota(Manager *m) {
 }
 
 void manager_look_at_others(Manager *m) {
-        uint64_t now = now_nsec();
+        uint64_t now = now_nsec(), since = now - m->cpu_left.now_nsec;
         uint32_t left;
         bool busy;
 
-        if (now - m->cpu_left.now_nsec < OTHERS_LOOK_NSEC)
+        if (since < OTHERS_LOOK_NSEC)
                 return;
         busy = cpu_left_look(&m->cpu_left, NULL, now, cpu_nsec(m), &left) == 0 && left < OTHERS_LEAVE_MIN;
-        if (busy == m->host_busy)
+        m->others_left_nsec = busy ? 0 : m->others_left_nsec + since;
+        if (busy == m->host_busy || (m->host_busy && m->others_left_nsec < OTHERS_LEAVE_FOR_NSEC))
                 return;
         m->host_busy = busy;
         manager_set_quota(m);

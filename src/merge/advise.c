@@ -130,8 +130,21 @@ static int batch_run_outside(const Target *target, Batch *batch) {
         return 0;
 }
 
-static int batch_run(Advise *advise, Target *target, Batch *batch, AdviseResult *result) {
-        size_t done;
+static int batch_run_inside(Advise *advise, Target *target, Batch *batch, AdvisePause pause, void *userdata,
+                            AdviseResult *result) {
+        size_t done = 0, made;
+        int r;
+
+        do {
+                r = remote_call_some(advise->remote, target, batch->calls + done, batch->n - done, &made);
+                done += made;
+                result->unfinished = r == 0 && done < batch->n && pause && pause(userdata);
+        } while (r == 0 && done < batch->n && !result->unfinished);
+        return r;
+}
+
+static int batch_run(Advise *advise, Target *target, Batch *batch, AdvisePause pause, void *userdata,
+                     AdviseResult *result) {
         int r;
 
         if (batch->n == 0)
@@ -139,7 +152,7 @@ static int batch_run(Advise *advise, Target *target, Batch *batch, AdviseResult 
         if (advise->process_madvise)
                 r = batch_run_outside(target, batch);
         else
-                r = remote_call(advise->remote, target, batch->calls, batch->n, &done);
+                r = batch_run_inside(advise, target, batch, pause, userdata, result);
         for (size_t i = 0; i < batch->n; i++) {
                 const RemoteCall *call = &batch->calls[i];
 
@@ -332,7 +345,8 @@ static int wish_account(const Wish *wish, Target *target, Marks *marks, const Ba
         return r;
 }
 
-int advise_apply(Advise *advise, Target *target, const Plan *plan, Marks *marks, AdviseResult *ret) {
+int advise_apply(Advise *advise, Target *target, const Plan *plan, Marks *marks, AdvisePause pause, void *userdata,
+                 AdviseResult *ret) {
         _cleanup_(wish_done) Wish wish = {};
         _cleanup_(batch_done) Batch batch = {};
         AdviseResult result = {};
@@ -348,7 +362,7 @@ int advise_apply(Advise *advise, Target *target, const Plan *plan, Marks *marks,
                 r = marks_record(advise, target, marks);
         if (r < 0)
                 return r;
-        outcome = batch_run(advise, target, &batch, &result);
+        outcome = batch_run(advise, target, &batch, pause, userdata, &result);
         r = wish_account(&wish, target, marks, &batch, result.failed_ranges > 0 || outcome == REMOTE_E_LOST);
         *ret = result;
         return outcome != 0 ? outcome : r;
@@ -418,7 +432,7 @@ int advise_undo(Advise *advise, Target *target, Marks *marks, uint64_t until_nse
                 if (r == 0)
                         r = batch_add(&batch, &step, MADV_UNMERGEABLE, UNMARK_PIECE_BYTES);
                 if (r == 0)
-                        r = batch_run(advise, target, &batch, &result);
+                        r = batch_run(advise, target, &batch, NULL, NULL, &result);
                 if (r == 0 && now_nsec() >= until_nsec) {
                         result.unfinished = true;
                         break;

@@ -53,13 +53,17 @@ void marks_done(Marks *marks);
 typedef struct AdviseResult {
         uint64_t pages_marked, pages_unmarked, calls;
         uint64_t failed_ranges; /* changed under us, or refused */
-        bool unfinished;        /* undoing: the time was up; the next call goes on */
+        bool unfinished;        /* there is more to be done: by the next plan; undoing, by the next call */
 } AdviseResult;
 
+/* Asked between two stops, for as long as the caller likes; true: what is not done yet is to be left. */
+typedef bool (*AdvisePause)(void *userdata);
+
 /* Makes the marks what the plan (from a list of the mappings as they are now) says: marks what is new; unmarks what
- * several plans in a row wanted no more. 0 (also when single ranges failed: counted), REMOTE_E_* when the target could
- * not be called, wholly or for the rest (*ret then says what was done before); -errno. */
-int advise_apply(Advise *advise, Target *target, const Plan *plan, Marks *marks, AdviseResult *ret);
+ * several plans in a row wanted no more. pause: may be NULL. 0 (also when single ranges failed: counted), REMOTE_E_* when
+ * the target could not be called, wholly or for the rest (*ret then says what was done before); -errno. */
+int advise_apply(Advise *advise, Target *target, const Plan *plan, Marks *marks, AdvisePause pause, void *userdata,
+                 AdviseResult *ret);
 
 /* Unmarks everything we marked: the kernel un-shares it. Repeated while that makes progress; 0 with failed_ranges > 0
  * when some are left (un-sharing needs memory). Something is done in each call, but until until_nsec (now_nsec(), some

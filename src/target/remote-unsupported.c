@@ -10,6 +10,7 @@
 int remote_new(Remote **ret) { return -EOPNOTSUPP; }
 Remote *remote_free(Remote *remote) { return NULL; }
 int remote_call(Remote *remote, Target *target, RemoteCall *calls, size_t n, size_t *ret_done) { return -EOPNOTSUPP; }
+int remote_call_some(Remote *remote, Target *target, RemoteCall *calls, size_t n, size_t *ret_done) { return -EOPNOTSUPP; }
 void remote_insist(Remote *remote, bool insist) {}
 int remote_adopt(Remote *remote, Target *target, int *ret_uffd, TargetSkip *ret) { return -EOPNOTSUPP; }
 int remote_transact(Remote *remote, Target *target, RemoteTransaction *transaction) { return -EOPNOTSUPP; }

@@ -208,27 +208,39 @@ static int call_once_somewhere(Remote *remote, Target *target, RemoteCall *calls
         return REMOTE_E_BUSY;
 }
 
-int remote_call(Remote *remote, Target *target, RemoteCall *calls, size_t n, size_t *ret_done) {
-        size_t done = 0;
-        int r = 0;
+static void none_made(RemoteCall *calls, size_t n) {
         for (size_t i = 0; i < n; i++) {
                 calls[i].ret = -ECANCELED;
                 calls[i].fd = -EBADF;
         }
+}
+
+int remote_call_some(Remote *remote, Target *target, RemoteCall *calls, size_t n, size_t *ret_done) {
+        size_t batch = (size_t)(REMOTE_RUN_NSEC / remote->call_nsec), made = 0;
+        batch = MAX_OF(batch, (size_t)BATCH_MIN);
+        batch = MIN_OF(batch, (size_t)REMOTE_BATCH_MAX);
+        batch = MIN_OF(batch, n);
+        for (size_t i = 0; i < batch; i++)
+                if (calls[i].take)
+                        batch = i + 1; /* one of them in a stop, and held no longer than need be */
+        none_made(calls, batch);
+        remote_reap(remote);
+        int r = call_once_somewhere(remote, target, calls, batch, &made);
+        if (r == 0 && made == 0)
+                r = REMOTE_E_LOST; /* somebody wrote into the region: not for ever */
+        if (r != 0)
+                remote->stats.failures++;
+        *ret_done = made;
+        return r;
+}
+
+int remote_call(Remote *remote, Target *target, RemoteCall *calls, size_t n, size_t *ret_done) {
+        size_t done = 0;
+        int r = 0;
+        none_made(calls, n);
         while (done < n && r == 0) {
-                size_t batch = (size_t)(REMOTE_RUN_NSEC / remote->call_nsec), made = 0;
-                batch = MAX_OF(batch, (size_t)BATCH_MIN);
-                batch = MIN_OF(batch, (size_t)REMOTE_BATCH_MAX);
-                batch = MIN_OF(batch, n - done);
-                for (size_t i = 0; i < batch; i++)
-                        if (calls[done + i].take)
-                                batch = i + 1; /* one of them in a stop, and held no longer than need be */
-                remote_reap(remote);
-                r = call_once_somewhere(remote, target, calls + done, batch, &made);
-                if (r == 0 && made == 0)
-                        r = REMOTE_E_LOST; /* somebody wrote into the region: not for ever */
-                if (r != 0)
-                        remote->stats.failures++;
+                size_t made;
+                r = remote_call_some(remote, target, calls + done, n - done, &made);
                 done += made;
                 if (made > 0 && calls[done - 1].ret < 0 && calls[done - 1].ret >= -4095 && !calls[done - 1].ignore_error)
                         break;

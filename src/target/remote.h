@@ -50,6 +50,9 @@ DEFINE_CLEANUP(Remote, remote_free)
 /* Makes the calls in as many stops as keep each within its time box (2 ms at p99). *ret_done, also on failure: calls
  * made. 0: all of them, or up to and with the first that failed (its ret says how); REMOTE_E_*; -errno. */
 int remote_call(Remote *remote, Target *target, RemoteCall *calls, size_t n, size_t *ret_done);
+/* The same with the first of them, as many as one stop has room for, which is one at least (n > 0). Of the others nothing
+ * is said, not even that they were not made. */
+int remote_call_some(Remote *remote, Target *target, RemoteCall *calls, size_t n, size_t *ret_done);
 
 /* While this is set, a stop that takes longer than it should, as each does where CPUs are scarce, is made as often as
  * takes a sixteenth of the time, not once in five seconds: for what has to be undone. */

@@ -251,7 +251,7 @@ static uint64_t mark(Advise *advise, Child *child) {
                 rules.vmas_now = vmas.n;
                 CHECK(plan_make(&space, &vmas, &rules, &plan) == 0);
                 CHECK(plan.pages_marked == count_kind(TWIN) + count_kind(ZERO));
-                r = advise_apply(advise, child->target, &plan, &child->marks, &result);
+                r = advise_apply(advise, child->target, &plan, &child->marks, NULL, NULL, &result);
                 CHECK(result.failed_ranges == 0);
                 marked += result.pages_marked;
                 if (r != 0)

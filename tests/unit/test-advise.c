@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 
 /* Marks and their undoing against a fake target: a row of pages that are mapped or not and mergeable or not. The fake
- * replaces remote_call() and target_read_vma_flags() at link time. */
+ * replaces remote_call_some() and target_read_vma_flags() at link time. */
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -28,25 +28,30 @@
 static struct {
         bool mapped[N_PAGES], mergeable[N_PAGES];
         VmaSkip skip[N_PAGES];
-        unsigned fail_after;    /* calls made before remote_call() gives up with outcome */
+        unsigned fail_after;    /* calls made in a stop before remote_call_some() gives up with outcome */
         int outcome;
         bool forgetful;         /* it says of no call what it returned */
         int error;              /* of each call */
-        unsigned calls, batches;
+        unsigned stop_calls;    /* there is room for in a stop */
+        unsigned calls, batches, pauses, pauses_max;
 } fake;
 
 static void fake_reset(void) {
         memset(&fake, 0, sizeof fake);
         memset(fake.mapped, true, sizeof fake.mapped);
-        fake.fail_after = UINT32_MAX;
+        fake.fail_after = fake.stop_calls = fake.pauses_max = UINT32_MAX;
 }
 
-int remote_call(Remote *remote, Target *target, RemoteCall *calls, size_t n, size_t *ret_done) {
+int remote_call_some(Remote *remote, Target *target, RemoteCall *calls, size_t n, size_t *ret_done) {
+        assert_true(n > 0);
+        n = MIN_OF(n, fake.stop_calls);
         fake.batches++;
         for (size_t i = 0; i < n; i++) {
                 size_t first = (calls[i].args[0] - BASE) / PAGE_BYTES, pages = calls[i].args[1] / PAGE_BYTES;
-                if (i >= fake.fail_after)
+                if (i >= fake.fail_after) {
+                        *ret_done = i;
                         return fake.outcome;
+                }
                 assert_int_equal(calls[i].nr, SYS_madvise);
                 assert_true(calls[i].ignore_error && pages > 0 && first + pages <= N_PAGES);
                 fake.calls++;
@@ -63,6 +68,8 @@ int remote_call(Remote *remote, Target *target, RemoteCall *calls, size_t n, siz
         *ret_done = n;
         return fake.forgetful ? REMOTE_E_LOST : 0;
 }
+
+static bool pause_then_end(void *userdata) { return ++fake.pauses >= fake.pauses_max; }
 
 int target_read_vma_flags(Target *target, bool include_dontdump, VmaList *ret) {
         VmaList list = {};
@@ -140,7 +147,7 @@ static int apply(Fixture *f, unsigned a, unsigned b, unsigned c, unsigned d, Adv
         if (c < d)
                 plan.ranges[plan.n++] = (PlanRange){ BASE + c * PAGE_BYTES, BASE + d * PAGE_BYTES };
         *ret = (AdviseResult){};
-        return advise_apply(f->advise, &f->target, &plan, &f->marks, ret);
+        return advise_apply(f->advise, &f->target, &plan, &f->marks, pause_then_end, NULL, ret);
 }
 
 static unsigned marked(unsigned from, unsigned to) {
@@ -188,6 +195,28 @@ static void test_mark_and_undo(void **state) {
         assert_true(has_state(f)); /* for who was forked meanwhile */
         advise_forget(f->advise, &f->target, &f->marks);
         assert_false(has_state(f));
+}
+
+/* The caller has its turn between two stops, and may leave the rest to the next plan. */
+static void test_paused(void **state) {
+        Fixture *f = *state;
+        AdviseResult result;
+
+        load(f);
+        fake.stop_calls = 1;
+        assert_int_equal(apply(f, 10, 20, 30, 40, &result), 0);
+        assert_int_equal(fake.batches, 2);
+        assert_int_equal(fake.pauses, 1); /* not when all is done */
+        assert_false(result.unfinished);
+        fake.pauses_max = 2;
+        assert_int_equal(apply(f, 10, 25, 30, 45, &result), 0);
+        assert_true(result.unfinished);
+        assert_int_equal(result.pages_marked, 5);
+        assert_int_equal(marked(0, N_PAGES), 25);
+        assert_int_equal(ranges_pages(&f->marks.ours), 25);
+        assert_int_equal(apply(f, 10, 25, 30, 45, &result), 0);
+        assert_false(result.unfinished);
+        assert_int_equal(marked(0, N_PAGES), 30);
 }
 
 /* What the process marked itself before we came stays, and what it marks later too. */
@@ -614,7 +643,7 @@ static void test_ranges(void **state) {
 int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(test_ranges),
-                TEST(test_mark_and_undo), TEST(test_foreign), TEST(test_crash), TEST(test_moved),
+                TEST(test_mark_and_undo), TEST(test_paused), TEST(test_foreign), TEST(test_crash), TEST(test_moved),
                 TEST(test_no_flapping), TEST(test_secret), TEST(test_foreign_secret_stays), TEST(test_hole),
                 TEST(test_refused), TEST(test_interrupted), TEST(test_in_slices), TEST(test_in_slices_ends),
                 TEST(test_slice_fails), TEST(test_bad_state_file), TEST(test_sweep),
