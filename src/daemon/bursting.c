@@ -10,7 +10,6 @@
 #include "conf/conf-value.h"
 
 #include <string.h>
-#include <unistd.h>
 
 /* A burst is worth while for one page to merge in so many marked ones; fewer wait for so many passes. */
 #define BURST_WORTH 64U
@@ -23,11 +22,13 @@
 /* Where there is little CPU a burst takes minutes: what is saved is counted meanwhile, and what breaks again is
  * noticed. */
 #define CENSUS_IN_BURST_NSEC (10 * NSEC_PER_SEC)
-/* Who runs is asked for so long after a burst began (of less than ten ticks or so nothing can be said), then so often. */
-#define LOOK_FIRST_NSEC (100 * NSEC_PER_MSEC)
-#define LOOK_NSEC (10 * NSEC_PER_SEC)
-/* What was used before comes to a tick just now: processes that sleep have their timers. */
-#define TICKS_BY_CHANCE 2U
+/* Who runs is asked for so long after a burst began, then so often. */
+#define LOOK_FIRST_NSEC (20 * NSEC_PER_MSEC)
+#define LOOK_NSEC NSEC_PER_SEC
+/* Who used less than one in so many of a CPU's time is asleep, but for its timers. */
+#define ASLEEP_SHARE 16U
+/* Who asked for a pass is let wait for BreakQuota= so long. */
+#define ASKED_WAIT_MAX_NSEC (5 * NSEC_PER_SEC)
 
 /* In a burst ksmd visits everything marked two or three times, so a handful of pages is let wait for company; and what
  * the last burst could not merge (pages that are pinned, or never stand still) is tried ever more seldom, unless more
@@ -43,8 +44,6 @@ static bool burst_is_due(Manager *m, const Pass *pass) {
                 return false;
         if (m->once)
                 return true;
-        if (manager_breaks_too_dear(m))
-                return false;
         m->passes_waited++;
         /* A process that could not be called before: what is marked in it may be what the last burst missed. */
         if (pass->newly_marked * PROGRESS_SHARE > m->burst_missed) {
@@ -189,33 +188,59 @@ static void look_at_merged(Member *member) {
 /* TLB flushes cost those who run. Our own calls in them (marking) are over when a burst begins, and what is left is what
  * they do by themselves. */
 static void look_who_runs(Pass *pass, uint64_t elapsed_nsec) {
-        uint64_t ticks = 0, ran;
+        uint64_t ran = 0;
 
         for (size_t i = 0; i < pass->n_members; i++) {
                 Member *member = pass->members[i];
-                uint64_t before = member->ticks;
-                TargetActivity now;
+                uint64_t before = member->cpu_nsec, used;
 
-                member->ticks = UINT64_MAX;
-                if (passed_over(member) || target_activity(member->target, &now) != 0)
+                member->cpu_nsec = UINT64_MAX;
+                if (passed_over(member) || target_cpu_nsec(member->target, &member->cpu_nsec) != 0)
                         continue;
-                member->ticks = now.cpu_ticks;
-                ticks += now.cpu_ticks - MIN_OF(before, now.cpu_ticks);
+                used = member->cpu_nsec - MIN_OF(before, member->cpu_nsec);
+                if (used > elapsed_nsec / ASLEEP_SHARE)
+                        ran += used;
         }
-        if (elapsed_nsec == 0)
-                return;
-        ran = (ticks - MIN_OF(ticks, (uint64_t)TICKS_BY_CHANCE)) * (NSEC_PER_SEC / (uint64_t)sysconf(_SC_CLK_TCK));
-        pass->manager->running = (uint32_t)MIN_OF(ran / (elapsed_nsec / CONF_SHARE_ONE), (uint64_t)UINT32_MAX);
+        if (elapsed_nsec > 0)
+                pass->manager->running = (uint32_t)MIN_OF(ran / (elapsed_nsec / CONF_SHARE_ONE), (uint64_t)UINT32_MAX);
 }
 
-/* Until ksmd is done; 0: or it merged as much as BreakQuota= allows for now. -ECANCELED. */
+/* BreakQuota= has merging wait, between two portions or to begin with. It does until the next pass is due, unless somebody
+ * waits for this one, or for the next. */
+static bool waits_too_long(const Pass *pass, uint64_t begun, uint64_t hold) {
+        const Manager *m = pass->manager;
+        uint64_t until = now_nsec() + hold;
+
+        return until >= m->next_pass_nsec || manager_scan_waits(m) ||
+               (pass->asked_for && until >= begun + ASKED_WAIT_MAX_NSEC);
+}
+
+enum { BURSTING_E_HELD_BACK = 1 };
+
+/* BURSTING_E_HELD_BACK, -ECANCELED. */
+static int wait_for_portion(const Pass *pass) {
+        Manager *m = pass->manager;
+        uint64_t begun = now_nsec(), hold;
+
+        while ((hold = m->once ? 0 : manager_breaks_wait_nsec(m)) > 0) {
+                if (waits_too_long(pass, begun, hold)) {
+                        log_debug("pass: nothing is merged: BreakQuota= is used up for %.1f s", (double)hold / NSEC_PER_SEC);
+                        return BURSTING_E_HELD_BACK;
+                }
+                if (manager_breathe(m, hold))
+                        return -ECANCELED;
+        }
+        return 0;
+}
+
+/* Until ksmd is done; 0: or it merged as much as BreakQuota= allows for. -ECANCELED. */
 static int burst_steps(Pass *pass, BurstState *ret) {
         Manager *m = pass->manager;
         uint64_t begun = now_nsec(), looked = begun, look_in = LOOK_FIRST_NSEC, counted = begun;
 
         look_who_runs(pass, 0);
         while ((*ret = burst_step(m->burst)) == BURST_RUNNING) {
-                uint64_t now = now_nsec();
+                uint64_t now = now_nsec(), hold;
 
                 if (now - looked > look_in) {
                         look_who_runs(pass, now - looked);
@@ -223,12 +248,14 @@ static int burst_steps(Pass *pass, BurstState *ret) {
                         looked = now;
                         look_in = LOOK_NSEC;
                 }
-                manager_note_costs(m);
-                if (!m->once && manager_breaks_too_dear(m)) {
+                hold = m->once ? 0 : manager_breaks_wait_nsec(m);
+                if (hold > 0 && waits_too_long(pass, begun, hold)) {
+                        log_debug("pass: BreakQuota= was used up before all was merged (flushes where %u/10000 run)",
+                                  m->running);
                         burst_stop(m->burst);
                         return 0;
                 }
-                if (manager_breathe_in_burst(m)) {
+                if (manager_breathe_in_burst(m, hold)) {
                         burst_stop(m->burst);
                         return -ECANCELED;
                 }
@@ -262,6 +289,9 @@ int pass_burst(Pass *pass) {
                   pass->expected, pass->marked, m->burst_missed, m->passes_waited, m->burst_backoff);
         if (!burst_is_due(m, pass))
                 return 0;
+        r = wait_for_portion(pass);
+        if (r != 0)
+                return r < 0 ? r : 0;
         m->stranger_marked = stranger_is_marked(pass);
         if (m->stranger_marked)
                 return 0;

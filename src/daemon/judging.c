@@ -191,6 +191,13 @@ static uint64_t own_flushes(const Manager *m) {
                flushes.count[PROBE_BY_DAEMON][PROBE_FLUSH_REMOTE_SEND].flushes;
 }
 
+static void note_costs(Manager *m) {
+        uint64_t flushes = m->running_wait ? m->judge_budget.flushes : own_flushes(m);
+
+        judge_budget_note(&m->judge_budget, now_nsec(), manager_cow_breaks(m), flushes, m->running,
+                          m->conf->daemon.break_quota);
+}
+
 void manager_judge(Manager *m) {
         uint16_t turn = turn_now(m);
         uint64_t breaks = probes_cow_breaks(m->probes);
@@ -202,13 +209,9 @@ void manager_judge(Manager *m) {
                 m->turn = turn;
                 foreach_member(m, turn_member);
         }
-        manager_note_costs(m);
-}
-
-void manager_note_costs(Manager *m) {
-        uint64_t flushes = m->running_wait ? m->judge_budget.flushes : own_flushes(m);
-
-        judge_budget_note(&m->judge_budget, now_nsec(), manager_cow_breaks(m), flushes, m->running);
+        note_costs(m);
+        if (m->breaks_too_dear) /* until it is not, though nobody asks */
+                (void)manager_breaks_wait_nsec(m);
 }
 
 void manager_forget_judgement(Manager *m) {
@@ -225,15 +228,14 @@ static void untell(Manager *m, Member *member) {
 
 void manager_forget_told(Manager *m) { foreach_member(m, untell); }
 
-bool manager_breaks_too_dear(Manager *m) {
-        uint32_t share = judge_budget_share(&m->judge_budget, now_nsec());
-        bool before = m->breaks_too_dear;
+uint64_t manager_breaks_wait_nsec(Manager *m) {
+        uint64_t wait = 0;
 
-        m->breaks_too_dear = m->conf->daemon.judgement && share > m->conf->daemon.break_quota;
-        if (m->breaks_too_dear && !before)
-                log_debug("writes to merged pages and TLB flushes cost %u/10000 of a CPU (flushes where %u/10000 run): no more is merged",
-                          share, m->running);
-        return m->breaks_too_dear;
+        note_costs(m);
+        if (m->conf->daemon.judgement)
+                wait = judge_budget_wait_nsec(&m->judge_budget, m->conf->daemon.break_quota);
+        m->breaks_too_dear = wait > 0;
+        return wait;
 }
 
 uint64_t manager_cow_breaks(const Manager *m) { return m->breaks_found + probes_cow_breaks(m->probes); }

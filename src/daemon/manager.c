@@ -368,6 +368,13 @@ bool manager_scan_requested(const Manager *m) {
         return false;
 }
 
+bool manager_scan_waits(const Manager *m) {
+        for (size_t i = 0; i < m->n_requests; i++)
+                if (m->requests[i].kind == REQUEST_SCAN && !m->requests[i].started)
+                        return true;
+        return false;
+}
+
 static void start_scans(Manager *m) {
         for (size_t i = 0; i < m->n_requests; i++)
                 if (m->requests[i].kind == REQUEST_SCAN)

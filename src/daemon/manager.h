@@ -91,9 +91,10 @@ typedef struct Manager {
         VmaReader vma_reader;           /* all targets' */
         struct ProbeNews *news;         /* what the probes said and was not carried out yet */
         JudgeBudget judge_budget;       /* BreakQuota= */
-        bool breaks_too_dear;           /* it was exceeded when that was asked last: no burst begins or goes on */
+        bool breaks_too_dear;           /* it was exceeded when that was asked last: no burst begins or goes on now */
         uint32_t running;               /* how many threads of members ran at a time in the last burst, in CONF_SHARE_ONE */
         bool running_wait;              /* it is being found out: flushes are counted then */
+        uint64_t costs_look_nsec, costs_flushes; /* how soon BreakQuota= is looked at in a burst; flushes at the last look */
         uint64_t breaks_found;          /* by looking: not seen by the probe */
         uint64_t breaks_seen;           /* by the probe, as of the last collection */
         uint32_t looks;                 /* at one member each: JudgeRecord.looked */
@@ -149,16 +150,18 @@ int manager_load_config(Manager *manager);
 /* Answers the i-th request, whose place the last one takes. */
 void manager_end_request(Manager *manager, size_t i, int result, const char *reason, json_t *parameters);
 
-/* Somebody waits for a pass. */
+/* Somebody waits for a pass; for one that has not begun yet. */
 bool manager_scan_requested(const Manager *manager);
+bool manager_scan_waits(const Manager *manager);
 
 /* pace.c: lets the event loop run for nsec, and within a pass for as long as CPUQuota= wants work to wait. true: the
  * work at hand is to be given up. */
 bool manager_breathe(Manager *manager, uint64_t nsec);
 /* The event loop runs once, whatever the quota says: for what is not to wait. The same result. */
 bool manager_attend(Manager *manager);
-/* As manager_breathe() between two steps of the burst, which is paused meanwhile if it must wait. */
-bool manager_breathe_in_burst(Manager *manager);
+/* As manager_breathe() between two steps of the burst, which is paused meanwhile if it must wait, and in any case if
+ * hold_nsec is not 0: for so long, at most a tenth of a second. */
+bool manager_breathe_in_burst(Manager *manager, uint64_t hold_nsec);
 /* Whether the host is busy, and what follows: looks at most every tenth of a second. */
 void manager_look_at_others(Manager *manager);
 /* The configuration says another, or others want more or less of the CPUs. */
@@ -244,14 +247,12 @@ void manager_looked(void *looking, const CensusLook *look);
 void manager_end_looking(JudgeLooking *looking);
 /* Takes in what the probes counted since, and the time: once a second, and in each pass. */
 void manager_judge(Manager *manager);
-/* The counts alone, for BreakQuota=: as often as is wanted. */
-void manager_note_costs(Manager *manager);
 /* PayBack= or Judgement= changed: everybody is let go. */
 void manager_forget_judgement(Manager *manager);
 /* The probes are others: they were told of no block. */
 void manager_forget_told(Manager *manager);
-/* BreakQuota= is exceeded. */
-bool manager_breaks_too_dear(Manager *manager);
+/* For how long BreakQuota= has merging wait; 0: not now. */
+uint64_t manager_breaks_wait_nsec(Manager *manager);
 uint64_t manager_cow_breaks(const Manager *manager);
 void manager_count_judged(const Manager *manager, const Member *member, JudgeCounts *ret);
 

@@ -16,8 +16,11 @@
 
 /* Looking at ksmd more often costs more than it saves. */
 #define BURST_LOOK_MIN_NSEC NSEC_PER_MSEC
-/* Where flushes cost somebody something: BreakQuota= is not to be exceeded by much. */
-#define COSTS_LOOK_NSEC (20 * NSEC_PER_MSEC)
+/* Where flushes cost somebody something: some hundred pages are merged in this time, and what they cost is felt at once.
+ * While none are (ksmd notes pages first, or gets no CPU) a look is made more and more seldom. */
+#define COSTS_LOOK_MIN_NSEC (2 * NSEC_PER_MSEC)
+#define COSTS_LOOK_MAX_NSEC (8 * NSEC_PER_MSEC)
+#define HOLD_MAX_NSEC (100 * NSEC_PER_MSEC)
 /* How often to look at what others leave, and how much of one CPU that must be for us not to be in their way: our
  * thread and ksmd are nice, yet take up to a third of a CPU from whoever wants it. What they feel is over in half a second
  * where all is new to us, so that they want it is believed at once; that they do not, when it has lasted as long. */
@@ -104,9 +107,20 @@ bool manager_breathe(Manager *m, uint64_t nsec) {
 
 bool manager_attend(Manager *m) { return dispatch(m, 0); }
 
-bool manager_breathe_in_burst(Manager *m) {
-        uint64_t wait = budget_wait(m), left;
+/* For how long ksmd may go on before BreakQuota= is looked at. */
+static uint64_t costs_look_nsec(Manager *m) {
+        uint64_t flushes = m->judge_budget.flushes;
+        bool merging = m->running_wait || flushes != m->costs_flushes;
 
+        m->costs_flushes = flushes;
+        m->costs_look_nsec = merging ? COSTS_LOOK_MIN_NSEC : MIN_OF(2 * m->costs_look_nsec, COSTS_LOOK_MAX_NSEC);
+        return m->costs_look_nsec;
+}
+
+bool manager_breathe_in_burst(Manager *m, uint64_t hold_nsec) {
+        uint64_t hold = MIN_OF(hold_nsec, HOLD_MAX_NSEC), wait = budget_wait(m), left;
+
+        wait = MAX_OF(wait, hold);
         if (wait > 0) {
                 burst_pause(m->burst);
                 return dispatch(m, wait);
@@ -114,7 +128,7 @@ bool manager_breathe_in_burst(Manager *m) {
         burst_resume(m->burst);
         left = MAX_OF(budget_left_nsec(&m->budget), BURST_LOOK_MIN_NSEC); /* ksmd is one thread: it takes as long */
         if ((m->running > 0 || m->running_wait) && m->conf->daemon.judgement)
-                left = MIN_OF(left, COSTS_LOOK_NSEC);
+                left = MIN_OF(left, costs_look_nsec(m));
         return dispatch(m, MIN_OF(burst_interval_nsec(m->burst), left));
 }
 

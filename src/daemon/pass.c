@@ -99,7 +99,7 @@ static bool is_anything_shared(Pass *pass) {
         if (!m->burst || m->nodes_asked || any_marked(pass) || burst_start(m->burst, 1, 1) < 0)
                 return true;
         while (burst_step(m->burst) == BURST_RUNNING)
-                if (manager_breathe_in_burst(m)) {
+                if (manager_breathe_in_burst(m, 0)) {
                         burst_stop(m->burst);
                         return true;
                 }

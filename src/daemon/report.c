@@ -66,7 +66,7 @@ static json_t *warnings_json(const Manager *m) {
         if (m->stranger_marked)
                 add_warning(array, "merging waits: a process that left another domain is still marked and cannot be "
                                    "called at the moment");
-        if (m->breaks_too_dear && judge_budget_share(&m->judge_budget, now_nsec()) > m->conf->daemon.break_quota)
+        if (m->breaks_too_dear)
                 add_warning(array, "merging waits: writes to merged pages and TLB flushes cost the processes more than "
                                    "BreakQuota=");
         if (m->limits_refused)

@@ -84,7 +84,7 @@ typedef struct Member {
         Track *track;                   /* NULL: its writes are not followed */
         TargetActivity activity;        /* as of the last pass that looked at it */
         uint64_t faults;                /* since the pass before (UINT64_MAX: unknown) */
-        uint64_t ticks;                 /* CPU time it had used when a burst last looked; UINT64_MAX: not known */
+        uint64_t cpu_nsec;              /* it had used when a burst last looked; UINT64_MAX: not known */
         uint32_t last_pass;             /* of its domain, that read all it had to; 0: none yet */
         Selection todo;                 /* what is to be read */
         Marks marks;

@@ -35,7 +35,7 @@
 
 #include <string.h>
 
-#define BATCH_PAGES 500U
+#define BATCH_PAGES 100U
 #define SCANS_NEEDED 3U
 #define SCANS_NEEDED_FROM_START 2U
 #define FIRST_VISIT_NSEC 600U   /* a page */

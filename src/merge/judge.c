@@ -192,8 +192,22 @@ static void budget_turn(JudgeBudget *budget, uint64_t second) {
         budget->second = second;
 }
 
-void judge_budget_note(JudgeBudget *budget, uint64_t now_nsec, uint64_t breaks, uint64_t flushes, uint32_t running) {
-        uint64_t second = now_nsec / NSEC_PER_SEC;
+/* What a quota gives in a time. */
+static int64_t share_of(uint64_t nsec, uint32_t quota) { return (int64_t)(nsec / ONE * quota + nsec % ONE * quota / ONE); }
+
+static void budget_spend(JudgeBudget *budget, uint64_t now_nsec, uint64_t cost_nsec, uint32_t quota) {
+        uint64_t elapsed = now_nsec > budget->noted_nsec ? now_nsec - budget->noted_nsec : 0;
+
+        elapsed = MIN_OF(elapsed, 2 * JUDGE_OWED_NSEC); /* longer makes no difference */
+        budget->saved_nsec = MIN_OF(budget->saved_nsec + share_of(elapsed, quota), share_of(JUDGE_KEPT_NSEC, quota));
+        budget->saved_nsec -= (int64_t)MIN_OF(cost_nsec, (uint64_t)INT64_MAX / 2);
+        budget->saved_nsec = MAX_OF(budget->saved_nsec, -share_of(JUDGE_OWED_NSEC, quota));
+        budget->noted_nsec = MAX_OF(budget->noted_nsec, now_nsec);
+}
+
+void judge_budget_note(JudgeBudget *budget, uint64_t now_nsec, uint64_t breaks, uint64_t flushes, uint32_t running,
+                       uint32_t quota) {
+        uint64_t second = now_nsec / NSEC_PER_SEC, cost;
 
         if (!budget->begun)
                 *budget = (JudgeBudget){
@@ -205,11 +219,24 @@ void judge_budget_note(JudgeBudget *budget, uint64_t now_nsec, uint64_t breaks, 
                         .flush_nsec = budget->flush_nsec ?: JUDGE_FLUSH_NSEC,
                 };
         budget_turn(budget, second);
-        budget->nsec[second % JUDGE_SLOTS] += (breaks - MIN_OF(breaks, budget->breaks)) * budget->break_nsec +
-                                              (flushes - MIN_OF(flushes, budget->flushes)) * budget->flush_nsec *
-                                                      MIN_OF(running, ONE) / ONE;
+        cost = (breaks - MIN_OF(breaks, budget->breaks)) * budget->break_nsec +
+               (flushes - MIN_OF(flushes, budget->flushes)) * budget->flush_nsec * MIN_OF(running, ONE) / ONE;
+        budget->nsec[second % JUDGE_SLOTS] += cost;
+        budget_spend(budget, now_nsec, cost, quota);
         budget->breaks = breaks;
         budget->flushes = flushes;
+}
+
+uint64_t judge_budget_wait_nsec(JudgeBudget *budget, uint32_t quota) {
+        int64_t missing = share_of(JUDGE_PORTION_NSEC, quota) - budget->saved_nsec;
+
+        if (!budget->begun)
+                return 0;
+        if (budget->saved_nsec <= 0)
+                budget->refilling = true;
+        else if (missing <= 0)
+                budget->refilling = false;
+        return budget->refilling ? (uint64_t)missing * ONE / quota + 1 : 0;
 }
 
 uint32_t judge_budget_share(const JudgeBudget *budget, uint64_t now_nsec) {

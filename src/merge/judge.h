@@ -59,12 +59,18 @@ void judge_drop(Block *block);
 void judge_count(const Block *block, uint16_t turn, JudgeCounts *add);
 
 /*
- * The budget (BreakQuota=): what breaks and TLB flushes may cost the processes, as a share of one CPU. Beyond it no new
- * merging is begun. Estimated from counts, at what each costs here (host/fault-cost.h), or what it costs usually.
+ * The budget (BreakQuota=): what breaks and TLB flushes may cost the processes, as a share of one CPU. Estimated from
+ * counts, at what each costs here (host/fault-cost.h), or what it costs usually. It is spent evenly, in portions that
+ * nobody notices: what costs more at once is saved up again before merging goes on. What was not spent is kept for a
+ * second (ksmd has to wait for a CPU, too), and what was spent beyond it (breaks are not ours to hold back) is owed for ten.
  */
 #define JUDGE_BREAK_NSEC 3000U          /* a write fault on a merged page, its copy included */
 #define JUDGE_FLUSH_NSEC 2000U          /* a TLB flush by ksmd or the daemon: what it takes of a thread that runs */
 #define JUDGE_SLOTS 10U
+/* What the quota gives in these times is a portion, the most that is kept, and the most that is owed. */
+#define JUDGE_PORTION_NSEC (200 * NSEC_PER_MSEC)
+#define JUDGE_KEPT_NSEC NSEC_PER_SEC
+#define JUDGE_OWED_NSEC (JUDGE_SLOTS * NSEC_PER_SEC)
 
 typedef struct JudgeBudget {
         uint64_t nsec[JUDGE_SLOTS];     /* of each of the last seconds, in a ring */
@@ -72,10 +78,17 @@ typedef struct JudgeBudget {
         uint64_t breaks, flushes;       /* as last told */
         bool begun;
         uint32_t break_nsec, flush_nsec; /* the caller's to set; 0: as usual */
+        uint64_t noted_nsec;            /* when that was */
+        int64_t saved_nsec;             /* to be spent; below 0: owed */
+        bool refilling;                 /* it was spent, and is not yet saved again */
 } JudgeBudget;
 
 /* breaks and flushes: counted since the daemon started. running: how many threads of the processes run at a time, in
- * 1/10,000, from 0 on. A flush costs only who runs: who makes it pays by CPUQuota=. More than one are taken for one. */
-void judge_budget_note(JudgeBudget *budget, uint64_t now_nsec, uint64_t breaks, uint64_t flushes, uint32_t running);
+ * 1/10,000, from 0 on. A flush costs only who runs: who makes it pays by CPUQuota=. More than one are taken for one. quota:
+ * of one CPU, in 1/10,000, more than 0. */
+void judge_budget_note(JudgeBudget *budget, uint64_t now_nsec, uint64_t breaks, uint64_t flushes, uint32_t running,
+                       uint32_t quota);
+/* 0: merging may go on; else for how long it may not, as of the last note. */
+uint64_t judge_budget_wait_nsec(JudgeBudget *budget, uint32_t quota);
 /* The share of one CPU, in 1/10,000, that they cost over the last ten seconds. */
 uint32_t judge_budget_share(const JudgeBudget *budget, uint64_t now_nsec);

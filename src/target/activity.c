@@ -5,6 +5,7 @@
 
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 
 /* Fields as proc(5) numbers them; the name, field 2, may hold anything, parentheses too. */
 int target_activity(const Target *target, TargetActivity *ret) {
@@ -25,5 +26,15 @@ int target_activity(const Target *target, TargetActivity *ret) {
                 return -EBADMSG;
         *ret = (TargetActivity){ .faults = minor + major, .cpu_ticks = user + system, .mapped_bytes = mapped,
                                  .resident_pages = resident > 0 ? (uint64_t)resident : 0 };
+        return 0;
+}
+
+int target_cpu_nsec(const Target *target, uint64_t *ret) {
+        struct timespec used;
+        clockid_t clock;
+
+        if (clock_getcpuclockid(target->pid, &clock) != 0 || clock_gettime(clock, &used) < 0)
+                return TARGET_E_GONE;
+        *ret = (uint64_t)used.tv_sec * NSEC_PER_SEC + (uint64_t)used.tv_nsec;
         return 0;
 }

@@ -103,34 +103,58 @@ time.sleep(600)
 """
 
 
+def start_readers(host, does, flushes):
+    """Two with the same 4,000 pages, one of which runs or both sleep, and a daemon with a BreakQuota= for some so many flushes
+    a second: each takes a third of a break, or half."""
+    group, quota = host.cgroup("a"), max(0.01, break_nsec(host) * flushes / 2.5 / 1e9 * 100)
+    readers = [host.spawn(group, sys.executable, "-c", READER, what, ready="ready") for what in (does, "sleep")]
+    process = host.daemon(host.configure(f"MinimumAge=0\nScanInterval=1w\nBreakQuota={quota:.2f}%\nCPUQuotaBusy=100%\n"
+                                         f"[Cgroup {group}]\nMerge=yes\n"))
+    return process, [reader.pid for reader in readers]
+
+
 def merged_in_a_pass(does, passes=1):
-    """Of 8,000 pages, in passes at a BreakQuota= for some 1,000 flushes (each takes a third of a break, or half), while one
-    of the two processes runs or both sleep."""
+    """Of 8,000 pages, in passes at a BreakQuota= for 1,000 flushes in ten seconds."""
     with Host("flushes") as host:
-        group, quota = host.cgroup("a"), max(0.01, break_nsec(host) * 1000 / 2.5 / 10e9 * 100)
-        readers = [host.spawn(group, sys.executable, "-c", READER, what, ready="ready") for what in (does, "sleep")]
-        process = host.daemon(host.configure(f"MinimumAge=0\nScanInterval=1w\nBreakQuota={quota:.2f}%\nCPUQuotaBusy=100%\n"
-                                             f"[Cgroup {group}]\nMerge=yes\n"))
+        process, readers = start_readers(host, does, 100)
         has, frames, counts = probed(host), Frames(), []
         for i in range(passes):
-            time.sleep(11 if i else 0)  # what was counted before is of no account any more
+            time.sleep(11 if i else 0)  # what was spent beyond the quota is owed for ten seconds at most
             frames.cache = {}
             host.passes()
-            counts.append(frames.ksm([reader.pid for reader in readers])[0])
+            counts.append(frames.ksm(readers)[0])
         check(host.stop(process) == 0, "end")
     return has, counts
 
 
 def flushes_cost_too_much():
-    """a burst ends when the flushes that interrupt a process have cost BreakQuota=, and the next goes on; they cost nothing
-    where nobody runs"""
+    """a burst goes no faster than the flushes that interrupt a process may cost by BreakQuota=, ends when somebody has
+    waited for it, and the next goes on; they cost nothing where nobody runs"""
     has, (asleep,) = merged_in_a_pass("sleep")
     _, running = merged_in_a_pass("run", passes=3)
     print(f"    {asleep} pages merged in one pass of processes that sleep, {running} after each of three where one runs")
     check(asleep >= 7900, "processes that sleep")
     if has:
-        check(running[0] < asleep / 2, "the burst was not cut short")
+        check(running[0] < asleep / 2, "the burst was not held back")
         check(running[0] < running[1] < running[2], "it does not go on")
+
+
+def flushes_are_spread():
+    """where nobody waits for the next pass a burst goes on by itself, at the pace that BreakQuota= sets, until all is merged"""
+    with Host("spread") as host:
+        begun, frames = time.monotonic(), Frames()
+        process, readers = start_readers(host, "run", 1000)
+
+        def merged():
+            frames.cache = {}
+            return frames.ksm(readers)[0]
+        wait_for("all to be merged", lambda: merged() >= 7900, 120, 0.2)
+        took = time.monotonic() - begun
+        print(f"    {merged()} pages within {took:.1f} s in {host.call('GetStatus')['full_scans']} passes")
+        if probed(host):
+            check(took > 2, "nothing was held back")
+        wait_for("the pass to end", lambda: host.call("GetStatus")["full_scans"] == 1, 30)
+        check(host.stop(process) == 0, "end")
 
 
 # Has the kernel write to a page that is there and may not be written to, as fast as it goes.
@@ -183,4 +207,4 @@ def rest():
 
 
 if __name__ == "__main__":
-    run_tests(known_at_once, counted, breaks_cost_too_much, flushes_cost_too_much, rest)
+    run_tests(known_at_once, counted, breaks_cost_too_much, flushes_cost_too_much, flushes_are_spread, rest)

@@ -265,32 +265,67 @@ static void test_budget(void **state) {
         for (unsigned second = 0; second < 100; second++) {
                 uint64_t now = (1000 + second) * NSEC_PER_SEC + next() % NSEC_PER_SEC, sum = 0;
 
-                judge_budget_note(&budget, now, total, 0, 10000); /* what was before we began does not count */
+                judge_budget_note(&budget, now, total, 0, 10000, 100); /* what was before we began does not count */
                 if (second % 7 < 4)
                         breaks[second] = next() % 5000;
                 total += breaks[second];
-                judge_budget_note(&budget, now, total, 0, 10000);
+                judge_budget_note(&budget, now, total, 0, 10000, 100);
                 for (unsigned s = second < 9 ? 0 : second - 9; s <= second; s++)
                         sum += breaks[s] * JUDGE_BREAK_NSEC;
                 assert_int_equal(judge_budget_share(&budget, now), sum * 10000 / (10 * NSEC_PER_SEC));
                 if (second % 13 == 0)
                         assert_int_equal(judge_budget_share(&budget, now + 20 * NSEC_PER_SEC), 0);
         }
-        judge_budget_note(&budget, 5000 * NSEC_PER_SEC, total, 1000000, 10000);
+        judge_budget_note(&budget, 5000 * NSEC_PER_SEC, total, 1000000, 10000, 100);
         assert_int_equal(judge_budget_share(&budget, 5000 * NSEC_PER_SEC), 2000);
 
         /* At the prices of another machine. */
-        judge_budget_note(&dear, NSEC_PER_SEC, 10, 20, 10000);
-        judge_budget_note(&dear, NSEC_PER_SEC, 10 + 1000, 20 + 100, 10000);
+        judge_budget_note(&dear, NSEC_PER_SEC, 10, 20, 10000, 100);
+        judge_budget_note(&dear, NSEC_PER_SEC, 10 + 1000, 20 + 100, 10000, 100);
         assert_int_equal(judge_budget_share(&dear, NSEC_PER_SEC), (1000 * 70 + 100 * 50) / 1000);
 
         /* Flushes cost whom they interrupt: nobody runs; half the time; three threads, taken for one. */
-        judge_budget_note(&dear, 100 * NSEC_PER_SEC, 1010, 120 + 1000, 0);
+        judge_budget_note(&dear, 100 * NSEC_PER_SEC, 1010, 120 + 1000, 0, 100);
         assert_int_equal(judge_budget_share(&dear, 100 * NSEC_PER_SEC), 0);
-        judge_budget_note(&dear, 100 * NSEC_PER_SEC, 1010, 120 + 2000, 5000);
+        judge_budget_note(&dear, 100 * NSEC_PER_SEC, 1010, 120 + 2000, 5000, 100);
         assert_int_equal(judge_budget_share(&dear, 100 * NSEC_PER_SEC), 25);
-        judge_budget_note(&dear, 100 * NSEC_PER_SEC, 1010, 120 + 3000, 30000);
+        judge_budget_note(&dear, 100 * NSEC_PER_SEC, 1010, 120 + 3000, 30000, 100);
         assert_int_equal(judge_budget_share(&dear, 100 * NSEC_PER_SEC), 75);
+}
+
+static uint64_t wait(JudgeBudget *budget, uint64_t now, uint64_t breaks) {
+        judge_budget_note(budget, now, breaks, 0, 0, 100);
+        return judge_budget_wait_nsec(budget, 100);
+}
+
+/* At 1 %, and 1 ms a break: what a second gives at once, which is ten, then in portions of two as many a second, however
+ * much is asked for; what was not used is kept no longer; what was broken beyond it is owed, for ten seconds. */
+static void test_pace(void **state) {
+        JudgeBudget budget = { .break_nsec = NSEC_PER_MSEC };
+        uint64_t now = 1000 * NSEC_PER_SEC, breaks = 77, before;
+
+        assert_int_equal(judge_budget_wait_nsec(&budget, 100), 0); /* nobody has said anything yet */
+        assert_int_equal(wait(&budget, now, breaks), 0);
+        assert_int_equal(wait(&budget, now, breaks += 9), 0);
+        assert_in_range(wait(&budget, now, breaks += 1), 199 * NSEC_PER_MSEC, 201 * NSEC_PER_MSEC);
+        /* A portion is saved up before more is spent. */
+        assert_in_range(wait(&budget, now += 150 * NSEC_PER_MSEC, breaks), 49 * NSEC_PER_MSEC, 51 * NSEC_PER_MSEC);
+        assert_int_equal(wait(&budget, now += 51 * NSEC_PER_MSEC, breaks), 0);
+
+        before = breaks;
+        for (uint64_t end = now + 100 * NSEC_PER_SEC; now < end; now += 2 * NSEC_PER_MSEC)
+                if (wait(&budget, now, breaks) == 0)
+                        breaks++;
+        assert_in_range(breaks - before, 990, 1010);
+
+        assert_int_equal(wait(&budget, now += 3600 * NSEC_PER_SEC, breaks), 0);
+        assert_int_equal(wait(&budget, now, breaks += 9), 0);
+        assert_in_range(wait(&budget, now, breaks += 1), 1, NSEC_PER_SEC);
+        assert_in_range(wait(&budget, now, breaks += 1000000), 10 * NSEC_PER_SEC, 11 * NSEC_PER_SEC);
+        assert_in_range(wait(&budget, now += 10 * NSEC_PER_SEC, breaks), 1, NSEC_PER_SEC);
+        assert_int_equal(wait(&budget, now += NSEC_PER_SEC, breaks), 0);
+        /* A clock that stepped back is one that stood. */
+        assert_int_equal(wait(&budget, now - NSEC_PER_SEC, breaks), 0);
 }
 
 int main(void) {
@@ -301,6 +336,7 @@ int main(void) {
                 cmocka_unit_test(test_let_go),
                 cmocka_unit_test(test_memory_is_accounted),
                 cmocka_unit_test(test_budget),
+                cmocka_unit_test(test_pace),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);
 }
