@@ -205,13 +205,13 @@ static void look_who_runs(Pass *pass, uint64_t elapsed_nsec) {
                 pass->manager->running = (uint32_t)MIN_OF(ran / (elapsed_nsec / CONF_SHARE_ONE), (uint64_t)UINT32_MAX);
 }
 
-/* BreakQuota= has merging wait, between two portions or to begin with. It does until the next pass is due, unless somebody
- * waits for this one, or for the next. */
+/* BreakQuota= has merging wait, between two portions or to begin with. It does until the next pass is due, unless there is
+ * more to be read, or somebody waits for this pass, or for the next. */
 static bool waits_too_long(const Pass *pass, uint64_t begun, uint64_t hold) {
         const Manager *m = pass->manager;
         uint64_t until = now_nsec() + hold;
 
-        return until >= m->next_pass_nsec || manager_scan_waits(m) ||
+        return pass->cut || until >= m->next_pass_nsec || manager_scan_waits(m) ||
                (pass->asked_for && until >= begun + ASKED_WAIT_MAX_NSEC);
 }
 

@@ -47,7 +47,7 @@ static void count_fresh(Pass *pass, const ScanBatch *batch, uint32_t number) {
                         continue;
                 last = block;
                 pass->fresh += block->first_pass == number;
-                pass->fresh_sampled += block->first_pass == number && (!block->tracked || block->huge);
+                pass->fresh_sampled += block->first_pass == number && select_is_sampled(block);
         }
 }
 
@@ -88,6 +88,8 @@ static void select_pages(const Pass *pass, Member *member) {
                 .recheck_forked = pass_slot(member)->recheck_forked,
                 .all_due = m->once || pass->asked_for,
                 .busy_pages = select_busy_pages(m->kernel.fault_cost.write_nsec),
+                .prove_quiet = member->group->track == CONF_AUTO &&
+                               select_tracking_is_dear(m->kernel.fault_cost.write_nsec),
         };
         int r;
 
@@ -163,7 +165,7 @@ int pass_read(Pass *pass) {
         return 0;
 }
 
-/* Tracked pages that were written since they were read: left unprotected, they are reported again to the next pass. */
+/* Protected pages that were written since they were read: left unprotected, they are reported again to the next pass. */
 static int confirm_tracked(Member *member, uint32_t pass) {
         _cleanup_(track_ranges_done) TrackRanges written = {};
         int r = 0;
@@ -175,7 +177,7 @@ static int confirm_tracked(Member *member, uint32_t pass) {
                 for (uint64_t addr = written.ranges[i].start; addr < written.ranges[i].end; addr += PAGE_BYTES) {
                         Block *block = space_find(&member->space, addr);
 
-                        if (!block || block->first_pass != pass)
+                        if (!block || block->first_pass != pass || select_is_sampled(block))
                                 continue;
                         page_set_add(block->changed, (unsigned)(addr % BLOCK_BYTES / PAGE_BYTES));
                         block->unsettled = true;
@@ -192,8 +194,7 @@ static void confirm_member(Member *member) {
         for (size_t b = 0; b < member->space.n && r == 0; b++) {
                 Block *block = member->space.blocks[b];
 
-                if (block->pass == domain->pass && block->first_pass == domain->pass &&
-                    (!block->tracked || block->huge))
+                if (block->pass == domain->pass && block->first_pass == domain->pass && select_is_sampled(block))
                         r = domain_confirm_block(domain, block, &member->vmas);
         }
         member->gone |= r == TARGET_E_GONE;

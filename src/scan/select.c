@@ -24,6 +24,7 @@
 #define SAMPLE_WORTH 64U                /* a block with fewer pages known is read whole */
 #define BUSY_SHARE (BLOCK_PAGES / 2)    /* pages changed that make a look a busy one */
 #define WRITE_NSEC 1000U                /* what a first write may take for so many of them to be worth it */
+#define DEAR_NSEC 5000U                 /* a page is read ten times in this: where a first write takes as long, new memory is looked at first */
 #define BUSY_PAGES_MIN 8U
 #define BUSY_LOOKS 3U                   /* in a row, and the block is not worth tracking */
 #define BUSY_AT_ONCE 8U                 /* or so many times the limit, once: where faults are dear, three looks are, too */
@@ -47,7 +48,7 @@ static bool is_busy(const Block *block) {
         return block->busy >= BUSY_LOOKS || page_set_count(block->alone) > BUSY_SHARE;
 }
 
-static bool is_sampled(const Block *block) { return !block->tracked || block->huge || is_busy(block); }
+bool select_is_sampled(const Block *block) { return !block->tracked || block->huge || is_busy(block); }
 
 /* The pages written in a chunk; its parts that are too busy are left as they are. */
 static int scan_chunk(Space *space, Track *track, const TrackChunk *chunk, TrackRanges *ranges) {
@@ -224,7 +225,7 @@ static void select_sampled(Block *block, const Track *track, const VmaList *vmas
 
         if (block->due > rules->pass && !rules->all_due)
                 return;
-        if (track && !block->tracked && !block->huge && block->pass > 0)
+        if (track && !block->tracked && !block->huge && !is_busy(block) && block->pass > 0)
                 find_covered(block, track, vmas, covered);
         if (block->pass == 0 || block->whole || rules->all_due || page_set_count(block->hashed) < SAMPLE_WORTH)
                 memset(chosen, 0xff, sizeof chosen);
@@ -238,6 +239,15 @@ unsigned select_busy_pages(uint32_t write_nsec) {
         uint64_t pages = write_nsec > WRITE_NSEC ? (uint64_t)BUSY_SHARE * WRITE_NSEC / write_nsec : BUSY_SHARE;
 
         return MAX_OF((unsigned)pages, BUSY_PAGES_MIN);
+}
+
+bool select_tracking_is_dear(uint32_t write_nsec) { return write_nsec >= DEAR_NSEC; }
+
+/* As if they had been written in each pass so far. */
+static void take_for_busy(Space *space) {
+        for (size_t b = 0; b < space->n; b++)
+                if (space->blocks[b]->pass == 0)
+                        space->blocks[b]->busy = BUSY_LOOKS;
 }
 
 /* Tracked: what is reported changed, and nothing else did. */
@@ -263,7 +273,7 @@ static void settle(Selection *selection, Block *block, const SelectRules *rules,
 
 static int select_block(Selection *selection, Block *block, const Track *track, const VmaList *vmas,
                         const SelectRules *rules, const PageSet written) {
-        bool sampled = is_sampled(block);
+        bool sampled = select_is_sampled(block);
         SelectedBlock *selected;
         PageSet pages;
 
@@ -302,6 +312,8 @@ int selection_make(Selection *selection, Space *space, Track *track, const VmaLi
 
         selection->n = selection->at = 0;
         selection->settled = false;
+        if (rules->prove_quiet)
+                take_for_busy(space);
         if (track)
                 found = find_written(space, track, crew, rules, &ranges);
         if (found == TARGET_E_GONE)
@@ -365,7 +377,7 @@ void selection_take(Selection *selection, const VmaList *vmas, Target *target, S
 }
 
 static void learn(Block *block, uint32_t pass, unsigned read, unsigned changed) {
-        if (!is_sampled(block))
+        if (!select_is_sampled(block))
                 return;
         if (changed == 0) {
                 if (block->quiet < UINT8_MAX)

@@ -35,17 +35,23 @@ typedef struct SelectRules {
         bool recheck_forked;    /* read again what is on shared frames: one of them was found to have a twin */
         bool all_due;           /* look at every block, however quiet */
         unsigned busy_pages;    /* written since the last time, of a tracked block, for it to count as busy; 0: half of them */
+        bool prove_quiet;       /* a new block is tracked only when it was seen to stand still */
 } SelectRules;
 
 /* More pages of a block written in each pass than these, and tracking it does not pay: each costs its process a fault, of
  * write_nsec (host/fault-cost.h; 0: not known). Not tracked, pages are read that did not change: half of a block takes as
  * long as its writes' faults at 1 us each. */
 unsigned select_busy_pages(uint32_t write_nsec);
+/* They cost so much that to find out by them which blocks are busy is dearer than to read all blocks some times more. */
+bool select_tracking_is_dear(uint32_t write_nsec);
 
 /* Makes the selection anew; the old one must have been read to its end. Blocks that are not known yet are made. track
  * NULL: nothing is tracked. TARGET_E_GONE; -errno: what was written may be forgotten, the track must be freed. */
 int selection_make(Selection *selection, Space *space, Track *track, const VmaList *vmas, Crew *crew,
                    const SelectRules *rules);
+
+/* What is written in it is not told: it cannot be, or is not worth it. */
+bool select_is_sampled(const Block *block);
 
 /* Which blocks are tracked: to be worked out again whenever the mappings or the blocks were refreshed. */
 void select_cover(Space *space, const Track *track, const VmaList *vmas);

@@ -293,6 +293,55 @@ static void test_dear_faults(void **state) {
         assert_int_equal(block->busy, 3);
 }
 
+/* Where they are very dear new memory is not protected before it was seen to stand still: what is written all the time
+ * never is. */
+static void test_proves_quiet(void **state) {
+        Fixture *f = *state;
+        Block *quiet = add_block(f, BASE), *busy = add_block(f, BASE + BLOCK_BYTES);
+        const SelectRules prove = { .faults = UINT64_MAX, .prove_quiet = true };
+        PageSet all;
+
+        assert_false(select_tracking_is_dear(0));
+        assert_false(select_tracking_is_dear(1000));
+        assert_true(select_tracking_is_dear(14000));
+        memset(all, 0xff, sizeof all);
+        quiet->tracked = busy->tracked = true;
+        assert_int_equal(run_pass(f, true, prove, NULL, NULL), 2 * BLOCK_PAGES);
+        assert_int_equal(asked, 3 * CHUNK - 2 * BLOCK_BYTES);
+        assert_true(select_is_sampled(quiet) && select_is_sampled(busy));
+        for (unsigned pass = 0; pass < 10; pass++)
+                (void)run_pass(f, true, prove, busy, all);
+        assert_true(!select_is_sampled(quiet) && select_is_sampled(busy));
+        assert_int_equal(asked, 3 * CHUNK - BLOCK_BYTES);
+        /* It is not new any more. */
+        wrote(BASE, 1);
+        assert_true(run_pass(f, true, prove, NULL, NULL) >= 1);
+        assert_false(select_is_sampled(quiet));
+}
+
+/* A block of which half is tracked, and that is not worth it: all of it is sampled, as nobody asks what was written. */
+static void test_busy_and_half_tracked(void **state) {
+        Fixture *f = *state;
+        Block *block = add_block(f, BASE);
+        uint64_t middle = BASE + BLOCK_BYTES / 2;
+        TrackMapping mapping = { .start = BASE, .end = middle };
+        Vma vmas[] = { { .start = BASE, .end = middle, .anonymous_bytes = BLOCK_BYTES / 2 },
+                       { .start = middle, .end = BASE + BLOCK_BYTES, .anonymous_bytes = BLOCK_BYTES / 2 } };
+
+        f->vmas = (VmaList){ .vmas = vmas, .n = 2 };
+        f->track.mappings = &mapping;
+        f->track.n_mappings = 1;
+        select_cover(&f->space, &f->track, &f->vmas);
+        assert_false(block->tracked);
+        assert_int_equal(run_pass(f, true, everything, NULL, NULL), BLOCK_PAGES);
+        assert_int_equal(run_pass(f, true, (SelectRules){ .all_due = true }, NULL, NULL), BLOCK_PAGES / 2);
+        block->busy = 3;
+        assert_int_equal(run_pass(f, true, (SelectRules){ .all_due = true }, NULL, NULL), BLOCK_PAGES);
+        f->vmas = (VmaList){};
+        f->track.mappings = NULL;
+        f->track.n_mappings = 0;
+}
+
 static void test_huge_page_is_sampled(void **state) {
         Fixture *f = *state;
         Block *block = add_block(f, BASE);
@@ -388,6 +437,8 @@ int main(void) {
                 cmocka_unit_test_setup_teardown(test_quiet_chunks_are_spared, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_busy_block_is_not_protected, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_dear_faults, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_proves_quiet, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_busy_and_half_tracked, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_huge_page_is_sampled, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_recheck, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_batches_hold_whole_blocks, setup, teardown),
