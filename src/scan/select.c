@@ -140,20 +140,28 @@ static int scan_chunks(ChunkJobs *all, Crew *crew, uint32_t pass, bool due, Trac
         return r;
 }
 
+/* Blocks that were sampled, and are to be tracked from now on: writes to them were no faults. */
+static bool any_unprotected(const Space *space) {
+        for (size_t b = 0; b < space->n; b++)
+                if (space->blocks[b]->unprotected && !select_is_sampled(space->blocks[b]))
+                        return true;
+        return false;
+}
+
 /* What was written since the last time, by address. First it is looked for where it is to be expected, then, if that
  * does not account for all faults, everywhere. */
 static int find_written(Space *space, Track *track, Crew *crew, const SelectRules *rules, TrackRanges *ranges) {
         _cleanup_(jobs_done) ChunkJobs all = { .space = space, .track = track };
-        uint64_t found = 0;
+        uint64_t found = 0, faults = any_unprotected(space) ? UINT64_MAX : rules->faults;
         int r;
 
-        if (rules->faults == 0 || track->n == 0)
+        if (faults == 0 || track->n == 0)
                 return 0;
         all.jobs = calloc(track->n, sizeof *all.jobs);
         if (!all.jobs)
                 return -ENOMEM;
         r = scan_chunks(&all, crew, rules->pass, true, ranges, &found);
-        if (r == 0 && found < rules->faults)
+        if (r == 0 && found < faults)
                 r = scan_chunks(&all, crew, rules->pass, false, ranges, &found);
         track_ranges_sort(ranges, 0);
         return r;
@@ -259,7 +267,7 @@ static void settle(Selection *selection, Block *block, const SelectRules *rules,
                 selection->settled = true;
         }
         unsigned limit = rules->busy_pages ?: BUSY_SHARE, n = page_set_count(written);
-        if (n > 0 && (block->pass == 0 || block->unprotected)) {
+        if (block->pass == 0 || block->unprotected) {
                 block->unprotected = false;
                 n = 0;
         }

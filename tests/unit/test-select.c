@@ -313,6 +313,14 @@ static void test_proves_quiet(void **state) {
                 (void)run_pass(f, true, prove, busy, all);
         assert_true(!select_is_sampled(quiet) && select_is_sampled(busy));
         assert_int_equal(asked, 3 * CHUNK - BLOCK_BYTES);
+        /* Nobody had a fault, since nothing was protected: it is asked about all the same, once. */
+        for (quiet->busy = 3; select_is_sampled(quiet);)
+                (void)run_pass(f, true, (SelectRules){}, busy, all);
+        wrote(BASE, BLOCK_PAGES);
+        assert_true(run_pass(f, true, (SelectRules){}, busy, all) >= BLOCK_PAGES);
+        assert_int_equal(asked, 3 * CHUNK - BLOCK_BYTES);
+        (void)run_pass(f, true, (SelectRules){}, busy, all);
+        assert_int_equal(asked, 0);
         /* It is not new any more. */
         wrote(BASE, 1);
         assert_true(run_pass(f, true, prove, NULL, NULL) >= 1);
