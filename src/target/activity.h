@@ -17,5 +17,5 @@ typedef struct TargetActivity {
 
 int target_activity(const Target *target, TargetActivity *ret); /* TARGET_E_GONE, -errno */
 
-/* CPU time of all its threads, those that ended included, to the nanosecond. TARGET_E_GONE. */
+/* CPU time of all its threads, those that ended included; of one that runs, as of the last tick. TARGET_E_GONE. */
 int target_cpu_nsec(const Target *target, uint64_t *ret);

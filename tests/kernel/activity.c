@@ -2,7 +2,9 @@
 /*
  * Promises: the first write to a protected page is counted as a fault of the process that writes, be it made by its own
  * instructions, by a system call of one of its threads, or on a thread that has ended since; a process that does
- * nothing counts nothing. On that rests that a process without faults is not even looked at.
+ * nothing counts nothing. On that rests that a process without faults is not even looked at. Another process's CPU time is
+ * told to the nanosecond, whichever of its threads used it, but for what one that runs used since the last tick. On that
+ * rests who pays for a TLB flush.
  */
 #include "track-child.h"
 
@@ -49,6 +51,36 @@ static long map_more(long bytes) {
 
 static long rename_oddly(long unused) { return prctl(PR_SET_NAME, "a) R 1 ("); }
 
+static void *spin(void *nsec) {
+        struct timespec used;
+
+        do
+                CHECK(clock_gettime(CLOCK_THREAD_CPUTIME_ID, &used) == 0);
+        while ((uint64_t)used.tv_sec * NSEC_PER_SEC + (uint64_t)used.tv_nsec < (uint64_t)(uintptr_t)nsec);
+        return NULL;
+}
+
+static long spin_in_thread(long nsec) {
+        pthread_t thread;
+
+        CHECK(pthread_create(&thread, NULL, spin, (void *)(intptr_t)nsec) == 0);
+        CHECK(pthread_join(thread, NULL) == 0);
+        return 0;
+}
+
+static void cpu_time_is_told(Child *child) {
+        uint64_t before, after;
+        Target gone = { .pid = 1 << 30 };
+
+        for (long nsec = NSEC_PER_MSEC / 2; nsec <= (long)(20 * NSEC_PER_MSEC); nsec *= 2) {
+                CHECK(target_cpu_nsec(child->target, &before) == 0);
+                child_order(child, spin_in_thread, nsec);
+                CHECK(target_cpu_nsec(child->target, &after) == 0);
+                CHECK(after - before >= (uint64_t)nsec, "%lu of %ld", after - before, nsec);
+        }
+        CHECK(target_cpu_nsec(&gone, &after) == TARGET_E_GONE);
+}
+
 static uint64_t faults_of(Child *child, long (*order)(long)) {
         TargetActivity before, after;
 
@@ -82,6 +114,7 @@ int main(void) {
         child_order(&child, map_more, 1 << 20);
         CHECK(target_activity(child.target, &after) == 0);
         CHECK(after.mapped_bytes >= before.mapped_bytes + (1 << 20) && after.resident_pages >= PAGES);
+        cpu_time_is_told(&child);
         child_stop(&child);
         track_test_end();
         return 0;
