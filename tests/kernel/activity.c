@@ -70,7 +70,6 @@ static long spin_in_thread(long nsec) {
 
 static void cpu_time_is_told(Child *child) {
         uint64_t before, after;
-        Target gone = { .pid = 1 << 30 };
 
         for (long nsec = NSEC_PER_MSEC / 2; nsec <= (long)(20 * NSEC_PER_MSEC); nsec *= 2) {
                 CHECK(target_cpu_nsec(child->target, &before) == 0);
@@ -78,7 +77,6 @@ static void cpu_time_is_told(Child *child) {
                 CHECK(target_cpu_nsec(child->target, &after) == 0);
                 CHECK(after - before >= (uint64_t)nsec, "%lu of %ld", after - before, nsec);
         }
-        CHECK(target_cpu_nsec(&gone, &after) == TARGET_E_GONE);
 }
 
 static uint64_t faults_of(Child *child, long (*order)(long)) {
@@ -94,6 +92,8 @@ static uint64_t faults_of(Child *child, long (*order)(long)) {
 
 int main(void) {
         TargetActivity before, after;
+        uint64_t nsec;
+        Target gone;
         Child child;
 
         track_test_begin();
@@ -115,7 +115,9 @@ int main(void) {
         CHECK(target_activity(child.target, &after) == 0);
         CHECK(after.mapped_bytes >= before.mapped_bytes + (1 << 20) && after.resident_pages >= PAGES);
         cpu_time_is_told(&child);
+        gone = (Target){ .pid = child.target->pid };
         child_stop(&child);
+        CHECK(target_cpu_nsec(&gone, &nsec) == TARGET_E_GONE);
         track_test_end();
         return 0;
 }
