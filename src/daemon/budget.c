@@ -14,7 +14,7 @@
  *
  * Where others want the CPU a smaller quota is used evenly: all of it is paced, in portions that nobody notices, and
  * what nobody used stays unused. That is a pace and no limit for a window: what was used before, when nobody else
- * wanted it, is no reason to stand still now.
+ * wanted it, is no reason to stand still now. Nor is what could not be done in portions (a daemon that starts), for long.
  */
 
 #include "daemon/budget.h"
@@ -32,6 +32,8 @@
 /* So much may be saved up while there is no work, or no CPU to do it, and is then used in one go: the share of a minute
  * with such gaps is reached all the same. */
 #define SAVED_TIME_NSEC (5 * NSEC_PER_SEC)
+/* Of an even pace no more than what it gives in this time is owed. */
+#define OWED_TIME_EVENLY_NSEC (5 * NSEC_PER_SEC)
 
 __extension__ typedef unsigned __int128 Wide;
 
@@ -93,6 +95,7 @@ static void account(Budget *budget, uint64_t now, uint64_t cpu_nsec) {
 
         budget->seen_cpu_nsec = MAX_OF(cpu_nsec, budget->seen_cpu_nsec);
         budget->saved_nsec -= (int64_t)used;
+        budget->saved_nsec = MAX_OF(budget->saved_nsec, -budget->owed_max_nsec);
         if (now > budget->seen_nsec) {
                 if (budget->wait_until_nsec > budget->seen_nsec)
                         budget->throttled_nsec += MIN_OF(now, budget->wait_until_nsec) - budget->seen_nsec;
@@ -119,11 +122,13 @@ void budget_set_quota(Budget *budget, uint32_t quota, uint32_t even_quota) {
 
                 budget->portion_nsec = (int64_t)scale(even, PORTION_TIME_EVENLY_NSEC, BUDGET_WINDOW_NSEC);
                 budget->saved_max_nsec = budget->portion_nsec;
+                budget->owed_max_nsec = (int64_t)scale(even, OWED_TIME_EVENLY_NSEC, BUDGET_WINDOW_NSEC);
                 budget->free_nsec = 0;
                 budget->rate_max_nsec = scale(even, BUDGET_SLOT_NSEC, BUDGET_WINDOW_NSEC);
         } else {
                 budget->portion_nsec = usual_portion_nsec(budget->allowance_nsec);
                 budget->saved_max_nsec = (int64_t)scale(budget->allowance_nsec, SAVED_TIME_NSEC, BUDGET_WINDOW_NSEC);
+                budget->owed_max_nsec = INT64_MAX;
                 budget->free_nsec = budget->allowance_nsec / 2;
                 budget->rate_max_nsec = UINT64_MAX;
         }

@@ -20,7 +20,7 @@ typedef struct Budget {
         /* How use is paced, from the quota: */
         uint64_t free_nsec;             /* used in a window without a pace; 0: all is paced, evenly */
         int64_t portion_nsec;           /* what is saved up before work goes on */
-        int64_t saved_max_nsec;         /* and the most that is saved up */
+        int64_t saved_max_nsec, owed_max_nsec; /* and the most that is saved up, and owed */
         uint64_t rate_max_nsec;         /* CPU time a slot */
         uint64_t slots[BUDGET_SLOTS];   /* CPU time used; slot number modulo BUDGET_SLOTS */
         uint64_t slot;                  /* the number of the one being filled: time / BUDGET_SLOT_NSEC */

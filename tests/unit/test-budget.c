@@ -264,6 +264,12 @@ static void test_evenly(void **unused) {
         /* What was used before is no reason to stand still. */
         assert_true(m.cpu - before >= 850 * MSEC && m.cpu - before <= 910 * MSEC);
 
+        /* Nor for long what could not be done in portions: of a second, which is 33 of them, five are owed. */
+        m.cpu += SEC;
+        before = m.cpu;
+        work_until(&m, m.now + 10 * SEC);
+        assert_true(m.cpu - before >= 130 * MSEC && m.cpu - before <= 160 * MSEC);
+
         /* But the quota holds. */
         budget_set_quota(&m.budget, 1000, 0);
         work_until(&m, m.now + MINUTE);
