@@ -237,7 +237,7 @@ static const ConfKey keys[] = {
         DAEMON("ScanInterval", parse_time, scan_interval_nsec, "10s", "a time like 10s, from 10ms to 1w",
                RANGE(10 * NSEC_PER_MSEC, WEEK)),
         DAEMON("CPUQuota", parse_share, cpu_quota, "10%", "a share of one CPU like 10%, above 0%", RANGE(1, UINT32_MAX)),
-        DAEMON("CPUQuotaBusy", parse_share, cpu_quota_busy, "10%", "a share of CPUQuota= like 10%, above 0% and up to 100%",
+        DAEMON("CPUQuotaBusy", parse_share, cpu_quota_busy, "30%", "a share of CPUQuota= like 30%, above 0% and up to 100%",
                RANGE(1, CONF_SHARE_ONE)),
         DAEMON("ScanThreads", parse_number, scan_threads, "1", "a number from 1 to 1024", RANGE(1, 1024)),
         DAEMON("MaxPageSharing", parse_number_or_auto, max_page_sharing, "256", "auto or a number from 2 to 2147483647",

@@ -73,8 +73,7 @@ typedef struct Manager {
         Burst *burst;
         Budget budget;                  /* CPUQuota=, CPUQuotaBusy= */
         CpuLeft cpu_left;
-        bool host_busy;                 /* others leave hardly a CPU, or did a moment ago */
-        uint64_t others_left_nsec;      /* for how long they have left one; 0: not at the last look */
+        bool host_busy;                 /* as of the last look: others leave hardly a CPU */
         bool stranger_marked;           /* merging waits for a process of another domain to be undone */
         WalkCost walk;                  /* for MaxPageSharing=auto; mapping_nsec 0: not measured yet */
         uint32_t max_page_sharing;      /* in force, as of the last burst; 0: there was none */

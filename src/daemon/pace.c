@@ -26,7 +26,7 @@
  * where all is new to us, so that they want it is believed at once; that they do not, when it has lasted as long. */
 #define OTHERS_LOOK_NSEC (100 * NSEC_PER_MSEC)
 #define OTHERS_LEAVE_MIN (CONF_SHARE_ONE * 2 / 3)
-#define OTHERS_LEAVE_FOR_NSEC (500 * NSEC_PER_MSEC)
+#define OTHERS_LOOK_BUSY_NSEC (500 * NSEC_PER_MSEC)
 
 /* There is something for the main loop to carry out before more work is done. */
 static bool interrupted(const Manager *m) {
@@ -71,15 +71,14 @@ void manager_set_quota(Manager *m) {
 }
 
 void manager_look_at_others(Manager *m) {
-        uint64_t now = now_nsec(), since = now - m->cpu_left.now_nsec;
+        uint64_t now = now_nsec();
         uint32_t left;
         bool busy;
 
-        if (since < OTHERS_LOOK_NSEC)
+        if (now - m->cpu_left.now_nsec < (m->host_busy ? OTHERS_LOOK_BUSY_NSEC : OTHERS_LOOK_NSEC))
                 return;
         busy = cpu_left_look(&m->cpu_left, NULL, now, cpu_nsec(m), &left) == 0 && left < OTHERS_LEAVE_MIN;
-        m->others_left_nsec = busy ? 0 : m->others_left_nsec + since;
-        if (busy == m->host_busy || (m->host_busy && m->others_left_nsec < OTHERS_LEAVE_FOR_NSEC))
+        if (busy == m->host_busy)
                 return;
         m->host_busy = busy;
         manager_set_quota(m);
