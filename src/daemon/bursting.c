@@ -222,7 +222,7 @@ static int wait_for_portion(const Pass *pass) {
         Manager *m = pass->manager;
         uint64_t begun = now_nsec(), hold;
 
-        while ((hold = m->once ? 0 : manager_breaks_wait_nsec(m)) > 0) {
+        while ((hold = manager_breaks_wait_nsec(m)) > 0) {
                 if (waits_too_long(pass, begun, hold)) {
                         log_debug("pass: nothing is merged: BreakQuota= is used up for %.1f s", (double)hold / NSEC_PER_SEC);
                         return BURSTING_E_HELD_BACK;
@@ -248,7 +248,7 @@ static int burst_steps(Pass *pass, BurstState *ret) {
                         looked = now;
                         look_in = LOOK_NSEC;
                 }
-                hold = m->once ? 0 : manager_breaks_wait_nsec(m);
+                hold = manager_breaks_wait_nsec(m);
                 if (hold > 0 && waits_too_long(pass, begun, hold)) {
                         log_debug("pass: BreakQuota= was used up before all was merged (flushes where %u/10000 run)",
                                   m->running);

@@ -232,7 +232,7 @@ uint64_t manager_breaks_wait_nsec(Manager *m) {
         uint64_t wait = 0;
 
         note_costs(m);
-        if (m->conf->daemon.judgement)
+        if (m->conf->daemon.judgement && !m->once)
                 wait = judge_budget_wait_nsec(&m->judge_budget, m->conf->daemon.break_quota);
         m->breaks_too_dear = wait > 0;
         return wait;

@@ -250,7 +250,7 @@ void manager_judge(Manager *manager);
 void manager_forget_judgement(Manager *manager);
 /* The probes are others: they were told of no block. */
 void manager_forget_told(Manager *manager);
-/* For how long BreakQuota= has merging wait; 0: not now. */
+/* For how long BreakQuota= has merging wait; 0: not now, and never with --once. */
 uint64_t manager_breaks_wait_nsec(Manager *manager);
 uint64_t manager_cow_breaks(const Manager *manager);
 void manager_count_judged(const Manager *manager, const Member *member, JudgeCounts *ret);

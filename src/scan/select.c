@@ -24,7 +24,7 @@
 #define SAMPLE_WORTH 64U                /* a block with fewer pages known is read whole */
 #define BUSY_SHARE (BLOCK_PAGES / 2)    /* pages changed that make a look a busy one */
 #define WRITE_NSEC 1000U                /* what a first write may take for so many of them to be worth it */
-#define DEAR_NSEC 5000U                 /* a page is read ten times in this: where a first write takes as long, new memory is looked at first */
+#define DEAR_NSEC 5000U                 /* a page is read ten times in this: for so dear a first write new memory is looked at */
 #define BUSY_PAGES_MIN 8U
 #define BUSY_LOOKS 3U                   /* in a row, and the block is not worth tracking */
 #define BUSY_AT_ONCE 8U                 /* or so many times the limit, once: where faults are dear, three looks are, too */

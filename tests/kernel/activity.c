@@ -8,6 +8,7 @@
  */
 #include "track-child.h"
 
+#include "base/clock.h"
 #include "target/activity.h"
 
 #include <pthread.h>
@@ -36,13 +37,15 @@ static void *write_in_thread(void *n) {
         return NULL;
 }
 
-static long write_by_thread(long n) {
+static long run_in_thread(void *(*run)(void *), long argument) {
         pthread_t thread;
 
-        CHECK(pthread_create(&thread, NULL, write_in_thread, (void *)(intptr_t)n) == 0);
+        CHECK(pthread_create(&thread, NULL, run, (void *)(intptr_t)argument) == 0);
         CHECK(pthread_join(thread, NULL) == 0);
         return 0;
 }
+
+static long write_by_thread(long n) { return run_in_thread(write_in_thread, n); }
 
 static long map_more(long bytes) {
         CHECK(mmap(NULL, (size_t)bytes, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) != MAP_FAILED);
@@ -52,21 +55,12 @@ static long map_more(long bytes) {
 static long rename_oddly(long unused) { return prctl(PR_SET_NAME, "a) R 1 ("); }
 
 static void *spin(void *nsec) {
-        struct timespec used;
-
-        do
-                CHECK(clock_gettime(CLOCK_THREAD_CPUTIME_ID, &used) == 0);
-        while ((uint64_t)used.tv_sec * NSEC_PER_SEC + (uint64_t)used.tv_nsec < (uint64_t)(uintptr_t)nsec);
+        while (clock_nsec(CLOCK_THREAD_CPUTIME_ID) < (uint64_t)(uintptr_t)nsec)
+                ;
         return NULL;
 }
 
-static long spin_in_thread(long nsec) {
-        pthread_t thread;
-
-        CHECK(pthread_create(&thread, NULL, spin, (void *)(intptr_t)nsec) == 0);
-        CHECK(pthread_join(thread, NULL) == 0);
-        return 0;
-}
+static long spin_in_thread(long nsec) { return run_in_thread(spin, nsec); }
 
 static void cpu_time_is_told(Child *child) {
         uint64_t before, after;
