@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 
 /*
@@ -21,11 +22,11 @@
  * and of a pool. Measured alone and with another thread of ours on another CPU, which has to be told of each.
  */
 #define PAGES 16U
-#define ROUNDS 9U               /* the middle one counts: in some somebody else had the CPU */
+#define ROUNDS 9U               /* the middle one counts: what the hypervisor takes shows nowhere */
 #define NSEC_MIN 200U
 #define NSEC_MAX (1000 * 1000U)
 #define LOOK_NSEC_MAX 200U      /* longer than a look at the clock takes: it was interrupted */
-#define COMPANY_NSEC (100 * NSEC_PER_MSEC)      /* for so long it is tried to run together with another thread */
+#define TRY_NSEC (100 * NSEC_PER_MSEC)  /* for so long rounds are tried in which nobody else had our CPUs */
 
 static int compare(const void *a, const void *b) {
         uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
@@ -33,58 +34,89 @@ static int compare(const void *a, const void *b) {
         return x < y ? -1 : x > y;
 }
 
-/* What a write takes, each page being written to once. */
-static uint32_t write_to(volatile uint8_t *pages) {
-        uint64_t begun = now_nsec();
+static uint64_t thread_switches(void) {
+        struct rusage usage;
+
+        (void)getrusage(RUSAGE_THREAD, &usage);
+        return (uint64_t)usage.ru_nivcsw + (uint64_t)usage.ru_nvcsw;
+}
+
+/* What a write takes, each page being written to once. false: somebody else had the CPU meanwhile. */
+static bool write_to(volatile uint8_t *pages, uint32_t *ret) {
+        uint64_t switches = thread_switches(), begun = now_nsec();
 
         for (unsigned i = 0; i < PAGES; i++)
                 pages[i * PAGE_BYTES] = 1;
-        return (uint32_t)MIN_OF((now_nsec() - begun) / PAGES, (uint64_t)NSEC_MAX);
+        *ret = (uint32_t)MIN_OF((now_nsec() - begun) / PAGES, (uint64_t)NSEC_MAX);
+        return thread_switches() == switches;
 }
 
-static uint32_t middle(uint32_t nsec[static ROUNDS]) {
-        qsort(nsec, ROUNDS, sizeof *nsec, compare);
-        return MAX_OF(nsec[ROUNDS / 2], NSEC_MIN);
+static uint32_t middle(uint32_t *nsec, unsigned n) {
+        qsort(nsec, n, sizeof *nsec, compare);
+        return MAX_OF(nsec[n / 2], NSEC_MIN);
 }
 
 /* Another thread, that has to run while we measure, and looks at the clock all the time. */
 typedef struct Company {
         atomic_bool over;
         atomic_uint_fast64_t turns, lost_nsec;  /* looks; and the time between two that was no look's */
+        atomic_uint_fast64_t switches;          /* of it, as of the last such time */
 } Company;
 
-/* What a write takes, and what each takes of another thread. company: NULL, or rounds count in which that ran. -EAGAIN:
- * there were too few. */
+typedef struct CompanyLook {
+        uint64_t turns, lost_nsec, switches;
+} CompanyLook;
+
+/* One that it began after now, so that what happened until now is in it. */
+static void look_at_company(const Company *company, uint64_t until, CompanyLook *ret) {
+        uint64_t turns = atomic_load(&company->turns);
+
+        while (atomic_load(&company->turns) < turns + 2 && now_nsec() < until)
+                ;
+        *ret = (CompanyLook){ atomic_load(&company->turns), atomic_load(&company->lost_nsec),
+                              atomic_load(&company->switches) };
+}
+
+/* What a write takes, and what each takes of the other thread. false: somebody else had one of the CPUs. */
+static bool write_in_company(const Company *company, volatile uint8_t *pages, uint64_t until, uint32_t *ret,
+                             uint32_t *ret_lost) {
+        CompanyLook before, after;
+        bool undisturbed;
+
+        look_at_company(company, until, &before);
+        undisturbed = write_to(pages, ret);
+        look_at_company(company, until, &after);
+        *ret_lost = (uint32_t)MIN_OF((after.lost_nsec - before.lost_nsec) / PAGES, (uint64_t)NSEC_MAX);
+        return undisturbed && after.turns > before.turns && after.switches == before.switches;
+}
+
+/* What a write takes, and what each takes of another thread. company: or NULL. -EAGAIN: it and we never ran together. */
 static int measure(const Company *company, uint32_t *ret, uint32_t *ret_lost) {
         _cleanup_close_ int fd = memfd_create("fault-cost", MFD_CLOEXEC);
-        uint64_t until = now_nsec() + COMPANY_NSEC;
-        uint32_t nsec[ROUNDS], lost[ROUNDS] = { 0 };
+        uint64_t until = now_nsec() + TRY_NSEC;
+        uint32_t nsec[ROUNDS], lost[ROUNDS] = { 0 }, least = NSEC_MAX;
+        unsigned n = 0;
 
         if (fd < 0 || ftruncate(fd, (off_t)(PAGES * PAGE_BYTES)) < 0)
                 return -errno;
-        for (unsigned round = 0; round < ROUNDS;) {
+        do {
                 volatile uint8_t *pages = mmap(NULL, PAGES * PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0);
-                uint64_t turns = 0, before = 0;
+                bool undisturbed;
 
                 if (pages == MAP_FAILED)
                         return -errno;
                 for (unsigned i = 0; i < PAGES; i++)
                         (void)pages[i * PAGE_BYTES];
-                if (company) {
-                        turns = atomic_load(&company->turns);
-                        before = atomic_load(&company->lost_nsec);
-                }
-                nsec[round] = write_to(pages);
-                if (company)
-                        lost[round] = (uint32_t)MIN_OF((atomic_load(&company->lost_nsec) - before) / PAGES, (uint64_t)NSEC_MAX);
-                if (!company || atomic_load(&company->turns) > turns)
-                        round++;
+                undisturbed = company ? write_in_company(company, pages, until, &nsec[n], &lost[n]) :
+                                        write_to(pages, &nsec[n]);
                 (void)munmap((void *)(uintptr_t)pages, PAGES * PAGE_BYTES);
-                if (company && now_nsec() > until && round < ROUNDS)
-                        return -EAGAIN;
-        }
-        *ret = middle(nsec);
-        *ret_lost = middle(lost);
+                least = MIN_OF(least, nsec[n]);
+                n += undisturbed;
+        } while (n < ROUNDS && now_nsec() < until);
+        if (n == 0 && company)
+                return -EAGAIN;
+        *ret = n > 0 ? middle(nsec, n) : least;
+        *ret_lost = n > 0 ? middle(lost, n) : 0;
         return 0;
 }
 
@@ -93,16 +125,22 @@ static int measure_tracked_in(uint8_t *pages, uint32_t *ret) {
         struct uffdio_api api = { .api = UFFD_API, .features = UAPI_UFFD_WP_ASYNC };
         struct uffdio_register reg = { { (uintptr_t)pages, PAGES * PAGE_BYTES }, UFFDIO_REGISTER_MODE_WP, 0 };
         struct uffdio_writeprotect protect = { reg.range, UFFDIO_WRITEPROTECT_MODE_WP };
-        uint32_t nsec[ROUNDS];
+        uint64_t until = now_nsec() + TRY_NSEC;
+        uint32_t nsec[ROUNDS], least = NSEC_MAX;
+        unsigned n = 0;
 
         if (uffd < 0 || ioctl(uffd, UFFDIO_API, &api) < 0 || ioctl(uffd, UFFDIO_REGISTER, &reg) < 0)
                 return -errno;
-        for (unsigned round = 0; round < ROUNDS; round++) {
+        do {
+                bool undisturbed;
+
                 if (ioctl(uffd, UFFDIO_WRITEPROTECT, &protect) < 0)
                         return -errno;
-                nsec[round] = write_to(pages);
-        }
-        *ret = middle(nsec);
+                undisturbed = write_to(pages, &nsec[n]);
+                least = MIN_OF(least, nsec[n]);
+                n += undisturbed;
+        } while (n < ROUNDS && now_nsec() < until);
+        *ret = n > 0 ? middle(nsec, n) : least;
         return 0;
 }
 
@@ -125,9 +163,12 @@ static void *keep_company(void *userdata) {
         while (!atomic_load_explicit(&company->over, memory_order_relaxed)) {
                 uint64_t now = now_nsec();
 
-                if (now - before > LOOK_NSEC_MAX)
-                        atomic_fetch_add_explicit(&company->lost_nsec, now - before, memory_order_relaxed);
-                atomic_fetch_add_explicit(&company->turns, 1, memory_order_relaxed);
+                if (now - before > LOOK_NSEC_MAX) {
+                        atomic_fetch_add(&company->lost_nsec, now - before);
+                        atomic_store(&company->switches, thread_switches());
+                        now = now_nsec(); /* that was no interruption */
+                }
+                atomic_fetch_add(&company->turns, 1);
                 before = now;
         }
         return NULL;
@@ -159,7 +200,7 @@ static int begin_company(Company *company, pthread_t *ret) {
         return r;
 }
 
-/* As above, while another thread runs. -EAGAIN: others want all CPUs, so that the two never ran together. */
+/* The same while another thread runs. -EAGAIN: others want all CPUs, so that the two never ran together. */
 static int measure_in_company(uint32_t *ret, uint32_t *ret_lost) {
         Company company = {};
         pthread_t thread;
