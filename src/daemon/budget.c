@@ -29,6 +29,9 @@
 #define PORTION_MIN_NSEC (20 * NSEC_PER_MSEC)
 #define PORTION_TIME_MAX_NSEC NSEC_PER_SEC
 #define PORTION_TIME_EVENLY_NSEC (100 * NSEC_PER_MSEC)
+#define PORTION_MIN_EVENLY_NSEC NSEC_PER_MSEC
+/* Who waited for a portion and came back has used some of it for that: what is left, if not less than so, is used. */
+#define PORTION_LEFT_SHARE 2
 /* So much may be saved up while there is no work, or no CPU to do it, and is then used in one go: the share of a minute
  * with such gaps is reached all the same. */
 #define SAVED_TIME_NSEC (5 * NSEC_PER_SEC)
@@ -39,10 +42,10 @@ __extension__ typedef unsigned __int128 Wide;
 
 static uint64_t scale(uint64_t value, uint64_t by, uint64_t of) { return (uint64_t)((Wide)value * by / of); }
 
-static int64_t usual_portion_nsec(uint64_t allowance) {
-        uint64_t usual = scale(allowance, PORTION_TIME_NSEC, BUDGET_WINDOW_NSEC);
+static int64_t portion_nsec(uint64_t allowance, uint64_t time_nsec, uint64_t min_nsec) {
+        uint64_t usual = scale(allowance, time_nsec, BUDGET_WINDOW_NSEC);
         uint64_t most = scale(allowance, PORTION_TIME_MAX_NSEC, BUDGET_WINDOW_NSEC);
-        uint64_t portion = usual >= PORTION_MIN_NSEC ? usual : MIN_OF(most, PORTION_MIN_NSEC);
+        uint64_t portion = usual >= min_nsec ? usual : MIN_OF(most, min_nsec);
 
         return (int64_t)MAX_OF(portion, (uint64_t)1);
 }
@@ -120,15 +123,17 @@ void budget_set_quota(Budget *budget, uint32_t quota, uint32_t even_quota) {
         if (even_quota > 0) {
                 uint64_t even = scale(BUDGET_WINDOW_NSEC, even_quota, QUOTA_ONE);
 
-                budget->portion_nsec = (int64_t)scale(even, PORTION_TIME_EVENLY_NSEC, BUDGET_WINDOW_NSEC);
+                budget->portion_nsec = portion_nsec(even, PORTION_TIME_EVENLY_NSEC, PORTION_MIN_EVENLY_NSEC);
                 budget->saved_max_nsec = budget->portion_nsec;
                 budget->owed_max_nsec = (int64_t)scale(even, OWED_TIME_EVENLY_NSEC, BUDGET_WINDOW_NSEC);
+                budget->wait_max_nsec = BUDGET_WAIT_MAX_EVENLY_NSEC; /* to ask is a part of a small portion */
                 budget->free_nsec = 0;
                 budget->rate_max_nsec = scale(even, BUDGET_SLOT_NSEC, BUDGET_WINDOW_NSEC);
         } else {
-                budget->portion_nsec = usual_portion_nsec(budget->allowance_nsec);
+                budget->portion_nsec = portion_nsec(budget->allowance_nsec, PORTION_TIME_NSEC, PORTION_MIN_NSEC);
                 budget->saved_max_nsec = (int64_t)scale(budget->allowance_nsec, SAVED_TIME_NSEC, BUDGET_WINDOW_NSEC);
                 budget->owed_max_nsec = INT64_MAX;
+                budget->wait_max_nsec = BUDGET_WAIT_MAX_NSEC;
                 budget->free_nsec = budget->allowance_nsec / 2;
                 budget->rate_max_nsec = UINT64_MAX;
         }
@@ -137,23 +142,36 @@ void budget_set_quota(Budget *budget, uint32_t quota, uint32_t even_quota) {
         set_rate(budget);
 }
 
-uint64_t budget_wait_nsec(Budget *budget, uint64_t now, uint64_t cpu_nsec) {
-        uint64_t wait = 0;
-        int64_t missing;
+/* How long until a portion is there; 0: it is. Rounded up: what is waited for is there then. */
+static uint64_t refill_nsec(Budget *budget) {
+        int64_t missing = budget->portion_nsec - budget->saved_nsec;
+        bool was_refilling = budget->refilling;
+        uint64_t wait;
 
-        account(budget, now, cpu_nsec);
-        missing = budget->portion_nsec - budget->saved_nsec;
         if (budget->saved_nsec <= 0)
                 budget->refilling = true;
-        else if (missing <= 0)
+        else if (missing <= 0 ||
+                 (budget->seen_nsec >= budget->refilled_at_nsec && missing <= budget->portion_nsec / PORTION_LEFT_SHARE))
                 budget->refilling = false;
+        if (!budget->refilling)
+                return 0;
+        if (budget->rate_nsec == 0)
+                return budget->wait_max_nsec;
+        wait = scale((uint64_t)missing, BUDGET_SLOT_NSEC, budget->rate_nsec) + 1;
+        /* To ask costs something, too: that does not put it off. */
+        if (!was_refilling || budget->refilled_at_nsec <= budget->seen_nsec ||
+            budget->refilled_at_nsec > budget->seen_nsec + wait)
+                budget->refilled_at_nsec = budget->seen_nsec + wait;
+        return budget->refilled_at_nsec - budget->seen_nsec;
+}
+
+uint64_t budget_wait_nsec(Budget *budget, uint64_t now, uint64_t cpu_nsec) {
+        uint64_t wait;
+
+        account(budget, now, cpu_nsec);
+        wait = MIN_OF(refill_nsec(budget), budget->wait_max_nsec);
         if (budget->used_nsec >= budget->allowance_nsec)
-                wait = BUDGET_WAIT_MAX_NSEC;
-        else if (budget->refilling && budget->rate_nsec == 0)
-                wait = BUDGET_WAIT_MAX_NSEC;
-        else if (budget->refilling)
-                /* Rounded up: what is waited for is there then. */
-                wait = MIN_OF(scale((uint64_t)missing, BUDGET_SLOT_NSEC, budget->rate_nsec) + 1, BUDGET_WAIT_MAX_NSEC);
+                wait = budget->wait_max_nsec;
         budget->wait_until_nsec = MIN_OF(budget->wait_until_nsec, budget->seen_nsec);
         if (wait > 0)
                 budget->wait_until_nsec = budget->seen_nsec + wait;

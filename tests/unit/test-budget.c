@@ -13,6 +13,7 @@
 
 #include <cmocka.h>
 
+#define USEC NSEC_PER_USEC
 #define MSEC NSEC_PER_MSEC
 #define SEC NSEC_PER_SEC
 #define MINUTE (60 * SEC)
@@ -23,7 +24,7 @@ typedef struct Machine {
         Budget budget;
         uint64_t now, cpu;
         uint64_t step_cpu, step_wall;   /* of one piece of work */
-        uint64_t waits;
+        uint64_t waits, wait_cpu;       /* and what it costs to come back from one */
         uint64_t *used;                 /* by millisecond since START */
         size_t n_used;
 } Machine;
@@ -52,10 +53,10 @@ static void work_until(Machine *m, uint64_t end) {
         while (m->now < end) {
                 uint64_t wait = budget_wait_nsec(&m->budget, m->now, m->cpu);
 
-                assert_true(wait <= BUDGET_WAIT_MAX_NSEC);
+                assert_true(wait <= (m->budget.free_nsec > 0 ? BUDGET_WAIT_MAX_NSEC : BUDGET_WAIT_MAX_EVENLY_NSEC));
                 if (wait > 0) {
-                        m->now += wait;
                         m->waits++;
+                        use(m, m->wait_cpu, wait);
                 } else
                         use(m, m->step_cpu, m->step_wall);
         }
@@ -231,7 +232,7 @@ static void test_quota_changes(void **unused) {
         work_until(&m, m.now + 2 * MINUTE);
         before = m.cpu;
         work_until(&m, m.now + MINUTE);
-        assert_true(m.cpu - before > 590 * MSEC && m.cpu - before <= 601 * MSEC);
+        assert_true(m.cpu - before > 580 * MSEC && m.cpu - before <= 601 * MSEC);
         machine_done(&m);
 }
 
@@ -278,6 +279,27 @@ static void test_evenly(void **unused) {
         windows(&m, START, m.now, &least, &most);
         assert_true(most <= 6 * SEC + MSEC / 2);
         machine_done(&m);
+}
+
+/* A thread that waits wakes up, which costs CPU time, and asks again. Of small portions that is a part, and most is work. */
+static void test_waiting_costs(void **unused) {
+        static const uint32_t quotas[] = { 5, 30, 100, 300 };
+
+        for (size_t i = 0; i < ELEMENTSOF(quotas); i++) {
+                uint64_t given = quotas[i] * (MINUTE / 10000), work;
+                Machine m;
+
+                machine_init(&m, 1000, 50 * USEC, 50 * USEC, MINUTE);
+                m.wait_cpu = 90 * USEC;
+                budget_set_quota(&m.budget, 1000, quotas[i]);
+                work_until(&m, START + MINUTE);
+                work = m.cpu - m.waits * m.wait_cpu;
+                print_message("%g %%: %llu waits, work is %.1f %% of what was given\n", quotas[i] / 100.0,
+                              (unsigned long long)m.waits, (double)work * 100 / (double)given);
+                assert_true(m.cpu <= given + given / 10 + 2 * MSEC);
+                assert_true(work >= given / 2);
+                machine_done(&m);
+        }
 }
 
 /* A suspended machine's clock stands; that of one that was moved may jump. Back it does not go, and would do no harm. */
@@ -367,6 +389,7 @@ int main(void) {
                 cmocka_unit_test(test_more_than_there_is),
                 cmocka_unit_test(test_quota_changes),
                 cmocka_unit_test(test_evenly),
+                cmocka_unit_test(test_waiting_costs),
                 cmocka_unit_test(test_clock_steps),
                 cmocka_unit_test(test_total_shrinks),
                 cmocka_unit_test(test_left),
