@@ -20,8 +20,9 @@
 /* One page missed in so many has everything unmerged read again. */
 #define RECHECK_SHARE 64U
 /* Where there is little CPU a burst takes minutes: what is saved is counted meanwhile, and what breaks again is
- * noticed. */
+ * noticed. One part of the quota in so many at most goes into that. */
 #define CENSUS_IN_BURST_NSEC (10 * NSEC_PER_SEC)
+#define CENSUS_IN_BURST_SHARE 16U
 /* Who runs is asked for so long after a burst began, then so often. */
 #define LOOK_FIRST_NSEC (20 * NSEC_PER_MSEC)
 #define LOOK_NSEC NSEC_PER_SEC
@@ -233,10 +234,21 @@ static int wait_for_portion(const Pass *pass) {
         return 0;
 }
 
+/* How long until it may be done again. */
+static uint64_t census_in_burst(Manager *m) {
+        uint64_t begun = process_cpu_nsec(), took;
+
+        burst_pause(m->burst); /* the census waits for the budget */
+        manager_census(m);
+        took = process_cpu_nsec() - begun;
+        return MAX_OF(CENSUS_IN_BURST_NSEC, took * CENSUS_IN_BURST_SHARE / manager_quota(m) * CONF_SHARE_ONE);
+}
+
 /* Until ksmd is done; 0: or it merged as much as BreakQuota= allows for. -ECANCELED. */
 static int burst_steps(Pass *pass, BurstState *ret) {
         Manager *m = pass->manager;
-        uint64_t begun = now_nsec(), looked = begun, look_in = LOOK_FIRST_NSEC, counted = begun;
+        uint64_t begun = now_nsec(), looked = begun, look_in = LOOK_FIRST_NSEC;
+        uint64_t counted = begun, count_in = CENSUS_IN_BURST_NSEC;
 
         look_who_runs(pass, 0);
         while ((*ret = burst_step(m->burst)) == BURST_RUNNING) {
@@ -259,9 +271,8 @@ static int burst_steps(Pass *pass, BurstState *ret) {
                         burst_stop(m->burst);
                         return -ECANCELED;
                 }
-                if (now - counted > CENSUS_IN_BURST_NSEC) {
-                        burst_pause(m->burst); /* the census waits for the budget */
-                        manager_census(m);
+                if (now - counted > count_in) {
+                        count_in = census_in_burst(m);
                         counted = now_nsec();
                 }
         }

@@ -5,8 +5,8 @@
  *
  * What must hold at every instant, a SIGKILL between any two lines included: a knob that holds a value of ours is
  * in the state file, with the value it had before. So the file is written (atomically) before the knob; a knob that
- * changes for the second time has both of our values on file until the write is done; and a knob leaves the file only
- * after it was put back. What reads neither as ours was changed by somebody else, and is his.
+ * changes for the second time has both of our values on file, at least until the write is done; and a knob leaves the
+ * file only after it was put back. What reads neither as ours was changed by somebody else, and is his.
  *
  * The state file is text, one line a knob: "KNOB FOUND OURS [OURS-BEFORE]". It is read as a whole or not at all: only
  * knobs of the table below, only values such a knob can hold, only a plain file of our own user.
@@ -44,6 +44,7 @@ typedef struct KnobRecord {
         char found[VALUE_BYTES];        /* empty: not changed by us */
         char ours[VALUE_BYTES];
         char before[VALUE_BYTES];       /* ours before that; empty: none */
+        bool changed;                   /* it holds ours: before is on file, and nothing else any more */
 } KnobRecord;
 
 /* The first few tell how far ksmd is. */
@@ -76,6 +77,7 @@ struct Ksm {
         KnobRecord records[N_KNOBS];
         bool left_changed;
         int state_error;                /* of an unusable state file, to be told once */
+        bool state_unsure;              /* the file may say something else than records */
         Ksmd ksmd;
 };
 
@@ -116,6 +118,10 @@ static int knob_read(const Ksm *ksm, int knob, char ret[static VALUE_BYTES]) {
                 return -EINVAL;
         memcpy(ret, value, strlen(value) + 1);
         return 0;
+}
+
+static bool is_ours(const KnobRecord *record, const char *now) {
+        return strcmp(now, record->ours) == 0 || (!record->changed && strcmp(now, record->before) == 0);
 }
 
 /* O_TRUNC means nothing to sysfs; it lets a plain file stand in for a knob. */
@@ -376,6 +382,7 @@ int ksm_knobs(const Ksm *ksm, KsmKnobs *ret) {
 int ksm_set_text(Ksm *ksm, const char *name, const char *value) {
         char now[VALUE_BYTES];
         KnobRecord *record, old;
+        bool on_file;
         int knob, r;
 
         knob = knob_by_name(name);
@@ -391,26 +398,32 @@ int ksm_set_text(Ksm *ksm, const char *name, const char *value) {
 
         record = ksm->records + knob;
         old = *record;
-        if (record->found[0] && (strcmp(now, record->ours) == 0 || strcmp(now, record->before) == 0))
+        on_file = false;
+        if (record->found[0] && is_ours(record, now)) {
+                /* To and fro between two values, as in pauses of a burst: the file names both. */
+                on_file = strcmp(now, record->ours) == 0 && strcmp(value, record->before) == 0 && !ksm->state_unsure;
                 strcpy(record->before, now);
-        else {
+        } else {
                 /* The first change, or somebody else's value came in between: that one is found now. */
                 strcpy(record->found, now);
                 record->before[0] = 0;
         }
         strcpy(record->ours, value);
-        r = state_write(ksm);
+        record->changed = false;
+        r = on_file ? 0 : state_write(ksm);
         if (r < 0) {
                 *record = old;
                 return r;
         }
+        ksm->state_unsure = false;
         r = knob_write(ksm, knob, value);
         if (r < 0) {
                 *record = old;
-                (void)state_write(ksm); /* what is on file then says more than is true, which restores nothing wrong */
+                /* Where that fails, what is on file says more than is true, which restores nothing wrong. */
+                ksm->state_unsure = !on_file && state_write(ksm) < 0;
                 return r == -EBUSY ? KSM_E_BUSY : r;
         }
-        record->before[0] = 0; /* on file until the next change: it can only read as ours what was ours */
+        record->changed = true;
         return 0;
 }
 
@@ -432,7 +445,7 @@ static int knob_restore(Ksm *ksm, int knob) {
         r = knob_read(ksm, knob, now);
         if (r < 0 && r != -ENOENT)
                 return r;
-        if (r == 0 && (strcmp(now, record->ours) == 0 || strcmp(now, record->before) == 0)) {
+        if (r == 0 && is_ours(record, now)) {
                 r = knob_write(ksm, knob, record->found);
                 if (r == -EBUSY)
                         return KSM_E_BUSY;

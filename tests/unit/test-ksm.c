@@ -69,8 +69,11 @@ ssize_t write(int fd, const void *data, size_t n) {
         return -1;
 }
 
+static unsigned renames;
+
 int renameat(int from_at, const char *from, int to_at, const char *to) {
         count();
+        renames++;
         return (int)syscall(SYS_renameat2, from_at, from, to_at, to, 0);
 }
 
@@ -364,6 +367,30 @@ static void test_hostile_state(void **unused) {
         assert_knob("run", "0");
 }
 
+/* In pauses of a burst, ten times a second: not a file each time, and whatever somebody else sets is his. */
+static void test_to_and_fro(void **unused) {
+        _cleanup_(ksm_freep) Ksm *ksm = NULL;
+        unsigned before;
+
+        put("sleep_millisecs", "20\n");
+        assert_int_equal(ksm_new(sysfs, state, &ksm), 0);
+        assert_int_equal(ksm_set(ksm, "sleep_millisecs", 0), 0);
+        assert_int_equal(ksm_set(ksm, "sleep_millisecs", 600), 0);
+        before = renames;
+        for (unsigned i = 0; i < 10; i++) {
+                assert_int_equal(ksm_set(ksm, "sleep_millisecs", i % 2 ? 600 : 0), 0);
+                assert_knob("sleep_millisecs", i % 2 ? "600" : "0");
+        }
+        assert_int_equal(renames, before);
+        assert_int_equal(ksm_set(ksm, "sleep_millisecs", 50), 0);
+        assert_int_equal(ksm_set(ksm, "sleep_millisecs", 0), 0);
+        assert_int_equal(renames, before + 2);
+        put("sleep_millisecs", "50\n"); /* what was ours, but is not now */
+        assert_int_equal(ksm_restore(ksm), 0);
+        assert_knob("sleep_millisecs", "50");
+        assert_false(state_exists());
+}
+
 static void daemon_life(bool careless) {
         _cleanup_(ksm_freep) Ksm *ksm = NULL;
 
@@ -375,7 +402,9 @@ static void daemon_life(bool careless) {
                 _exit(1);
         if (ksm_set(ksm, "use_zero_pages", 1) || ksm_set(ksm, "pages_to_scan", 1000) ||
             ksm_set(ksm, "pages_to_scan", 2000) || ksm_set(ksm, "pages_to_scan", 3000) || ksm_set(ksm, "run", 1) ||
-            ksm_set(ksm, "run", 0) || ksm_set(ksm, "run", 1) || ksm_restore(ksm))
+            ksm_set(ksm, "run", 0) || ksm_set(ksm, "run", 1) || ksm_set(ksm, "pages_to_scan", 2000) ||
+            ksm_set(ksm, "use_zero_pages", 2) || ksm_set(ksm, "pages_to_scan", 3000) ||
+            ksm_set(ksm, "pages_to_scan", 2000) || ksm_restore(ksm))
                 _exit(1);
         _exit(3); /* lived to the end */
 }
@@ -446,6 +475,7 @@ int main(void) {
                 cmocka_unit_test_setup(test_read_only, setup),
                 cmocka_unit_test_setup(test_hostile_state, setup),
                 cmocka_unit_test_setup(test_every_death_is_healed, setup),
+                cmocka_unit_test_setup(test_to_and_fro, setup),
                 cmocka_unit_test_setup(test_ksmd, setup),
         };
         int failed;
