@@ -41,6 +41,13 @@ static int parse_share(const ConfKey *key, const char *value, void *base) {
         return r;
 }
 
+static int parse_share_or_auto(const ConfKey *key, const char *value, void *base) {
+        if (strcmp(value, "auto") != 0)
+                return parse_share(key, value, base);
+        *FIELD(uint32_t, key, base) = 0;
+        return 0;
+}
+
 static int parse_number(const ConfKey *key, const char *value, void *base) {
         uint64_t number;
         int r = conf_value_number(value, &number);
@@ -237,7 +244,8 @@ static const ConfKey keys[] = {
         DAEMON("ScanInterval", parse_time, scan_interval_nsec, "10s", "a time like 10s, from 10ms to 1w",
                RANGE(10 * NSEC_PER_MSEC, WEEK)),
         DAEMON("CPUQuota", parse_share, cpu_quota, "10%", "a share of one CPU like 10%, above 0%", RANGE(1, UINT32_MAX)),
-        DAEMON("CPUQuotaBusy", parse_share, cpu_quota_busy, "30%", "a share of CPUQuota= like 30%, above 0% and up to 100%",
+        DAEMON("CPUQuotaBusy", parse_share_or_auto, cpu_quota_busy, "auto",
+               "auto or a share of CPUQuota= like 30%, above 0% and up to 100%",
                RANGE(1, CONF_SHARE_ONE)),
         DAEMON("ScanThreads", parse_number, scan_threads, "1", "a number from 1 to 1024", RANGE(1, 1024)),
         DAEMON("MaxPageSharing", parse_number_or_auto, max_page_sharing, "256", "auto or a number from 2 to 2147483647",
@@ -253,6 +261,8 @@ static const ConfKey keys[] = {
         DAEMON("PayBack", parse_time, pay_back_nsec, "1min", "a time like 1min, from 1s to 1w", RANGE(NSEC_PER_SEC, WEEK)),
         DAEMON("BreakQuota", parse_share, break_quota, "1%", "a share of one CPU like 1%, above 0%",
                RANGE(1, UINT32_MAX)),
+        DAEMON("StopQuota", parse_share, stop_quota, "0.5%", "a share of the time like 0.5%, above 0% and up to 100%",
+               RANGE(1, CONF_SHARE_ONE)),
         DAEMON("OnStop", parse_on_stop, on_stop, "keep", "keep or unmerge"),
 
         CGROUP("Merge", parse_merge, merge, "no", "no, yes or dry-run"),

@@ -18,7 +18,7 @@ typedef struct ConfDaemon {
         char *socket;                   /* absolute path */
         uint64_t scan_interval_nsec;    /* between the starts of two passes */
         uint32_t cpu_quota;             /* share of one CPU, may exceed 10,000 */
-        uint32_t cpu_quota_busy;        /* share of cpu_quota, while everybody else leaves hardly a CPU */
+        uint32_t cpu_quota_busy;        /* share of cpu_quota, while everybody else leaves hardly a CPU; 0 = auto */
         uint32_t scan_threads;
         uint32_t max_page_sharing;      /* 0 = auto */
         uint64_t max_rmap_walk_nsec;    /* what auto keeps a walk over a merged page's mappings below */
@@ -30,6 +30,7 @@ typedef struct ConfDaemon {
         bool judgement;                 /* pages whose merges break too soon are left alone */
         uint64_t pay_back_nsec;         /* so soon */
         uint32_t break_quota;           /* share of one CPU that breaks may cost */
+        uint32_t stop_quota;            /* share of the time for which a process that runs may be stopped */
         ConfOnStop on_stop;
 } ConfDaemon;
 

@@ -26,8 +26,6 @@
 /* Who runs is asked for so long after a burst began, then so often. */
 #define LOOK_FIRST_NSEC (20 * NSEC_PER_MSEC)
 #define LOOK_NSEC NSEC_PER_SEC
-/* Who used less than one in so many of a CPU's time is asleep, but for its timers. */
-#define ASLEEP_SHARE 16U
 /* Who asked for a pass is let wait for BreakQuota= so long. */
 #define ASKED_WAIT_MAX_NSEC (5 * NSEC_PER_SEC)
 
@@ -199,7 +197,7 @@ static void look_who_runs(Pass *pass, uint64_t elapsed_nsec) {
                 if (passed_over(member) || target_cpu_nsec(member->target, &member->cpu_nsec) != 0)
                         continue;
                 used = member->cpu_nsec - MIN_OF(before, member->cpu_nsec);
-                if (used > elapsed_nsec / ASLEEP_SHARE)
+                if (used > elapsed_nsec / MEMBER_ASLEEP_SHARE)
                         ran += used;
         }
         if (elapsed_nsec > 0)

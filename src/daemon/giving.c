@@ -42,8 +42,9 @@ static void note_plan(Member *member, const ZeroPlan *plan) {
 
 static int give(Pass *pass, Member *member, const ZeroPlan *plan) {
         Manager *m = pass->manager;
+        PassPause pause = { .manager = m, .member = member };
         ZeroResult result = { 0 };
-        int r = zero_give_back(m->zero, &member->space, member->track, plan, &result);
+        int r = zero_give_back(m->zero, &member->space, member->track, plan, pass_pause, &pause, &result);
 
         m->merge_failures[MERGE_FAILURE_CHANGED] += result.pages_back;
         m->pass_changes += result.pages_given;
@@ -55,10 +56,10 @@ static int give(Pass *pass, Member *member, const ZeroPlan *plan) {
                             result.pages_lost);
         log_debug("process %d: %lu of %lu zero pages given back, %lu put back, %lu refused", member->target->pid,
                   result.pages_given, plan->pages, result.pages_back, result.pages_refused);
-        member->plan_again = r > 0;
+        member->plan_again = r > 0 || result.unfinished;
         if (r > 0)
                 manager_note_remote_error(m, member, r);
-        return r < 0 ? r : 0;
+        return pause.interrupted ? -ECANCELED : r < 0 ? r : 0;
 }
 
 int pass_give(Pass *pass, Member *member) {

@@ -156,6 +156,11 @@ bool manager_scan_waits(const Manager *manager);
 /* pace.c: lets the event loop run for nsec, and within a pass for as long as CPUQuota= wants work to wait. true: the
  * work at hand is to be given up. */
 bool manager_breathe(Manager *manager, uint64_t nsec);
+/* standing.c: as manager_breathe(), between two stops of the member, which is let run first for as long as StopQuota= wants,
+ * if it does. */
+bool manager_let_run(Manager *manager, Member *member);
+/* Notes how much it has run, for that. */
+void manager_look_whether_runs(Member *member);
 /* The event loop runs once, whatever the quota says: for what is not to wait. The same result. */
 bool manager_attend(Manager *manager);
 /* As manager_breathe() between two steps of the burst, which is paused meanwhile if it must wait, and in any case if

@@ -60,24 +60,10 @@ static bool plan_is_due(const Manager *m, Member *member) {
                ++member->passes_waited >= PLAN_PATIENCE;
 }
 
-typedef struct Pausing {
-        Manager *manager;
-        const Member *member;
-        bool interrupted;
-} Pausing;
-
-/* Between two stops of a process the event loop runs, and CPUQuota= is kept. */
-static bool pause_marking(void *userdata) {
-        Pausing *pausing = userdata;
-
-        pausing->interrupted = manager_breathe(pausing->manager, 0);
-        return pausing->interrupted || passed_over(pausing->member) || target_image_replaced(pausing->member->target);
-}
-
 /* -ECANCELED. */
 static int mark_member(Pass *pass, Member *member) {
         Manager *m = pass->manager;
-        Pausing pausing = { .manager = m, .member = member };
+        PassPause pause = { .manager = m, .member = member };
         _cleanup_(plan_done) Plan plan = { 0 };
         AdviseResult result = { 0 };
         PlanRules rules = {
@@ -113,7 +99,7 @@ static int mark_member(Pass *pass, Member *member) {
                                                                            plan.pages_left_run + plan.pages_left_stack);
         if (member->group->slot->dry_run || member->skip != TARGET_OK)
                 return 0;
-        r = advise_apply(m->advise, member->target, &plan, &member->marks, pause_marking, &pausing, &result);
+        r = advise_apply(m->advise, member->target, &plan, &member->marks, pass_pause, &pause, &result);
         log_debug("process %d: %lu pages wanted, %zu ranges planned: %lu pages marked, %lu unmarked, %lu ranges failed: %d",
                   member->target->pid, plan.pages_wanted, plan.n, result.pages_marked, result.pages_unmarked,
                   result.failed_ranges, r);
@@ -128,7 +114,7 @@ static int mark_member(Pass *pass, Member *member) {
         member->plan_again = r > 0 || result.unfinished || member->marks.n_idle > 0;
         if (r > 0)
                 manager_note_remote_error(m, member, r);
-        return pausing.interrupted ? -ECANCELED : r < 0 ? r : 0;
+        return pause.interrupted ? -ECANCELED : r < 0 ? r : 0;
 }
 
 static int carry_out(Pass *pass, Member *member) {

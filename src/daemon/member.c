@@ -264,6 +264,8 @@ bool manager_member_ready(Manager *m, Member *member) {
                 member->gone |= r == TARGET_E_GONE;
                 return false;
         }
+        if (member->standing.looked_nsec == 0)
+                manager_look_whether_runs(member);
         look = member->last_pass == 0 || member->look_again || m->once ||
                (member->group->slot->domain->pass + member->space.n) % LOOK_PASSES == 0;
         active = look || memcmp(&now, &member->activity, sizeof now) != 0;

@@ -37,6 +37,14 @@ static inline bool passed_over(const Member *member) { return member->gone || me
 static inline Slot *pass_slot(const Member *member) { return member->group->slot; }
 static inline Domain *pass_domain(const Member *member) { return member->group->slot->domain; }
 
+/* standing.c: a StopPause, between two stops of a member: it is let run, the event loop has its turn, CPUQuota= is kept. */
+typedef struct PassPause {
+        Manager *manager;
+        Member *member;
+        bool interrupted;               /* the pass is to be given up */
+} PassPause;
+bool pass_pause(void *pass_pause);
+
 /* MetadataMax=: to be asked for after every round of work. */
 void pass_limit_memory(const Pass *pass);
 

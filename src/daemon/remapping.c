@@ -39,7 +39,7 @@ typedef struct Work {
         uint64_t merged, fresh;         /* pages; pages of the pool that were filled */
         uint64_t left_short;            /* in pieces too short for a mapping of their own */
         unsigned tries;                 /* batches in a row in which nothing was begun */
-        int result;                     /* REMOTE_E_*, -errno: no more is begun */
+        int result;                     /* REMOTE_E_*, -errno: no more is begun; -ECANCELED: by the pass either */
         bool again;                     /* something is left that the next pass may do */
         bool moving;                    /* it was mapped to other pages of the pool until a moment ago */
 } Work;
@@ -208,6 +208,23 @@ static void carry_out(Work *w) {
                 drop_all(w);
 }
 
+/* Between two stops. What waits in the batch keeps its pages of the pool meanwhile. */
+static void pause_work(Work *w) {
+        if (w->result != 0)
+                return;
+        if (manager_let_run(w->pass->manager, w->member))
+                w->result = -ECANCELED;
+        else if (passed_over(w->member))
+                w->result = REMOTE_E_GONE;
+        if (w->result != 0)
+                drop_all(w);
+}
+
+static void carry_out_and_pause(Work *w) {
+        carry_out(w);
+        pause_work(w);
+}
+
 static uint32_t room_pages(const Work *w, const StopPace *pace) {
         return stop_pace_room(pace, stop_pace_batch(pace), w->units);
 }
@@ -236,7 +253,7 @@ static void add_segment(Work *w, const Vma *vma, uint64_t start, uint32_t n_page
                 n = n_pages - done;
                 while (w->result == 0 && w->n > 0 &&
                        (w->n == REMAP_BATCH_MAX || room_pages(w, pace) < MIN_OF(n, STOP_PACE_PIECE_MIN)))
-                        carry_out(w);
+                        carry_out_and_pause(w);
                 n = piece_of(w, n, room_pages(w, pace));
                 units = stop_pace_units(pace, n);
                 if (w->result != 0 || pool_take(w->pool, page + done, n, at) != 0) {
@@ -366,9 +383,9 @@ static size_t count_short(const RemapRuns *runs) {
         return n;
 }
 
-/* All the runs. The batch at hand is carried out before anybody else has his turn: it has taken pages of the pool. */
+/* All the runs. Where nothing is merged for a while, the event loop has its turn all the same. */
 static int merge_runs(Work *w, const RemapRuns *runs) {
-        Manager *m = w->pass->manager;
+        const Manager *m = w->pass->manager;
         size_t n_short = count_short(runs);
         uint64_t breathed = now_nsec();
         int r = 0;
@@ -384,12 +401,7 @@ static int merge_runs(Work *w, const RemapRuns *runs) {
                 r = merge_run(w, &runs->runs[i]);
                 if (now_nsec() - breathed < BREATH_NSEC)
                         continue;
-                while (w->n > 0 && w->result == 0)
-                        carry_out(w);
-                if (manager_breathe(m, 0))
-                        r = r ?: -ECANCELED;
-                if (passed_over(w->member))
-                        return 0;
+                pause_work(w);
                 breathed = now_nsec();
         }
         while (w->n > 0 && w->result == 0)

@@ -74,6 +74,16 @@ typedef struct UnmapRound {
         bool written_too;
 } UnmapRound;
 
+/* How it stands and runs by turns (standing.c). */
+typedef struct Standing {
+        uint64_t looked_nsec;           /* when it was looked at last; 0: never */
+        uint64_t cpu_nsec, stood_nsec;  /* the CPU time it had used then, and for how long it had stood */
+        uint64_t rested_nsec;           /* for how long it had stood when it was let run last */
+        bool runs;
+} Standing;
+/* Who used less than one in so many of a CPU's time is asleep, but for its timers. */
+#define MEMBER_ASLEEP_SHARE 16U
+
 typedef struct Member {
         Group *group;
         Target *target;
@@ -84,6 +94,7 @@ typedef struct Member {
         Track *track;                   /* NULL: its writes are not followed */
         TargetActivity activity;        /* as of the last pass that looked at it */
         uint64_t faults;                /* since the pass before (UINT64_MAX: unknown) */
+        Standing standing;
         uint64_t cpu_nsec;              /* it had used when a burst last looked; UINT64_MAX: not known */
         uint32_t last_pass;             /* of its domain, that read all it had to; 0: none yet */
         Selection todo;                 /* what is to be read */

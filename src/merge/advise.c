@@ -130,7 +130,7 @@ static int batch_run_outside(const Target *target, Batch *batch) {
         return 0;
 }
 
-static int batch_run_inside(Advise *advise, Target *target, Batch *batch, AdvisePause pause, void *userdata,
+static int batch_run_inside(Advise *advise, Target *target, Batch *batch, StopPause pause, void *userdata,
                             AdviseResult *result) {
         size_t done = 0, made;
         int r;
@@ -143,7 +143,7 @@ static int batch_run_inside(Advise *advise, Target *target, Batch *batch, Advise
         return r;
 }
 
-static int batch_run(Advise *advise, Target *target, Batch *batch, AdvisePause pause, void *userdata,
+static int batch_run(Advise *advise, Target *target, Batch *batch, StopPause pause, void *userdata,
                      AdviseResult *result) {
         int r;
 
@@ -345,7 +345,7 @@ static int wish_account(const Wish *wish, Target *target, Marks *marks, const Ba
         return r;
 }
 
-int advise_apply(Advise *advise, Target *target, const Plan *plan, Marks *marks, AdvisePause pause, void *userdata,
+int advise_apply(Advise *advise, Target *target, const Plan *plan, Marks *marks, StopPause pause, void *userdata,
                  AdviseResult *ret) {
         _cleanup_(wish_done) Wish wish = {};
         _cleanup_(batch_done) Batch batch = {};

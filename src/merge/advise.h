@@ -2,6 +2,7 @@
 #pragma once
 
 #include "merge/plan.h"
+#include "merge/stop-pace.h"
 #include "target/origin.h"
 #include "target/remote.h"
 
@@ -56,13 +57,10 @@ typedef struct AdviseResult {
         bool unfinished;        /* there is more to be done: by the next plan; undoing, by the next call */
 } AdviseResult;
 
-/* Asked between two stops, for as long as the caller likes; true: what is not done yet is to be left. */
-typedef bool (*AdvisePause)(void *userdata);
-
 /* Makes the marks what the plan (from a list of the mappings as they are now) says: marks what is new; unmarks what
  * several plans in a row wanted no more. pause: may be NULL. 0 (also when single ranges failed: counted), REMOTE_E_* when
  * the target could not be called, wholly or for the rest (*ret then says what was done before); -errno. */
-int advise_apply(Advise *advise, Target *target, const Plan *plan, Marks *marks, AdvisePause pause, void *userdata,
+int advise_apply(Advise *advise, Target *target, const Plan *plan, Marks *marks, StopPause pause, void *userdata,
                  AdviseResult *ret);
 
 /* Unmarks everything we marked: the kernel un-shares it. Repeated while that makes progress; 0 with failed_ranges > 0

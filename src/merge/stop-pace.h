@@ -29,6 +29,10 @@ typedef struct StopPace {
 
 #define STOP_PACE_WHOLE 1024U
 
+/* Asked by who stops a target several times, between two stops, for as long as the caller likes; true: what is not done yet
+ * is to be left. */
+typedef bool (*StopPause)(void *userdata);
+
 /* When nothing is learnt yet: what a unit probably costs. range_units: as how many a range counts, besides its pages. */
 StopPace stop_pace_first(uint64_t unit_nsec, uint32_t range_units);
 static inline uint64_t stop_pace_units(const StopPace *pace, uint32_t n_pages) { return n_pages + pace->range_units; }

@@ -222,7 +222,8 @@ static int give_batch(Zero *zero, Space *space, Track *track, const ZeroRun *run
         return 0;
 }
 
-int zero_give_back(Zero *zero, Space *space, Track *track, const ZeroPlan *plan, ZeroResult *ret) {
+int zero_give_back(Zero *zero, Space *space, Track *track, const ZeroPlan *plan, StopPause pause, void *userdata,
+                   ZeroResult *ret) {
         for (Progress progress = {}; progress.run < plan->n;) {
                 ZeroRun runs[ZERO_RUNS_MAX];
                 size_t n = choose(zero, plan, progress, runs);
@@ -233,6 +234,9 @@ int zero_give_back(Zero *zero, Space *space, Track *track, const ZeroPlan *plan,
                 progress.at = runs[n - 1].end;
                 if (progress.at == plan->runs[progress.run].end)
                         progress = (Progress){.run = progress.run + 1};
+                ret->unfinished = progress.run < plan->n && pause && pause(userdata);
+                if (ret->unfinished)
+                        break;
         }
         return 0;
 }

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #pragma once
 
+#include "merge/stop-pace.h"
 #include "merge/zero-plan.h"
 #include "scan/track.h"
 #include "target/remote-program.h"
@@ -30,12 +31,14 @@ typedef struct ZeroResult {
         uint64_t pages_back;    /* written in the last moment: put back as they were */
         uint64_t pages_refused; /* pinned, shared with a child since, or not there any more */
         uint64_t pages_lost;    /* could not be put back: their mapping was gone by then */
+        bool unfinished;        /* the pause said so */
 } ZeroResult;
 
 /* Gives back the runs of a plan made from what is known now, in as many stops as keep each within its time; *ret adds
  * up, also on failure. What was given back is noted in the blocks (hole), what was put back is forgotten there. track:
- * NULL, or what follows the writes of this process. 0; REMOTE_E_*: the rest could not be done; -errno. */
-int zero_give_back(Zero *zero, Space *space, Track *track, const ZeroPlan *plan, ZeroResult *ret);
+ * NULL, or what follows the writes of this process. pause: may be NULL. 0; REMOTE_E_*: the rest could not be done; -errno. */
+int zero_give_back(Zero *zero, Space *space, Track *track, const ZeroPlan *plan, StopPause pause, void *userdata,
+                   ZeroResult *ret);
 
 /* How many pages that were given back are so still: not there, or mapping the kernel's zero page. Forgets the others.
  * TARGET_E_GONE, -errno. */

@@ -285,6 +285,7 @@ int remote_transact(Remote *remote, Target *target, RemoteTransaction *transacti
                 if (stood) {
                         uint64_t detached = now_nsec();
                         transaction->stop_nsec = detached - stood;
+                        target->stood_nsec += detached - stood;
                         remote_stats_count(&remote->stats, MIN_OF(interrupted, stood), stood, detached);
                         if (detached - stood > STOP_LONG_NSEC)
                                 remote_note_slow(remote, stood, detached);

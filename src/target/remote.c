@@ -156,6 +156,7 @@ static int call_in_thread(Remote *remote, RemoteVisit *visit, RemoteCandidate ca
         remote_thread_free(TAKE_PTR(thread));
         if (stood) {
                 uint64_t detached = now_nsec();
+                visit->target->stood_nsec += detached - stood;
                 remote_stats_count(&remote->stats, interrupted, stood, detached);
                 if (detached - stood > STOP_MAX_NSEC)
                         remote_note_slow(remote, stood, detached);

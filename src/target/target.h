@@ -38,6 +38,7 @@ typedef struct Target {
         int procfd;             /* O_PATH of /proc/PID */
         int memfd;              /* /proc/PID/mem for reading; -EBADF until target_open_memory() */
         int pagemapfd;
+        uint64_t stood_nsec;    /* for how long it has stood by our stops so far (target/remote.h) */
         uint64_t start_ticks;   /* stat field 22: with the pid, a name for files of ours that outlive us */
         char comm[16];
         struct VmaReader *vma_reader; /* borrowed; NULL: target_read_vma_flags() reads smaps */

@@ -173,7 +173,7 @@ static double measure_given(const Child *child) {
         CHECK(zero_plan_make(&space, &vmas, &rules, &plan) == 0);
         for (unsigned tries = 0; result.pages_given < plan.pages && tries < 50; tries++) {
                 ZeroPlan rest = { .runs = plan.runs + result.runs, .n = plan.n - result.runs };
-                r = zero_give_back(zero, &space, NULL, &rest, &result);
+                r = zero_give_back(zero, &space, NULL, &rest, NULL, NULL, &result);
                 CHECK(r >= 0, "%s", strerror(-r));
                 usleep(r > 0 ? 1000 : 0);
         }

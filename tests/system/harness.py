@@ -256,7 +256,7 @@ class Host:
     check that KSM's knobs are as they were."""
 
     # Most tests are about other things than being held back, and should not take a minute for it.
-    unlike_default = "CPUQuota=1000%\nCPUQuotaBusy=100%\n"
+    unlike_default = "CPUQuota=1000%\nCPUQuotaBusy=100%\nStopQuota=100%\n"
 
     def __init__(self, name):
         self.name = name

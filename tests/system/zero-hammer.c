@@ -66,7 +66,7 @@ static void visit(Hammer *hammer, Zero *zero, ZeroVictim *victim) {
                 if (i == 0 || !space_find(&space, addr))
                         CHECK(space_add(&space, &addr, 1) == 0);
         }
-        int r = zero_give_back(zero, &space, NULL, &plan, &hammer->result);
+        int r = zero_give_back(zero, &space, NULL, &plan, NULL, NULL, &hammer->result);
         CHECK(r >= 0, "%s", strerror(-r));
         hammer->outcomes[r]++;
         usleep(200);

@@ -67,7 +67,8 @@ static void test_defaults(void **state) {
         assert_string_equal(conf->daemon.socket, "/run/ksmd-user/org.ksmduser.Daemon");
         assert_int_equal(conf->daemon.scan_interval_nsec, 10 * NSEC_PER_SEC);
         assert_int_equal(conf->daemon.cpu_quota, 1000);
-        assert_int_equal(conf->daemon.cpu_quota_busy, 3000);
+        assert_int_equal(conf->daemon.cpu_quota_busy, 0);
+        assert_int_equal(conf->daemon.stop_quota, 50);
         assert_int_equal(conf->daemon.scan_threads, 1);
         assert_int_equal(conf->daemon.max_page_sharing, 256);
         assert_true(conf->daemon.merge_across_nodes);
