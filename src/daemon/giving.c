@@ -42,9 +42,8 @@ static void note_plan(Member *member, const ZeroPlan *plan) {
 
 static int give(Pass *pass, Member *member, const ZeroPlan *plan) {
         Manager *m = pass->manager;
-        PassPause pause = { .manager = m, .member = member };
         ZeroResult result = { 0 };
-        int r = zero_give_back(m->zero, &member->space, member->track, plan, pass_pause, &pause, &result);
+        int r = zero_give_back(m->zero, &member->space, member->track, plan, visit_pause, &pass->visit, &result);
 
         m->merge_failures[MERGE_FAILURE_CHANGED] += result.pages_back;
         m->pass_changes += result.pages_given;
@@ -59,7 +58,7 @@ static int give(Pass *pass, Member *member, const ZeroPlan *plan) {
         member->plan_again = r > 0 || result.unfinished;
         if (r > 0)
                 manager_note_remote_error(m, member, r);
-        return pause.interrupted ? -ECANCELED : r < 0 ? r : 0;
+        return pass->visit.interrupted ? -ECANCELED : r < 0 ? r : 0;
 }
 
 int pass_give(Pass *pass, Member *member) {

@@ -470,6 +470,7 @@ int manager_run(Manager *m) {
                         if (m->young_waiting)
                                 m->next_pass_nsec =
                                         MIN_OF(m->next_pass_nsec, now + m->conf->daemon.minimum_age_nsec);
+                        m->next_pass_nsec = MIN_OF(m->next_pass_nsec, m->rests_until_nsec);
                         if (m->busy_waiting)
                                 m->next_pass_nsec = MIN_OF(m->next_pass_nsec, now + BUSY_RETRY_NSEC);
                         report_status(m);

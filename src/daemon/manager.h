@@ -125,6 +125,7 @@ typedef struct Manager {
         unsigned census_age;            /* passes since the frames were counted */
         size_t census_members;          /* how many there were then */
         bool young_waiting;             /* the last pass left processes alone that are too young, */
+        uint64_t rests_until_nsec;      /* the last pass was not done with processes that are not to be stopped before */
         bool busy_waiting;              /* or that could not be called at first contact */
         int tree_error;                 /* of the cgroup tree, said once */
         Request *requests;
@@ -156,10 +157,7 @@ bool manager_scan_waits(const Manager *manager);
 /* pace.c: lets the event loop run for nsec, and within a pass for as long as CPUQuota= wants work to wait. true: the
  * work at hand is to be given up. */
 bool manager_breathe(Manager *manager, uint64_t nsec);
-/* standing.c: as manager_breathe(), between two stops of the member, which is let run first for as long as StopQuota= wants,
- * if it does. */
-bool manager_let_run(Manager *manager, Member *member);
-/* Notes how much it has run, for that. */
+/* standing.c: notes how much it has run. */
 void manager_look_whether_runs(Member *member);
 /* The event loop runs once, whatever the quota says: for what is not to wait. The same result. */
 bool manager_attend(Manager *manager);

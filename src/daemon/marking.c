@@ -8,15 +8,17 @@
  */
 #include "daemon/pass.h"
 
+#include "base/clock.h"
 #include "base/log.h"
 
 #include <string.h>
-
 
 /* So many pages, or any after so many passes, or any in a process whose mappings are read as fast, are worth a plan. */
 #define PLAN_WORTH_PAGES 64U
 #define PLAN_PATIENCE 6U
 #define PLAN_CHEAP_PAGES ((uint64_t)1 << 16)
+/* So long those are waited for that are to be let run between their stops; then what is marked is merged first. */
+#define MARK_NSEC (10 * NSEC_PER_SEC)
 
 /* What the bitmaps say, all in all. */
 static void count_member(Member *member) {
@@ -63,7 +65,6 @@ static bool plan_is_due(const Manager *m, Member *member) {
 /* -ECANCELED. */
 static int mark_member(Pass *pass, Member *member) {
         Manager *m = pass->manager;
-        PassPause pause = { .manager = m, .member = member };
         _cleanup_(plan_done) Plan plan = { 0 };
         AdviseResult result = { 0 };
         PlanRules rules = {
@@ -99,7 +100,8 @@ static int mark_member(Pass *pass, Member *member) {
                                                                            plan.pages_left_run + plan.pages_left_stack);
         if (member->group->slot->dry_run || member->skip != TARGET_OK)
                 return 0;
-        r = advise_apply(m->advise, member->target, &plan, &member->marks, pass_pause, &pause, &result);
+        plan.goes_on = pass->visits_again;
+        r = advise_apply(m->advise, member->target, &plan, &member->marks, visit_pause, &pass->visit, &result);
         log_debug("process %d: %lu pages wanted, %zu ranges planned: %lu pages marked, %lu unmarked, %lu ranges failed: %d",
                   member->target->pid, plan.pages_wanted, plan.n, result.pages_marked, result.pages_unmarked,
                   result.failed_ranges, r);
@@ -114,7 +116,7 @@ static int mark_member(Pass *pass, Member *member) {
         member->plan_again = r > 0 || result.unfinished || member->marks.n_idle > 0;
         if (r > 0)
                 manager_note_remote_error(m, member, r);
-        return pause.interrupted ? -ECANCELED : r < 0 ? r : 0;
+        return pass->visit.interrupted ? -ECANCELED : r < 0 ? r : 0;
 }
 
 static int carry_out(Pass *pass, Member *member) {
@@ -133,45 +135,85 @@ static bool is_astray(const Member *member) {
         return member->astray > 0 || (member->pooled > 0 && pass_slot(member)->apart);
 }
 
-int pass_mark(Pass *pass) {
-        pass_judge_trust(pass);
+static bool is_due(const Pass *pass, Member *member) {
+        if (pass->visits_again)
+                return member->standing.cut && !passed_over(member);
+        member->touched |= member->space.found;
+        member->space.found = member->standing.cut = false;
+        return !passed_over(member) && member->vmas.n && (member->touched || member->plan_again || is_astray(member));
+}
+
+/* -ECANCELED. */
+static int mark_one(Pass *pass, Member *member) {
+        int r;
+
+        if (is_astray(member)) {
+                r = pass_leave_others(pass, member);
+                if (r < 0)
+                        log_debug("process %d: another domain's pages: %s", member->target->pid, strerror(-r));
+                if (passed_over(member) || is_astray(member))
+                        return 0;
+        }
+        count_member(member);
+        if (pass_slot(member)->route == CONF_ROUTE_ZERO) { /* that alone: no twin is wanted, nothing marked */
+                member->counts.wanted = member->counts.zero;
+                member->counts.expected = member->counts.marked = 0;
+        }
+        pass->learnt |= member->touched;
+        member->touched = false;
+        if (!plan_is_due(pass->manager, member)) {
+                member->plan_again = member->counts.wanted > 0;
+                return 0;
+        }
+        r = carry_out(pass, member);
+        member->plan_again |= member->standing.cut;
+        if (r < 0 && r != -ECANCELED)
+                log_debug("process %d: marking: %s", member->target->pid, strerror(-r));
+        return r == -ECANCELED ? r : 0;
+}
+
+/* Those that may be stopped now. *ret_next: when others may; UINT64_MAX: all are done. -ECANCELED. */
+static int mark_round(Pass *pass, uint64_t *ret_next) {
+        *ret_next = UINT64_MAX;
         for (size_t i = 0; i < pass->n_members; i++) {
                 Member *member = pass->members[i];
                 int r;
 
-                member->touched |= member->space.found;
-                member->space.found = false;
-                if (passed_over(member) || !member->vmas.n)
-                        continue;
-                if (!member->touched && !member->plan_again && !is_astray(member))
+                if (!is_due(pass, member))
                         continue;
                 if (manager_breathe(pass->manager, 0))
                         return -ECANCELED;
                 if (passed_over(member))
                         continue;
-                if (is_astray(member)) {
-                        r = pass_leave_others(pass, member);
+                if (member->standing.rests_until_nsec > now_nsec())
+                        member->standing.cut = true;
+                else {
+                        pass->visit = visit_begin(pass->manager, member);
+                        r = mark_one(pass, member);
+                        visit_end(&pass->visit);
                         if (r < 0)
-                                log_debug("process %d: another domain's pages: %s", member->target->pid, strerror(-r));
-                        if (passed_over(member) || is_astray(member))
-                                continue;
+                                return r;
                 }
-                count_member(member);
-                if (pass_slot(member)->route == CONF_ROUTE_ZERO) { /* that alone: no twin is wanted, nothing marked */
-                        member->counts.wanted = member->counts.zero;
-                        member->counts.expected = member->counts.marked = 0;
-                }
-                pass->learnt |= member->touched;
-                member->touched = false;
-                if (!plan_is_due(pass->manager, member)) {
-                        member->plan_again = member->counts.wanted > 0;
-                        continue;
-                }
-                r = carry_out(pass, member);
-                if (r == -ECANCELED)
-                        return r;
-                if (r < 0)
-                        log_debug("process %d: marking: %s", member->target->pid, strerror(-r));
+                if (member->standing.cut)
+                        *ret_next = MIN_OF(*ret_next, member->standing.rests_until_nsec);
         }
         return 0;
+}
+
+int pass_mark(Pass *pass) {
+        Manager *m = pass->manager;
+        uint64_t until = now_nsec() + MARK_NSEC, next, now;
+        int r;
+
+        pass_judge_trust(pass);
+        r = mark_round(pass, &next);
+        pass->visits_again = true;
+        while (r == 0 && next < UINT64_MAX && (m->once || next < until)) {
+                now = now_nsec();
+                if (manager_breathe(m, next > now ? next - now : 0))
+                        return -ECANCELED;
+                r = mark_round(pass, &next);
+        }
+        m->rests_until_nsec = next;
+        return r;
 }

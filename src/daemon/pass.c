@@ -239,6 +239,7 @@ int manager_pass(Manager *m) {
         m->state = MANAGER_SCANNING;
         m->pass_changes = 0;
         m->young_waiting = m->busy_waiting = m->go_on = false;
+        m->rests_until_nsec = UINT64_MAX;
 
         r = pass_read(&pass);
         log_step("read and matched", &since);

@@ -10,6 +10,14 @@
  * A pass works on a snapshot of the members, since processes and cgroups come and go while it breathes; a member that
  * has gone or is leaving is passed over.
  */
+typedef struct Visit {
+        Manager *manager;
+        Member *member;
+        uint64_t begun_cpu_nsec, stood_nsec; /* our CPU time when it began, and for how long the member had stood by then */
+        uint64_t allowed_nsec;          /* for how long it may stand; 0: not known before the first stop */
+        bool interrupted;               /* the pass is to be given up */
+} Visit;
+
 typedef struct Pass {
         Manager *manager;
         Member **members;               /* snapshot, in the order they are read in */
@@ -26,6 +34,8 @@ typedef struct Pass {
         bool learnt;                    /* something, of any member */
         bool marks_changed;
         bool merged;                    /* ksmd was let run */
+        Visit visit;                    /* at hand, of a member that is marked, given pages back, or remapped */
+        bool visits_again;              /* it is not the first one in this pass */
 } Pass;
 
 /* The event loop gets its turn after so many entries of a pagemap were looked at: 2 to 3 ms. */
@@ -37,13 +47,11 @@ static inline bool passed_over(const Member *member) { return member->gone || me
 static inline Slot *pass_slot(const Member *member) { return member->group->slot; }
 static inline Domain *pass_domain(const Member *member) { return member->group->slot->domain; }
 
-/* standing.c: a StopPause, between two stops of a member: it is let run, the event loop has its turn, CPUQuota= is kept. */
-typedef struct PassPause {
-        Manager *manager;
-        Member *member;
-        bool interrupted;               /* the pass is to be given up */
-} PassPause;
-bool pass_pause(void *pass_pause);
+/* standing.c: stops of a member, some in a row, until it is to be let run for a while (member->standing.cut). */
+Visit visit_begin(Manager *manager, Member *member);
+/* A StopPause, between two of them: the event loop has its turn, CPUQuota= is kept. */
+bool visit_pause(void *visit);
+void visit_end(const Visit *visit);
 
 /* MetadataMax=: to be asked for after every round of work. */
 void pass_limit_memory(const Pass *pass);

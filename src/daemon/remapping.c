@@ -39,7 +39,7 @@ typedef struct Work {
         uint64_t merged, fresh;         /* pages; pages of the pool that were filled */
         uint64_t left_short;            /* in pieces too short for a mapping of their own */
         unsigned tries;                 /* batches in a row in which nothing was begun */
-        int result;                     /* REMOTE_E_*, -errno: no more is begun; -ECANCELED: by the pass either */
+        int result;                     /* REMOTE_E_*, -errno: no more is begun; -ECANCELED: for the time being */
         bool again;                     /* something is left that the next pass may do */
         bool moving;                    /* it was mapped to other pages of the pool until a moment ago */
 } Work;
@@ -208,16 +208,14 @@ static void carry_out(Work *w) {
                 drop_all(w);
 }
 
-/* Between two stops. What waits in the batch keeps its pages of the pool meanwhile. */
+/* Between two stops. What waits in the batch keeps its pages of the pool meanwhile. What is being moved is moved whole. */
 static void pause_work(Work *w) {
-        if (w->result != 0)
+        if (w->result != 0 || w->moving)
                 return;
-        if (manager_let_run(w->pass->manager, w->member))
-                w->result = -ECANCELED;
-        else if (passed_over(w->member))
-                w->result = REMOTE_E_GONE;
-        if (w->result != 0)
-                drop_all(w);
+        if (!visit_pause(&w->pass->visit))
+                return;
+        w->result = -ECANCELED;
+        drop_all(w);
 }
 
 static void carry_out_and_pause(Work *w) {
@@ -471,6 +469,8 @@ static int merge_member(Pass *pass, Member *member, const RemapRuns *runs) {
         if (w.merged > 0 || w.again)
                 (void)manager_refresh(m, member);
         r = r ?: w.result;
+        if (r == -ECANCELED && !pass->visit.interrupted)
+                r = 0;
         if (r > 0) {
                 member->plan_again |= r != REMOTE_E_DENIED && r != REMOTE_E_UNFIT;
                 manager_note_remote_error(m, member, r);
@@ -562,7 +562,7 @@ int pass_remap(Pass *pass, Member *member) {
         /* Zero pages first, so that they are not between the others. It reads the mappings, too. */
         r = pass_give(pass, member);
         member->counts.wanted = member->counts.twin + member->counts.zero;
-        if (r < 0 || passed_over(member) || member->skip != TARGET_OK)
+        if (r < 0 || passed_over(member) || member->skip != TARGET_OK || member->standing.cut)
                 return r;
         r = manager_refresh_vmas(member);
         if (r == 0)

@@ -78,8 +78,9 @@ typedef struct UnmapRound {
 typedef struct Standing {
         uint64_t looked_nsec;           /* when it was looked at last; 0: never */
         uint64_t cpu_nsec, stood_nsec;  /* the CPU time it had used then, and for how long it had stood */
-        uint64_t rested_nsec;           /* for how long it had stood when it was let run last */
         bool runs;
+        uint64_t rests_until_nsec;      /* it is not to be stopped before */
+        bool cut;                       /* there is more to be done then, in this pass */
 } Standing;
 /* Who used less than one in so many of a CPU's time is asleep, but for its timers. */
 #define MEMBER_ASLEEP_SHARE 16U

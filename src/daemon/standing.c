@@ -4,6 +4,9 @@
  * a hundred of them, one right after the other, are half a second in which a server answers a third of its requests. Who
  * sleeps does not notice a hundred either, and is dealt with at once.
  *
+ * A visit is some stops in a row, then the process runs for as long as makes up for them, and others are visited meanwhile.
+ * To begin a visit costs something, too (mappings are read, a plan is made): where that is much there are more stops in one.
+ *
  * Whether a process runs its CPU time says, less what our programs used while it stood. That clock lags by a tick (4 ms)
  * for a thread that is running, so it is looked at in steps that are longer.
  */
@@ -13,8 +16,10 @@
 #include "conf/conf-value.h"
 
 #define LOOK_NSEC (20 * NSEC_PER_MSEC)
-/* One stop may have taken long, because the CPUs were busy. */
-#define REST_MAX_NSEC (2 * NSEC_PER_SEC)
+/* Of standing in a visit. */
+#define VISIT_NSEC (4 * NSEC_PER_MSEC)
+/* A stop may have taken long, because the CPUs were busy. */
+#define REST_MAX_NSEC (10 * NSEC_PER_SEC)
 
 void manager_look_whether_runs(Member *member) {
         uint64_t now = now_nsec(), elapsed = now - member->standing.looked_nsec, cpu, used, stood;
@@ -34,20 +39,38 @@ void manager_look_whether_runs(Member *member) {
         standing->stood_nsec = member->target->stood_nsec;
 }
 
-bool manager_let_run(Manager *m, Member *member) {
-        uint64_t stood = member->target->stood_nsec - member->standing.rested_nsec, rest = 0;
-        uint32_t quota = m->conf->daemon.stop_quota;
+static uint64_t visit_stood_nsec(const Visit *visit) { return visit->member->target->stood_nsec - visit->stood_nsec; }
 
-        member->standing.rested_nsec = member->target->stood_nsec;
-        manager_look_whether_runs(member);
-        if (member->standing.runs)
-                rest = MIN_OF(stood * (CONF_SHARE_ONE - quota) / quota, REST_MAX_NSEC);
-        return manager_breathe(m, rest);
+Visit visit_begin(Manager *m, Member *member) {
+        member->standing.cut = false;
+        return (Visit){
+                .manager = m,
+                .member = member,
+                .begun_cpu_nsec = clock_nsec(CLOCK_THREAD_CPUTIME_ID),
+                .stood_nsec = member->target->stood_nsec,
+        };
 }
 
-bool pass_pause(void *userdata) {
-        PassPause *pause = userdata;
+bool visit_pause(void *userdata) {
+        Visit *visit = userdata;
+        Member *member = visit->member;
+        uint64_t stood = visit_stood_nsec(visit);
 
-        pause->interrupted = manager_let_run(pause->manager, pause->member);
-        return pause->interrupted || passed_over(pause->member) || target_image_replaced(pause->member->target);
+        if (visit->allowed_nsec == 0)
+                visit->allowed_nsec = MAX_OF(VISIT_NSEC, clock_nsec(CLOCK_THREAD_CPUTIME_ID) - visit->begun_cpu_nsec);
+        visit->interrupted = manager_breathe(visit->manager, 0);
+        if (visit->interrupted || passed_over(member) || target_image_replaced(member->target))
+                return true;
+        manager_look_whether_runs(member);
+        member->standing.cut = member->standing.runs && stood >= visit->allowed_nsec &&
+                               visit->manager->conf->daemon.stop_quota < CONF_SHARE_ONE;
+        return member->standing.cut;
+}
+
+void visit_end(const Visit *visit) {
+        uint64_t stood = visit_stood_nsec(visit), quota = visit->manager->conf->daemon.stop_quota;
+        Standing *standing = &visit->member->standing;
+
+        if (standing->runs)
+                standing->rests_until_nsec = now_nsec() + MIN_OF(stood * (CONF_SHARE_ONE - quota) / quota, REST_MAX_NSEC);
 }

@@ -210,8 +210,8 @@ static int idle_append(MarkIdle **idle, size_t *n, size_t *allocated, uint64_t s
         return 0;
 }
 
-/* Counts one plan more for what is still unwanted, begins with one for what newly is. */
-static int idle_update(Marks *marks, const Ranges *unwanted) {
+/* Counts one plan more, or none, for what is still unwanted, begins with one for what newly is. */
+static int idle_update(Marks *marks, const Ranges *unwanted, unsigned plans) {
         _cleanup_free_ MarkIdle *idle = NULL;
         size_t n = 0, allocated = 0, j = 0;
         int r = 0;
@@ -227,7 +227,7 @@ static int idle_update(Marks *marks, const Ranges *unwanted) {
 
                         r = idle_append(&idle, &n, &allocated, at, from, 1);
                         if (r == 0)
-                                r = idle_append(&idle, &n, &allocated, from, to, MIN_OF(old->plans + 1, UNMARK_PLANS));
+                                r = idle_append(&idle, &n, &allocated, from, to, MIN_OF(old->plans + plans, UNMARK_PLANS));
                         at = to;
                 }
                 if (r == 0)
@@ -268,6 +268,7 @@ static int idle_due(const Marks *marks, Ranges *ret) {
 /* What a plan says of a target. */
 typedef struct Wish {
         Ranges planned, mergeable, revoked, open, hot;
+        bool goes_on;
 } Wish;
 
 static void wish_done(Wish *wish) {
@@ -281,6 +282,7 @@ static void wish_done(Wish *wish) {
 static int wish_read(const Plan *plan, Wish *ret) {
         int r = 0;
 
+        ret->goes_on = plan->goes_on;
         for (size_t i = 0; i < plan->n && r == 0; i++)
                 r = ranges_append(&ret->planned, plan->ranges[i].start, plan->ranges[i].end);
         for (size_t i = 0; i < plan->n_hot && r == 0; i++)
@@ -306,7 +308,7 @@ static int wish_calls(const Wish *wish, Marks *marks, Batch *batch) {
         if (r == 0)
                 r = ranges_subtract(&unwanted, &wish->planned, &unwanted);
         if (r == 0)
-                r = idle_update(marks, &unwanted);
+                r = idle_update(marks, &unwanted, !wish->goes_on);
         if (r == 0)
                 r = idle_due(marks, &unmark);
         if (r == 0)
