@@ -26,6 +26,8 @@
  * where all is new to us, so that they want it is believed at once; that they do not, when it has lasted as long. */
 #define OTHERS_LOOK_NSEC (100 * NSEC_PER_MSEC)
 #define OTHERS_LEAVE_MIN (CONF_SHARE_ONE * 2 / 3)
+/* Where there is one, of which we may be all that runs: half of what we use counts as left. */
+#define OTHERS_LEAVE_MIN_ALONE (CONF_SHARE_ONE / 3)
 /* Of all CPUs, for CPUQuotaBusy=auto: whoever runs on one of them is in our way for so little that his 99th percentile does
  * not show it (tests/bench/load: 1 % of a CPU of two; with 3 % it is half as long again). */
 #define BUSY_SHARE (CONF_SHARE_ONE / 200)
@@ -80,12 +82,12 @@ void manager_set_quota(Manager *m) {
 
 void manager_look_at_others(Manager *m) {
         uint64_t now = now_nsec();
-        uint32_t left;
+        uint32_t left, least = m->kernel.n_cpus > 1 ? OTHERS_LEAVE_MIN : OTHERS_LEAVE_MIN_ALONE;
         bool busy;
 
         if (now - m->cpu_left.now_nsec < (m->host_busy ? OTHERS_LOOK_BUSY_NSEC : OTHERS_LOOK_NSEC))
                 return;
-        busy = cpu_left_look(&m->cpu_left, NULL, now, cpu_nsec(m), &left) == 0 && left < OTHERS_LEAVE_MIN;
+        busy = cpu_left_look(&m->cpu_left, NULL, now, cpu_nsec(m), &left) == 0 && left < least;
         if (busy == m->host_busy)
                 return;
         m->host_busy = busy;

@@ -3,13 +3,7 @@
 
 #include "daemon/manager.h"
 
-/*
- * Shared by the parts of a pass: pass.c (the order of things), reading.c (read and match), marking.c (plan, mark),
- * bursting.c (let ksmd merge).
- *
- * A pass works on a snapshot of the members, since processes and cgroups come and go while it breathes; a member that
- * has gone or is leaving is passed over.
- */
+/* Some stops of a member in a row, at most until it is to be let run for a while (standing.c). */
 typedef struct Visit {
         Manager *manager;
         Member *member;
@@ -18,6 +12,13 @@ typedef struct Visit {
         bool interrupted;               /* the pass is to be given up */
 } Visit;
 
+/*
+ * Shared by the parts of a pass: pass.c (the order of things), reading.c (read and match), marking.c (plan, mark),
+ * bursting.c (let ksmd merge).
+ *
+ * A pass works on a snapshot of the members, since processes and cgroups come and go while it breathes; a member that
+ * has gone or is leaving is passed over.
+ */
 typedef struct Pass {
         Manager *manager;
         Member **members;               /* snapshot, in the order they are read in */
@@ -47,9 +48,9 @@ static inline bool passed_over(const Member *member) { return member->gone || me
 static inline Slot *pass_slot(const Member *member) { return member->group->slot; }
 static inline Domain *pass_domain(const Member *member) { return member->group->slot->domain; }
 
-/* standing.c: stops of a member, some in a row, until it is to be let run for a while (member->standing.cut). */
+/* Between two of them visit_pause(), a StopPause: the event loop has its turn, CPUQuota= is kept. true, among others: it has
+ * stood for long enough (member->standing.cut). */
 Visit visit_begin(Manager *manager, Member *member);
-/* A StopPause, between two of them: the event loop has its turn, CPUQuota= is kept. */
 bool visit_pause(void *visit);
 void visit_end(const Visit *visit);
 

@@ -52,21 +52,23 @@ class Load:
             self.rounds.setdefault((who, kind), []).append((*result[kind], share, *alone[kind]))
 
     def wait_until_steady(self, servers):
-        """Until the saving hardly changes from pass to pass: without load, then under it, where writes take some apart."""
-        self.wait_until_saved(lambda: time.sleep(1))
+        """Until the saving hardly changes from pass to pass: without load, then under it, where writes take some apart; there
+        a pass may take minutes, and five of them are enough."""
+        check(self.wait_until_saved(lambda: time.sleep(1)), "not steady without load")
         self.wait_until_saved(lambda: load(servers, self.requests // 20))
 
     def wait_until_saved(self, meanwhile):
         until, passes, saved = time.monotonic() + LOADED_WAIT_MAX, 0, 0
-        while True:
-            check(time.monotonic() < until, f"not steady: {passes} passes, {saved} bytes saved")
+        while time.monotonic() < until:
             meanwhile()
             status = self.bench.serving() and self.bench.call("GetStatus")
             if not status or status["state"] != "idle" or status["full_scans"] == passes:
                 continue
             if passes > 0 and abs(status["bytes_saved"] - saved) <= saved * 0.01:
-                return
+                return True
             passes, saved = status["full_scans"], status["bytes_saved"]
+        print(f"    not steady: {passes} passes, {saved} bytes saved", flush=True)
+        return False
 
     def daemon_round(self, steady_too):
         servers = Redis(self.bench, self.group)
