@@ -72,7 +72,8 @@ typedef struct Manager {
         int ksm_error;
         Burst *burst;
         Budget budget;                  /* CPUQuota=, CPUQuotaBusy= */
-        CpuLeft cpu_left;
+        CpuLeft cpu_left, cpu_left_longer; /* as of the last look, and of the last one at a longer time */
+        uint64_t others_look_nsec;      /* how soon to look again while they want them */
         bool host_busy;                 /* as of the last look: others leave hardly a CPU */
         bool stranger_marked;           /* merging waits for a process of another domain to be undone */
         WalkCost walk;                  /* for MaxPageSharing=auto; mapping_nsec 0: not measured yet */

@@ -23,15 +23,18 @@
 #define HOLD_MAX_NSEC (100 * NSEC_PER_MSEC)
 /* How often to look at what others leave, and how much of one CPU that must be for us not to be in their way: our
  * thread and ksmd are nice, yet take up to a third of a CPU from whoever wants it. What they feel is over in half a second
- * where all is new to us, so that they want it is believed at once; that they do not, when it has lasted as long. */
+ * where all is new to us, so that they want nearly all is believed at once; that they want some when it has lasted as long.
+ * A command that is run now and then is nobody who is in want of CPUs: whether they still are is looked at soon at first. */
 #define OTHERS_LOOK_NSEC (100 * NSEC_PER_MSEC)
+#define OTHERS_LOOK_LONGER_NSEC (500 * NSEC_PER_MSEC)
 #define OTHERS_LEAVE_MIN (CONF_SHARE_ONE * 2 / 3)
 /* Where there is one, of which we may be all that runs: half of what we use counts as left. */
 #define OTHERS_LEAVE_MIN_ALONE (CONF_SHARE_ONE / 3)
 /* Of all CPUs, for CPUQuotaBusy=auto: whoever runs on one of them is in our way for so little that his 99th percentile does
  * not show it (tests/bench/load: 1 % of a CPU of two; with 3 % it is half as long again). */
 #define BUSY_SHARE (CONF_SHARE_ONE / 200)
-#define OTHERS_LOOK_BUSY_NSEC (500 * NSEC_PER_MSEC)
+/* That they leave less than such a part of it is believed at once. */
+#define AT_ONCE(least) ((least) * 3 / 4)
 
 /* There is something for the main loop to carry out before more work is done. */
 static bool interrupted(const Manager *m) {
@@ -80,20 +83,32 @@ void manager_set_quota(Manager *m) {
         budget_set_quota(&m->budget, quota, now < quota ? now : 0);
 }
 
-void manager_look_at_others(Manager *m) {
-        uint64_t now = now_nsec();
-        uint32_t left, least = m->kernel.n_cpus > 1 ? OTHERS_LEAVE_MIN : OTHERS_LEAVE_MIN_ALONE;
-        bool busy;
+static bool leave_less(const Manager *m, CpuLeft *since, uint32_t least, uint32_t *ret_left) {
+        return cpu_left_look(since, NULL, now_nsec(), cpu_nsec(m), ret_left) == 0 && *ret_left < least;
+}
 
-        if (now - m->cpu_left.now_nsec < (m->host_busy ? OTHERS_LOOK_BUSY_NSEC : OTHERS_LOOK_NSEC))
-                return;
-        busy = cpu_left_look(&m->cpu_left, NULL, now, cpu_nsec(m), &left) == 0 && left < least;
+void manager_look_at_others(Manager *m) {
+        uint32_t left = 0, least = m->kernel.n_cpus > 1 ? OTHERS_LEAVE_MIN : OTHERS_LEAVE_MIN_ALONE;
+        uint64_t now = now_nsec();
+        bool busy = m->host_busy;
+
+        if (busy && now - m->cpu_left.now_nsec >= m->others_look_nsec) {
+                busy = leave_less(m, &m->cpu_left, least, &left);
+                m->others_look_nsec = MIN_OF(2 * m->others_look_nsec, OTHERS_LOOK_LONGER_NSEC);
+        } else if (!busy && now - m->cpu_left.now_nsec >= OTHERS_LOOK_NSEC)
+                busy = leave_less(m, &m->cpu_left, AT_ONCE(least), &left);
+        if (!busy && !m->host_busy && now - m->cpu_left_longer.now_nsec >= OTHERS_LOOK_LONGER_NSEC)
+                busy = leave_less(m, &m->cpu_left_longer, least, &left);
         if (busy == m->host_busy)
                 return;
         m->host_busy = busy;
+        m->others_look_nsec = OTHERS_LOOK_NSEC;
         manager_set_quota(m);
         log_debug("others leave %u %% of a CPU: the quota is %u.%02u %%", left / 100, manager_quota(m) / 100,
                   manager_quota(m) % 100);
+        /* What was before is no part of what is looked at next. */
+        (void)leave_less(m, &m->cpu_left, least, &left);
+        (void)leave_less(m, &m->cpu_left_longer, least, &left);
 }
 
 static uint64_t budget_wait(Manager *m) {
