@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * StopQuota=: of a process that runs, stops take no more than a part of the time. One stop is over before anybody notices;
- * a hundred of them, one right after the other, are half a second in which a server answers a third of its requests. Who
- * sleeps does not notice a hundred either, and is dealt with at once.
+ * many of them, one right after the other, took half of a server's requests for as long as they lasted
+ * (docs/performance.md). Who sleeps does not notice them either, and is dealt with at once.
  *
  * A visit is some stops in a row, then the process runs for as long as makes up for them, and others are visited meanwhile.
  * To begin a visit costs something, too (mappings are read, a plan is made): where that is much there are more stops in one.
