@@ -126,8 +126,8 @@ typedef struct Manager {
         unsigned census_age;            /* passes since the frames were counted */
         size_t census_members;          /* how many there were then */
         bool young_waiting;             /* the last pass left processes alone that are too young, */
-        uint64_t rests_until_nsec;      /* the last pass was not done with processes that are not to be stopped before */
         bool busy_waiting;              /* or that could not be called at first contact */
+        uint64_t rests_until_nsec;      /* nor was it done with some that are not to be stopped before; UINT64_MAX: it was */
         int tree_error;                 /* of the cgroup tree, said once */
         Request *requests;
         size_t n_requests, requests_allocated;
@@ -158,13 +158,13 @@ bool manager_scan_waits(const Manager *manager);
 /* pace.c: lets the event loop run for nsec, and within a pass for as long as CPUQuota= wants work to wait. true: the
  * work at hand is to be given up. */
 bool manager_breathe(Manager *manager, uint64_t nsec);
-/* standing.c: notes how much it has run. */
-void manager_look_whether_runs(Member *member);
 /* The event loop runs once, whatever the quota says: for what is not to wait. The same result. */
 bool manager_attend(Manager *manager);
 /* As manager_breathe() between two steps of the burst, which is paused meanwhile if it must wait, and in any case if
  * hold_nsec is not 0: for so long, at most a tenth of a second. */
 bool manager_breathe_in_burst(Manager *manager, uint64_t hold_nsec);
+/* standing.c: notes how much it has run. */
+void manager_look_whether_runs(Member *member);
 /* Whether the host is busy, and what follows: looks at most every tenth of a second. */
 void manager_look_at_others(Manager *manager);
 /* The configuration says another, or others want more or less of the CPUs. */

@@ -135,11 +135,9 @@ static bool is_astray(const Member *member) {
         return member->astray > 0 || (member->pooled > 0 && pass_slot(member)->apart);
 }
 
-static bool is_due(const Pass *pass, Member *member) {
+static bool is_due(const Pass *pass, const Member *member) {
         if (pass->visits_again)
                 return member->standing.cut && !passed_over(member);
-        member->touched |= member->space.found;
-        member->space.found = member->standing.cut = false;
         return !passed_over(member) && member->vmas.n && (member->touched || member->plan_again || is_astray(member));
 }
 
@@ -206,6 +204,10 @@ int pass_mark(Pass *pass) {
         int r;
 
         pass_judge_trust(pass);
+        for (size_t i = 0; i < pass->n_members; i++) {
+                pass->members[i]->touched |= pass->members[i]->space.found;
+                pass->members[i]->space.found = pass->members[i]->standing.cut = false;
+        }
         r = mark_round(pass, &next);
         pass->visits_again = true;
         while (r == 0 && next < UINT64_MAX && (m->once || next < until)) {

@@ -30,8 +30,8 @@
 #define OTHERS_LEAVE_MIN (CONF_SHARE_ONE * 2 / 3)
 /* Where there is one, of which we may be all that runs: half of what we use counts as left. */
 #define OTHERS_LEAVE_MIN_ALONE (CONF_SHARE_ONE / 3)
-/* Of all CPUs, for CPUQuotaBusy=auto: whoever runs on one of them is in our way for so little that his 99th percentile does
- * not show it (tests/bench/load: 1 % of a CPU of two; with 3 % it is half as long again). */
+/* Of all CPUs, for CPUQuotaBusy=auto: we are in the way of whoever runs on one of them for so little that his 99th percentile
+ * hardly shows it (1 % of a CPU of two: docs/performance.md). */
 #define BUSY_SHARE (CONF_SHARE_ONE / 200)
 /* That they leave less than such a part of it is believed at once. */
 #define AT_ONCE(least) ((least) * 3 / 4)
@@ -107,8 +107,10 @@ void manager_look_at_others(Manager *m) {
         log_debug("others leave %u %% of a CPU: the quota is %u.%02u %%", left / 100, manager_quota(m) / 100,
                   manager_quota(m) % 100);
         /* What was before is no part of what is looked at next. */
-        (void)leave_less(m, &m->cpu_left, least, &left);
-        (void)leave_less(m, &m->cpu_left_longer, least, &left);
+        if (m->cpu_left.now_nsec > m->cpu_left_longer.now_nsec)
+                m->cpu_left_longer = m->cpu_left;
+        else
+                m->cpu_left = m->cpu_left_longer;
 }
 
 static uint64_t budget_wait(Manager *m) {

@@ -51,10 +51,29 @@ static bool write_to(volatile uint8_t *pages, uint32_t *ret) {
         return thread_switches() == switches;
 }
 
+/* What rounds came to in which nobody else had our CPUs; tried for a while. */
+typedef struct Rounds {
+        uint64_t until_nsec;
+        uint32_t nsec[ROUNDS], lost[ROUNDS];
+        uint32_t least;                 /* of all, those that do not count included */
+        unsigned n;
+} Rounds;
+
+static Rounds rounds_begin(void) { return (Rounds){ .until_nsec = now_nsec() + TRY_NSEC, .least = NSEC_MAX }; }
+
+/* The round at hand is over: whether there is to be another. */
+static bool rounds_next(Rounds *rounds, bool undisturbed) {
+        rounds->least = MIN_OF(rounds->least, rounds->nsec[rounds->n]);
+        rounds->n += undisturbed;
+        return rounds->n < ROUNDS && now_nsec() < rounds->until_nsec;
+}
+
 static uint32_t middle(uint32_t *nsec, unsigned n) {
         qsort(nsec, n, sizeof *nsec, compare);
         return MAX_OF(nsec[n / 2], NSEC_MIN);
 }
+
+static uint32_t rounds_nsec(Rounds *rounds) { return rounds->n > 0 ? middle(rounds->nsec, rounds->n) : rounds->least; }
 
 /* Another thread, that has to run while we measure, and looks at the clock all the time. */
 typedef struct Company {
@@ -93,30 +112,27 @@ static bool write_in_company(const Company *company, volatile uint8_t *pages, ui
 /* What a write takes, and what each takes of another thread. company: or NULL. -EAGAIN: it and we never ran together. */
 static int measure(const Company *company, uint32_t *ret, uint32_t *ret_lost) {
         _cleanup_close_ int fd = memfd_create("fault-cost", MFD_CLOEXEC);
-        uint64_t until = now_nsec() + TRY_NSEC;
-        uint32_t nsec[ROUNDS], lost[ROUNDS] = { 0 }, least = NSEC_MAX;
-        unsigned n = 0;
+        Rounds rounds = rounds_begin();
+        bool undisturbed;
 
         if (fd < 0 || ftruncate(fd, (off_t)(PAGES * PAGE_BYTES)) < 0)
                 return -errno;
         do {
                 volatile uint8_t *pages = mmap(NULL, PAGES * PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0);
-                bool undisturbed;
+                uint32_t *nsec = &rounds.nsec[rounds.n], *lost = &rounds.lost[rounds.n];
 
                 if (pages == MAP_FAILED)
                         return -errno;
                 for (unsigned i = 0; i < PAGES; i++)
                         (void)pages[i * PAGE_BYTES];
-                undisturbed = company ? write_in_company(company, pages, until, &nsec[n], &lost[n]) :
-                                        write_to(pages, &nsec[n]);
+                undisturbed = company ? write_in_company(company, pages, rounds.until_nsec, nsec, lost) :
+                                        write_to(pages, nsec);
                 (void)munmap((void *)(uintptr_t)pages, PAGES * PAGE_BYTES);
-                least = MIN_OF(least, nsec[n]);
-                n += undisturbed;
-        } while (n < ROUNDS && now_nsec() < until);
-        if (n == 0 && company)
+        } while (rounds_next(&rounds, undisturbed));
+        if (rounds.n == 0 && company)
                 return -EAGAIN;
-        *ret = n > 0 ? middle(nsec, n) : least;
-        *ret_lost = n > 0 ? middle(lost, n) : 0;
+        *ret = rounds_nsec(&rounds);
+        *ret_lost = rounds.n > 0 ? middle(rounds.lost, rounds.n) : 0;
         return 0;
 }
 
@@ -125,22 +141,17 @@ static int measure_tracked_in(uint8_t *pages, uint32_t *ret) {
         struct uffdio_api api = { .api = UFFD_API, .features = UAPI_UFFD_WP_ASYNC };
         struct uffdio_register reg = { { (uintptr_t)pages, PAGES * PAGE_BYTES }, UFFDIO_REGISTER_MODE_WP, 0 };
         struct uffdio_writeprotect protect = { reg.range, UFFDIO_WRITEPROTECT_MODE_WP };
-        uint64_t until = now_nsec() + TRY_NSEC;
-        uint32_t nsec[ROUNDS], least = NSEC_MAX;
-        unsigned n = 0;
+        Rounds rounds = rounds_begin();
+        bool undisturbed;
 
         if (uffd < 0 || ioctl(uffd, UFFDIO_API, &api) < 0 || ioctl(uffd, UFFDIO_REGISTER, &reg) < 0)
                 return -errno;
         do {
-                bool undisturbed;
-
                 if (ioctl(uffd, UFFDIO_WRITEPROTECT, &protect) < 0)
                         return -errno;
-                undisturbed = write_to(pages, &nsec[n]);
-                least = MIN_OF(least, nsec[n]);
-                n += undisturbed;
-        } while (n < ROUNDS && now_nsec() < until);
-        *ret = n > 0 ? middle(nsec, n) : least;
+                undisturbed = write_to(pages, &rounds.nsec[rounds.n]);
+        } while (rounds_next(&rounds, undisturbed));
+        *ret = rounds_nsec(&rounds);
         return 0;
 }
 
