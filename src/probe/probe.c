@@ -17,6 +17,7 @@
 #include <bpf/bpf.h>
 #include <bpf/libbpf.h>
 #include <fcntl.h>
+#include <malloc.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -30,6 +31,13 @@
 /* What the kernel takes for an element of a hash of such blocks (6.18: 48 of its own, rounded to a slab). */
 #define BLOCK_ELEMENT_BYTES 192U
 #define BUCKET_BYTES 16U
+/* libbpf reads the types of the kernel (5 MB) anew for each object and copies them. malloc() keeps that memory from one
+ * object to the next; to get it from the kernel each time is half of what loading the probes costs. Afterwards it works
+ * as it does by default once it was given a few megabytes back. */
+#define LOADING_KEEP_BYTES (64 << 20)
+#define LOADING_HEAP_BYTES (32 << 20)   /* the most that it takes */
+#define KEEP_BYTES (8 << 20)
+#define HEAP_BYTES (4 << 20)
 #define REST_SOON_NSEC (10 * NSEC_PER_SEC) /* a storm that comes so soon after a rest is the same one */
 
 enum { SHARED_CGROUPS, SHARED_TARGETS, SHARED_BLOCKS, SHARED_EVENTS, SHARED_COSTS, N_SHARED };
@@ -200,6 +208,19 @@ static bool in_first_namespace(void) {
         return stat("/proc/self/ns/pid", &st) < 0 || st.st_ino == INIT_PID_NAMESPACE;
 }
 
+static void probes_load(Probes *probes, const ProbeOptions *options) {
+        libbpf_print_fn_t before = libbpf_set_print(print);
+
+        (void)mallopt(M_MMAP_THRESHOLD, LOADING_HEAP_BYTES);
+        (void)mallopt(M_TRIM_THRESHOLD, LOADING_KEEP_BYTES);
+        for (size_t i = 0; i < _PROBE_MAX; i++)
+                probe_try(probes, options, (ProbeId)i);
+        (void)mallopt(M_MMAP_THRESHOLD, HEAP_BYTES);
+        (void)mallopt(M_TRIM_THRESHOLD, KEEP_BYTES);
+        (void)malloc_trim(0);
+        libbpf_set_print(before);
+}
+
 static int on_event(void *userdata, void *data, size_t size) {
         Probes *probes = userdata;
 
@@ -230,13 +251,8 @@ int probes_new(const ProbeOptions *options, Probes **ret) {
         probes->blocks_max = MAX_OF(options->memory_bytes / BLOCK_BYTES * BLOCKS_PER_MEMORY, (uint64_t)BLOCKS_MIN);
         probes->blocks_max = MIN_OF(probes->blocks_max, BLOCKS_MAX);
         probes->n_cpus = libbpf_num_possible_cpus();
-        if (error == -ENOSYS && probes->n_cpus > 0) {
-                libbpf_print_fn_t before = libbpf_set_print(print);
-
-                for (size_t i = 0; i < _PROBE_MAX; i++)
-                        probe_try(probes, options, (ProbeId)i);
-                libbpf_set_print(before);
-        }
+        if (error == -ENOSYS && probes->n_cpus > 0)
+                probes_load(probes, options);
         probes->rest_ends_nsec = UINT64_MAX;
         if (probes->shared[SHARED_EVENTS] >= 0) {
                 probes->ring = ring_buffer__new(probes->shared[SHARED_EVENTS], on_event, probes, NULL);

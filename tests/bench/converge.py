@@ -93,7 +93,7 @@ def ours(bench, group, keys):
     def start():
         daemons.append(bench.daemon(config, wait=False))
         return daemons[0].pid, 0
-    result = converge(bench, servers, "ksmd-user", 20, 60, start, 0.5)
+    result = converge(bench, servers, "ksmd-user", 50, 60, start, 0.5)
     check(bench.stop(daemons[0]) == 0, "the daemon's end")
     servers.end()
     bench.unmerge()
