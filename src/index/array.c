@@ -16,6 +16,9 @@
  * (bench-index, 10 million entries in 16 trees, a guest of PVM: 192 ns for an insertion, 147 so). */
 #define PIECE_MAX RESERVED_MIN
 #define PIECE_SHARE 32U
+/* And of one that is expected to grow at least so much: a fault for each page of a young index was a tenth of a first
+ * pass there (11 us a page, 7 in pieces of four). */
+#define PIECE_EXPECTED (4 * PAGE_BYTES)
 
 static size_t round_up(size_t n, size_t to) {
         return DIV_ROUND_UP(n, to) * to;
@@ -27,7 +30,7 @@ void array_init(Array *array, Arrays *all) {
 }
 
 static size_t piece_bytes(const Array *array) {
-        size_t piece = PAGE_BYTES;
+        size_t piece = array->all->expecting ? PIECE_EXPECTED : PAGE_BYTES;
 
         while (piece < PIECE_MAX && piece * 2 <= array->held / PIECE_SHARE)
                 piece *= 2;
@@ -40,19 +43,25 @@ static void set_held(Array *array, size_t bytes) {
         array->all->held += bytes;
 }
 
+static int reserve(Array *array, size_t want) {
+        void *p = array->data ? mremap(array->data, array->reserved, want, MREMAP_MAYMOVE)
+                              : mmap(NULL, want, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+        if (p == MAP_FAILED)
+                return -ENOMEM;
+        /* Advice only: a kernel without huge pages refuses, and nothing is lost. */
+        if (!array->data)
+                (void)madvise(p, want, MADV_NOHUGEPAGE);
+        array->data = p;
+        array->reserved = want;
+        return 0;
+}
+
 int array_extend(Array *array, size_t bytes) {
-        if (bytes > array->reserved) {
-                size_t want = round_up(2 * bytes, RESERVED_MIN);
-                void *p = array->data ? mremap(array->data, array->reserved, want, MREMAP_MAYMOVE)
-                                      : mmap(NULL, want, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-                if (p == MAP_FAILED)
-                        return -ENOMEM;
-                /* Advice only: a kernel without huge pages refuses, and nothing is lost. */
-                if (!array->data)
-                        (void)madvise(p, want, MADV_NOHUGEPAGE);
-                array->data = p;
-                array->reserved = want;
-        }
+        int r = bytes > array->reserved ? reserve(array, round_up(2 * bytes, RESERVED_MIN)) : 0;
+
+        if (r < 0)
+                return r;
         size_t hold = round_up(bytes, piece_bytes(array)), more = hold - array->held;
         /* A kernel that cannot (before 5.14) has a fault for each as it is used. */
         if (more > PAGE_BYTES && more <= PIECE_MAX)
@@ -73,9 +82,22 @@ static void array_trim(Array *array) {
                 array->reserved = reserve;
 }
 
+void array_expect(Array *array, size_t more) {
+        size_t want = round_up(array->used + more, RESERVED_MIN);
+
+        if (want > array->reserved)
+                (void)reserve(array, want);
+}
+
 void arrays_trim(Arrays *all) {
         for (Array *array = all->first; array; array = array->next)
                 array_trim(array);
+}
+
+void arrays_expect(Arrays *all, bool more) {
+        if (all->expecting && !more)
+                arrays_trim(all);
+        all->expecting = more;
 }
 
 void array_done(Array *array) {

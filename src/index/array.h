@@ -21,6 +21,7 @@ typedef struct Array Array;
 typedef struct Arrays {
         Array *first;
         size_t used, held;      /* bytes, sums over the arrays */
+        bool expecting;         /* they are growing: memory is taken in larger pieces */
 } Arrays;
 
 struct Array {
@@ -35,9 +36,20 @@ struct Array {
 /* What is not used goes back when it is more than a sixteenth of all and this, which covers a part of a page for every
  * array that a tree of hashes uses. */
 #define ARRAYS_SLACK_BYTES (10 * PAGE_BYTES)
+#define ARRAYS_SLACK_EXPECTING_BYTES (4 * ARRAYS_SLACK_BYTES)
+
+static inline size_t arrays_slack(const Arrays *all) {
+        return all->expecting ? ARRAYS_SLACK_EXPECTING_BYTES : ARRAYS_SLACK_BYTES;
+}
 
 void array_init(Array *array, Arrays *all);
 void array_done(Array *array); /* together with all the others */
+
+/* The array may soon be so many bytes longer: address space for them is asked for at once. Each time that page tables
+ * are moved costs a flush of the TLB, and all that was there is touched anew. Pointers into the array die. */
+void array_expect(Array *array, size_t more);
+/* true: they are going to grow. false: they have grown, and what is not used goes back. */
+void arrays_expect(Arrays *all, bool more);
 
 int array_extend(Array *array, size_t bytes);
 void arrays_trim(Arrays *all);
@@ -63,6 +75,6 @@ static inline void array_shrink(Array *array, size_t used) {
 
         all->used -= array->used - used;
         array->used = used;
-        if (__builtin_expect(all->held - all->used > ARRAYS_SLACK_BYTES + all->held / 16, false))
+        if (__builtin_expect(all->held - all->used > arrays_slack(all) + all->held / 16, false))
                 arrays_trim(all);
 }

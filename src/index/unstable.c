@@ -23,6 +23,9 @@
 #define ENTRIES_MEAN 16U
 /* Joined below this, split above the mean: the distance keeps a swinging count from splitting and joining. */
 #define ENTRIES_LOW 14U
+/* The cells of which most are, and what an entry takes in them, with what is free. */
+#define EXPECTED_SIZES 5U
+#define EXPECTED_ENTRY_BYTES 12U
 /* A cell is exchanged for a smaller one when this many places would still be free in that. */
 #define SHRINK_SLACK 2U
 /* How far ahead a batch fetches the bucket's word, and then its cell (tried: 8 to 64; nearer, they come too late on a
@@ -97,6 +100,9 @@ void unstable_expect(Unstable *tree, size_t n) {
         size_t buckets;
 
         tree->expected = n > 0 ? tree->n + n : 0;
+        for (uint32_t size = 1; size <= EXPECTED_SIZES && n > 0; size++)
+                array_expect(&tree->classes[size].cells, n * EXPECTED_ENTRY_BYTES);
+        arrays_expect(&tree->arrays, n > 0);
         if (unstable_prepare(tree) < 0)
                 return;
         buckets = MAX_OF(tree->n, tree->expected) / ENTRIES_MEAN;
