@@ -145,6 +145,21 @@ def begins_evenly():
         check(host.stop(daemon) == 0 and load.intact(), "end")
 
 
+def share_of_all_cpus():
+    """CPUQuotaBusy=auto is half a percent of all CPUs, and never more than the quota"""
+    with Host("auto") as host:
+        group = host.cgroup("a")
+        host.workload(group, processes=1, mib=16)
+        for quota in (60, 0.5):
+            config = f"MinimumAge=0\nScanInterval=100ms\nCPUQuota={quota}%\nCPUQuotaBusy=auto\n[Cgroup {group}]\nMerge=yes\n"
+            daemon = host.daemon(host.configure(config), environment={"LD_PRELOAD": str(BUSY)})
+            seen = []  # by one answer: what daemon and ksmd use at full speed counts as left
+            wait_for("a look at the others", lambda: seen.append(host.call("GetStatus")) or seen[-1]["host_busy"])
+            want, found = min(0.5 * os.cpu_count(), quota), 100 * seen[-1]["cpu_quota"]
+            check(abs(found - want) < 1e-6, f"{found} % where {want} % are due of {quota} %")
+            check(host.stop(daemon) == 0, "end")
+
+
 def new_memory_is_not_held_back():
     """with the default quota a daemon that starts merges what is there without waiting once"""
     with Host("start") as host:
@@ -283,5 +298,5 @@ def once_keeps_it():
 
 
 if __name__ == "__main__":
-    run_tests(quota_is_kept, busy_host, begins_evenly, new_memory_is_not_held_back, control_is_answered,
-              burst_is_paused, once_keeps_it)
+    run_tests(quota_is_kept, busy_host, begins_evenly, share_of_all_cpus, new_memory_is_not_held_back,
+              control_is_answered, burst_is_paused, once_keeps_it)
