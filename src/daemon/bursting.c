@@ -185,23 +185,20 @@ static void look_at_merged(Member *member) {
 }
 
 /* TLB flushes cost those who run. Our own calls in them (marking) are over when a burst begins, and what is left is what
- * they do by themselves. */
-static void look_who_runs(Pass *pass, uint64_t elapsed_nsec) {
-        uint64_t ran = 0;
+ * they do by themselves, from this look to the next. */
+static void look_who_runs(const Pass *pass) {
+        for (size_t i = 0; i < pass->n_members; i++)
+                if (!passed_over(pass->members[i]))
+                        manager_look_how_it_runs(pass->members[i], 0);
+}
 
-        for (size_t i = 0; i < pass->n_members; i++) {
-                Member *member = pass->members[i];
-                uint64_t before = member->cpu_nsec, used;
+static uint32_t how_many_run(const Pass *pass) {
+        uint64_t sum = 0;
 
-                member->cpu_nsec = UINT64_MAX;
-                if (passed_over(member) || target_cpu_nsec(member->target, &member->cpu_nsec) != 0)
-                        continue;
-                used = member->cpu_nsec - MIN_OF(before, member->cpu_nsec);
-                if (used > elapsed_nsec / MEMBER_ASLEEP_SHARE)
-                        ran += used;
-        }
-        if (elapsed_nsec > 0)
-                pass->manager->running = (uint32_t)MIN_OF(ran / (elapsed_nsec / CONF_SHARE_ONE), (uint64_t)UINT32_MAX);
+        for (size_t i = 0; i < pass->n_members; i++)
+                if (!passed_over(pass->members[i]))
+                        sum += pass->members[i]->standing.runs;
+        return (uint32_t)MIN_OF(sum, (uint64_t)UINT32_MAX);
 }
 
 /* BreakQuota= has merging wait, between two portions or to begin with. It does until the next pass is due, unless there is
@@ -248,12 +245,13 @@ static int burst_steps(Pass *pass, BurstState *ret) {
         uint64_t begun = now_nsec(), looked = begun, look_in = LOOK_FIRST_NSEC;
         uint64_t counted = begun, count_in = CENSUS_IN_BURST_NSEC;
 
-        look_who_runs(pass, 0);
+        look_who_runs(pass);
         while ((*ret = burst_step(m->burst)) == BURST_RUNNING) {
                 uint64_t now = now_nsec(), hold;
 
                 if (now - looked > look_in) {
-                        look_who_runs(pass, now - looked);
+                        look_who_runs(pass);
+                        m->running = how_many_run(pass);
                         m->running_wait = false;
                         looked = now;
                         look_in = LOOK_NSEC;

@@ -163,8 +163,8 @@ bool manager_attend(Manager *manager);
 /* As manager_breathe() between two steps of the burst, which is paused meanwhile if it must wait, and in any case if
  * hold_nsec is not 0: for so long, at most a tenth of a second. */
 bool manager_breathe_in_burst(Manager *manager, uint64_t hold_nsec);
-/* standing.c: notes how much it has run. */
-void manager_look_whether_runs(Member *member);
+/* standing.c: looks at how much it runs, if the last look is at least so long ago. */
+void manager_look_how_it_runs(Member *member, uint64_t after_nsec);
 /* Whether the host is busy, and what follows: looks at most every tenth of a second. */
 void manager_look_at_others(Manager *manager);
 /* The configuration says another, or others want more or less of the CPUs. */

@@ -265,7 +265,7 @@ bool manager_member_ready(Manager *m, Member *member) {
                 return false;
         }
         if (member->standing.looked_nsec == 0)
-                manager_look_whether_runs(member);
+                manager_look_how_it_runs(member, 0);
         look = member->last_pass == 0 || member->look_again || m->once ||
                (member->group->slot->domain->pass + member->space.n) % LOOK_PASSES == 0;
         active = look || memcmp(&now, &member->activity, sizeof now) != 0;

@@ -78,7 +78,7 @@ typedef struct UnmapRound {
 typedef struct Standing {
         uint64_t looked_nsec;           /* when it was looked at last; 0: never */
         uint64_t cpu_nsec, stood_nsec;  /* the CPU time it had used then, and for how long it had stood */
-        bool runs;
+        uint32_t runs;                  /* how much of a CPU it used between the last two looks, CONF_SHARE_ONE; 0: asleep */
         uint64_t rests_until_nsec;      /* it is not to be stopped before */
         bool cut;                       /* there is more to be done then, in this pass */
 } Standing;
@@ -96,7 +96,6 @@ typedef struct Member {
         TargetActivity activity;        /* as of the last pass that looked at it */
         uint64_t faults;                /* since the pass before (UINT64_MAX: unknown) */
         Standing standing;
-        uint64_t cpu_nsec;              /* it had used when a burst last looked; UINT64_MAX: not known */
         uint32_t last_pass;             /* of its domain, that read all it had to; 0: none yet */
         Selection todo;                 /* what is to be read */
         Marks marks;

@@ -21,19 +21,27 @@
 /* A stop may have taken long, because the CPUs were busy. */
 #define REST_MAX_NSEC (10 * NSEC_PER_SEC)
 
-void manager_look_whether_runs(Member *member) {
-        uint64_t now = now_nsec(), elapsed = now - member->standing.looked_nsec, cpu, used, stood;
-        Standing *standing = &member->standing;
+/* elapsed: more than 0. */
+static uint32_t share_used(const Member *member, uint64_t elapsed, uint64_t cpu) {
+        const Standing *before = &member->standing;
+        uint64_t used = cpu - MIN_OF(before->cpu_nsec, cpu), stood = member->target->stood_nsec - before->stood_nsec;
 
-        if (standing->looked_nsec > 0 && elapsed < LOOK_NSEC)
+        used -= MIN_OF(stood, used);
+        if (used <= elapsed / MEMBER_ASLEEP_SHARE)
+                return 0;
+        return (uint32_t)MIN_OF(used * CONF_SHARE_ONE / elapsed, (uint64_t)UINT32_MAX);
+}
+
+void manager_look_how_it_runs(Member *member, uint64_t after_nsec) {
+        Standing *standing = &member->standing;
+        uint64_t now = now_nsec(), elapsed = now - standing->looked_nsec, cpu = 0;
+
+        if (standing->looked_nsec > 0 && elapsed < after_nsec)
                 return;
         if (target_cpu_nsec(member->target, &cpu) != 0)
-                return; /* it ended */
-        if (standing->looked_nsec > 0) {
-                used = cpu - MIN_OF(standing->cpu_nsec, cpu);
-                stood = member->target->stood_nsec - standing->stood_nsec;
-                standing->runs = used > stood + elapsed / MEMBER_ASLEEP_SHARE;
-        }
+                standing->runs = 0; /* it ended */
+        else if (standing->looked_nsec > 0 && elapsed > 0)
+                standing->runs = share_used(member, elapsed, cpu);
         standing->looked_nsec = now;
         standing->cpu_nsec = cpu;
         standing->stood_nsec = member->target->stood_nsec;
@@ -61,8 +69,8 @@ bool visit_pause(void *userdata) {
         visit->interrupted = manager_breathe(visit->manager, 0);
         if (visit->interrupted || passed_over(member) || target_image_replaced(member->target))
                 return true;
-        manager_look_whether_runs(member);
-        member->standing.cut = member->standing.runs && stood >= visit->allowed_nsec &&
+        manager_look_how_it_runs(member, LOOK_NSEC);
+        member->standing.cut = member->standing.runs > 0 && stood >= visit->allowed_nsec &&
                                visit->manager->conf->daemon.stop_quota < CONF_SHARE_ONE;
         return member->standing.cut;
 }
@@ -71,6 +79,6 @@ void visit_end(const Visit *visit) {
         uint64_t stood = visit_stood_nsec(visit), quota = visit->manager->conf->daemon.stop_quota;
         Standing *standing = &visit->member->standing;
 
-        if (standing->runs)
+        if (standing->runs > 0)
                 standing->rests_until_nsec = now_nsec() + MIN_OF(stood * (CONF_SHARE_ONE - quota) / quota, REST_MAX_NSEC);
 }
