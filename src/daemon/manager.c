@@ -453,7 +453,8 @@ int manager_run(Manager *m) {
         while (!m->stopping) {
                 uint64_t now = now_nsec();
                 uint64_t undo_wait = manager_answer_is_near(m) ? 0 : manager_undo_wait_nsec(m);
-                bool due = !m->paused && undo_wait > 0 && (now >= m->next_pass_nsec || manager_scan_requested(m));
+                bool may_pass = !m->paused && (!m->undo_rests || now >= m->next_pass_nsec + UNDO_HOLDS_NSEC);
+                bool due = may_pass && undo_wait > 0 && (now >= m->next_pass_nsec || manager_scan_requested(m));
 
                 if (due) {
                         m->next_pass_nsec = now + m->conf->daemon.scan_interval_nsec;
@@ -477,7 +478,7 @@ int manager_run(Manager *m) {
                 } else {
                         uint64_t wait = MIN_OF(undo_wait, REFRESH_NSEC);
 
-                        if (!m->paused)
+                        if (may_pass)
                                 wait = MIN_OF(wait, m->next_pass_nsec > now ? m->next_pass_nsec - now : 0);
                         manager_breathe(m, wait);
                 }

@@ -39,6 +39,8 @@ typedef enum ManagerState {
 
 /* How long a clean stop, or who asked for an unmerge, waits for processes that cannot be called at the moment. */
 #define UNDO_PATIENCE_NSEC (5 * NSEC_PER_SEC)
+/* By so much a pass is put off while somebody is undone who is let run in between. */
+#define UNDO_HOLDS_NSEC (60 * NSEC_PER_SEC)
 
 /* An answer owed until the named work is done. */
 typedef struct Request {
@@ -114,6 +116,7 @@ typedef struct Manager {
         Conf *new_conf;                 /* loaded, to be swapped in between passes */
         uint64_t started_nsec, next_pass_nsec, last_pass_nsec;
         uint64_t undo_at_nsec;          /* when undoing goes on; UINT64_MAX: there is nobody to be undone */
+        bool undo_rests;                /* for somebody to run meanwhile */
         uint64_t request_ids;           /* given so far */
         uint64_t full_scans;
         uint64_t merge_failures[_MERGE_FAILURE_MAX];    /* events: changed, gone, denied, busy */

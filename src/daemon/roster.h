@@ -123,6 +123,7 @@ typedef struct Member {
         const char *zero_refused;       /* why none of its zero pages can be given back; NULL: they can */
         UnmapRound unmap;               /* route remap; of a putting back that was cut */
         uint64_t undo_at_nsec, undo_wait_nsec; /* leaving: could not be undone, is tried again then; after how long */
+        bool undo_rests;                /* leaving: it runs, and undoing goes on then */
         uint64_t unmerge;               /* leaving: by which request (Request.id); 0: none */
         bool gone;                      /* the process ended */
         bool leaving;                   /* opted out: to be undone */

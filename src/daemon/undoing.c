@@ -21,6 +21,12 @@
 #include <string.h>
 
 #define SLICE_NSEC (50 * NSEC_PER_MSEC)
+/* Of one that runs less is done in a row, and then it is let run, so that undoing has a tenth of its time: to have a page of
+ * its own again costs it a flush of its TLB. That would take minutes for some GiB where all is undone because the daemon
+ * ends, and whoever ends it waits. */
+#define RUNS_SLICE_NSEC (5 * NSEC_PER_MSEC)
+#define RUNS_SHARE 10U
+#define RUNS_LOOK_NSEC (20 * NSEC_PER_MSEC)
 /* Who could not be undone is tried again so soon, and ever more seldom while nothing comes of it: each try reads
  * mappings, and may disturb. */
 #define RETRY_NSEC (50 * NSEC_PER_MSEC)
@@ -114,19 +120,40 @@ static bool is_awaited(const Manager *m, const Request *request) {
         return false;
 }
 
+/* As manager_undo(). *ret_cut: of this one there is more to be done, at once or after a rest. */
+static int undo_by_turns(Manager *m, Member *member, UndoSlice *slice, bool *ret_cut) {
+        uint64_t begun = now_nsec(), until = slice->until_nsec;
+        bool gently;
+        int r;
+
+        manager_look_how_it_runs(member, RUNS_LOOK_NSEC);
+        gently = member->standing.runs > 0 && !m->stopping && !m->once;
+        if (gently)
+                slice->until_nsec = MIN_OF(until, begun + RUNS_SLICE_NSEC);
+        r = manager_undo(m, member, slice);
+        slice->until_nsec = until;
+        *ret_cut = slice->cut;
+        member->undo_rests = gently && slice->cut;
+        if (member->undo_rests) {
+                slice->cut = false; /* the others need not wait */
+                member->undo_at_nsec = now_nsec() + (now_nsec() - begun) * (RUNS_SHARE - 1);
+        }
+        return r;
+}
+
 /* A slice's worth of one of them. true: it is not over, or its record is still needed. */
 static bool undo_one(Manager *m, Member *member, UndoSlice *slice) {
         Request *request = request_of(m, member);
         uint64_t before = slice->pages;
-        bool had_marks = member->marks.recorded;
-        int r = manager_undo(m, member, slice);
+        bool had_marks = member->marks.recorded, cut;
+        int r = undo_by_turns(m, member, slice, &cut);
 
         if (request) {
                 request->pages += slice->pages - before;
-                if (slice->pages > before || slice->cut)
+                if (slice->pages > before || cut)
                         request->moved_nsec = now_nsec();
         }
-        if (slice->cut)
+        if (cut)
                 return true;
         if (r == REMOTE_E_BUSY || r == REMOTE_E_TRACED || r == REMOTE_E_LOST) {
                 if (slice->pages > before || member->undo_wait_nsec == 0)
@@ -168,8 +195,11 @@ bool manager_undo_leaving(Manager *m, uint64_t *ret_pages) {
         born = drop_undone(m);
         roster_prune_slots(&m->roster);
         m->undo_at_nsec = slice.cut || born ? 0 : UINT64_MAX;
-        for (size_t i = 0; i < m->roster.n_leaving; i++)
+        m->undo_rests = false;
+        for (size_t i = 0; i < m->roster.n_leaving; i++) {
                 m->undo_at_nsec = MIN_OF(m->undo_at_nsec, m->roster.leaving[i]->undo_at_nsec);
+                m->undo_rests |= m->roster.leaving[i]->undo_rests;
+        }
         *ret_pages += slice.pages;
         return m->roster.n_leaving > 0;
 }

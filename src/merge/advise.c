@@ -16,7 +16,8 @@
  *   - at once, whatever it holds, to what has become a secret (locked, DONTDUMP), and to pages that are to be left alone because
  *     their merges break too soon (merge/judge.h): what is merged there would be broken soon anyway;
  *   - by undo.
- * It takes about 10 µs for each page it un-shares, so it is made in pieces: remote_call() ends a stop between calls only.
+ * It takes about 10 µs for each page it un-shares, so most are un-shared beforehand, from outside (unshare.c), and it is
+ * made in pieces: remote_call() ends a stop between calls only.
  * Undoing may take minutes: the ranges to be unmarked are read once a round and worked off as time allows, call by
  * call of advise_undo(). What the target does with them meanwhile the kernel does not mind (a range that is not
  * mergeable, or not there), and the next round finds the rest.
@@ -28,6 +29,7 @@
 #include "merge/marks.h"
 
 #include "base/clock.h"
+#include "merge/unshare.h"
 
 #include <fcntl.h>
 #include <limits.h>
@@ -40,8 +42,9 @@
 #define UNMARK_MIDDLE_PAGES BLOCK_PAGES
 #define UNMARK_PIECE_BYTES (16 * PAGE_BYTES)
 #define UNDO_ROUNDS 3U
-/* Unmarked between two looks at the clock: some stops, some ten milliseconds. */
+/* Un-shared between two looks at the clock, some milliseconds; and how many make a stop worth while. */
 #define UNDO_STEP_PAGES 512U
+#define UNDO_STOP_PAGES 2048U
 
 int advise_new(Remote *remote, const char *state_dir, bool process_madvise, Advise **ret) {
         _cleanup_(advise_freep) Advise *advise = calloc(1, sizeof *advise);
@@ -49,7 +52,7 @@ int advise_new(Remote *remote, const char *state_dir, bool process_madvise, Advi
 
         if (!advise)
                 return -ENOMEM;
-        *advise = (Advise){ .remote = remote, .statefd = -EBADF, .process_madvise = process_madvise };
+        *advise = (Advise){ .remote = remote, .statefd = -EBADF, .kpageflagsfd = -EBADF, .process_madvise = process_madvise };
         if (mkdir(state_dir, 0700) < 0 && errno != EEXIST)
                 return -errno;
         advise->statefd = open(state_dir, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
@@ -58,6 +61,7 @@ int advise_new(Remote *remote, const char *state_dir, bool process_madvise, Advi
         r = marks_sweep(advise->statefd);
         if (r < 0)
                 return r;
+        advise->kpageflagsfd = open("/proc/kpageflags", O_RDONLY | O_CLOEXEC);
         *ret = TAKE_PTR(advise);
         return 0;
 }
@@ -68,6 +72,7 @@ Advise *advise_free(Advise *advise) {
         for (size_t i = 0; i < advise->n_ended; i++)
                 ranges_done(&advise->ended[i].foreign);
         safe_close(advise->statefd);
+        safe_close(advise->kpageflagsfd);
         free(advise);
         return NULL;
 }
@@ -392,8 +397,8 @@ static int undo_begin_round(Target *target, Marks *marks, AdviseResult *result, 
         return ranges_unite(&marks->ours, &(Ranges){}, &undo->todo);
 }
 
-/* The next of them, off the list. */
-static int undo_take(MarksUndo *undo, Ranges *ret) {
+/* The next of them, off the list, and un-shared as far as that is possible while the process runs. */
+static int undo_take(const Advise *advise, Target *target, MarksUndo *undo, Ranges *ret) {
         uint64_t room = UNDO_STEP_PAGES * PAGE_BYTES;
         int r = 0;
 
@@ -403,6 +408,7 @@ static int undo_take(MarksUndo *undo, Ranges *ret) {
                                         DIV_ROUND_UP(room, UNMARK_PIECE_BYTES) * UNMARK_PIECE_BYTES);
 
                 r = ranges_append(ret, range->start, range->start + bytes);
+                (void)unshare_merged(target, advise->kpageflagsfd, range->start, range->start + bytes);
                 range->start += bytes;
                 room -= MIN_OF(room, bytes);
                 undo->next += range->start == range->end;
@@ -422,7 +428,7 @@ int advise_undo(Advise *advise, Target *target, Marks *marks, uint64_t until_nse
         int r = 0;
 
         while (r == 0) {
-                _cleanup_(ranges_done) Ranges step = {};
+                _cleanup_(ranges_done) Ranges ready = {};
                 _cleanup_(batch_done) Batch batch = {};
 
                 if (undo->next == undo->todo.n) {
@@ -430,9 +436,12 @@ int advise_undo(Advise *advise, Target *target, Marks *marks, uint64_t until_nse
                         if (r != 0 || over)
                                 break;
                 }
-                r = undo_take(undo, &step);
+                do
+                        r = undo_take(advise, target, undo, &ready);
+                while (r == 0 && undo->next < undo->todo.n && ranges_pages(&ready) < UNDO_STOP_PAGES &&
+                       now_nsec() < until_nsec);
                 if (r == 0)
-                        r = batch_add(&batch, &step, MADV_UNMERGEABLE, UNMARK_PIECE_BYTES);
+                        r = batch_add(&batch, &ready, MADV_UNMERGEABLE, UNMARK_PIECE_BYTES);
                 if (r == 0)
                         r = batch_run(advise, target, &batch, NULL, NULL, &result);
                 if (r == 0 && now_nsec() >= until_nsec) {

@@ -15,6 +15,7 @@ typedef struct MarksEnded {
 struct Advise {
         Remote *remote;
         int statefd;            /* the directory of the state files */
+        int kpageflagsfd;       /* -EBADF: what is merged is not known from outside */
         bool process_madvise;
         MarksEnded ended[MARKS_ENDED_MAX];
         size_t n_ended, ended_next;     /* the next to be overwritten when it is full */

@@ -11,7 +11,7 @@ from harness import PAGE, Host, Varlink, check, run_tests, wait_for
 
 ROUTES = "advise", "remap"
 # Some seconds of undoing, or one on a machine that is five times as fast.
-MIB = 192
+MIB = {"advise": 768, "remap": 192}
 
 
 def conf(route, *groups, more=""):
@@ -38,7 +38,7 @@ def left(load):
 def merged(name, route, more=""):
     with Host(name) as host:
         group = host.cgroup("a")
-        load = host.workload(group, mib=MIB, duplicate=90, run=16)
+        load = host.workload(group, mib=MIB[route], duplicate=90, run=16)
         daemon = host.daemon(host.configure(conf(route, group, more=more)))
         wait_for("merged", lambda: host.ctl("scan") is None or
                  host.stats()["pages_sharing"] >= load.duplicate * 0.98, 90)
@@ -62,7 +62,7 @@ class Unmerge(threading.Thread):
     def wait_for_middle(self, host, load):
         """Until part of it is done, as the daemon's answers and the kernel say."""
         begun = left(load)
-        check(begun > MIB * 256, f"hardly anything to undo: {begun} pages")
+        check(begun > min(MIB.values()) * 256, f"hardly anything to undo: {begun} pages")
         while self.reply is None:
             host.call("GetStatus")
             self.answers += self.reply is None
@@ -124,9 +124,9 @@ def killed():
 
 
 # Memory that the other has too; SIGUSR1: forks two children that stay. SIGUSR2: runs another program.
-LIVELY = f"""
+LIVELY = """
 import os, signal, sys
-data = b''.join(i.to_bytes(8, 'big') * 512 for i in range(1, {MIB} * 256 + 1))
+data = b''.join(i.to_bytes(8, 'big') * 512 for i in range(1, int(sys.argv[1]) * 256 + 1))
 def fork(*_):
     for _ in range(2):
         if os.fork() == 0:
@@ -143,8 +143,8 @@ while True:
 class Lively:
     """The workload that these are."""
 
-    def __init__(self, host, group):
-        self.processes = [host.spawn(group, sys.executable, "-c", LIVELY, ready="ready") for _ in range(3)]
+    def __init__(self, host, group, mib):
+        self.processes = [host.spawn(group, sys.executable, "-c", LIVELY, str(mib), ready="ready") for _ in range(3)]
         self.procs = host.root / group / "cgroup.procs"
 
     @property
@@ -157,10 +157,10 @@ def lively():
     for route in ROUTES:
         with Host("slicelive") as host:
             group = host.cgroup("a")
-            load = Lively(host, group)
+            load = Lively(host, group, MIB[route])
             daemon = host.daemon(host.configure(conf(route, group)))
             wait_for("merged", lambda: host.ctl("scan") is None or
-                     host.stats()["pages_sharing"] >= MIB * 256 * 2 * 0.95, 90)
+                     host.stats()["pages_sharing"] >= MIB[route] * 256 * 2 * 0.95, 90)
             unmerge = Unmerge(host, group)
             unmerge.wait_for_middle(host, load)
             # The first is being undone; the second, who comes last, is still as it was.

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 
 /* Marks and their undoing against a fake target: a row of pages that are mapped or not and mergeable or not. The fake
- * replaces remote_call_some() and target_read_vma_flags() at link time. */
+ * replaces remote_call_some(), unshare_merged() and target_read_vma_flags() at link time. */
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -13,6 +13,7 @@
 #include "base/io.h"
 #include "merge/advise.h"
 #include "merge/marks.h"
+#include "merge/unshare.h"
 #include "tests/test.h"
 
 #include <ftw.h>
@@ -26,7 +27,7 @@
 #define BASE (1U << 30)
 
 static struct {
-        bool mapped[N_PAGES], mergeable[N_PAGES];
+        bool mapped[N_PAGES], mergeable[N_PAGES], unshared[N_PAGES];
         VmaSkip skip[N_PAGES];
         unsigned fail_after;    /* calls made in a stop before remote_call_some() gives up with outcome */
         int outcome;
@@ -67,6 +68,12 @@ int remote_call_some(Remote *remote, Target *target, RemoteCall *calls, size_t n
         }
         *ret_done = n;
         return fake.forgetful ? REMOTE_E_LOST : 0;
+}
+
+uint64_t unshare_merged(Target *target, int kpageflagsfd, uint64_t start, uint64_t end) {
+        for (uint64_t at = start; at < end; at += PAGE_BYTES)
+                fake.unshared[(at - BASE) / PAGE_BYTES] = true;
+        return 0;
 }
 
 static bool pause_then_end(void *userdata) { return ++fake.pauses >= fake.pauses_max; }
@@ -191,6 +198,8 @@ static void test_mark_and_undo(void **state) {
         assert_int_equal(result.pages_unmarked, 980);
         assert_int_equal(result.failed_ranges, 0);
         assert_int_equal(result.calls, 1 + DIV_ROUND_UP(970, 16)); /* in pieces */
+        for (unsigned i = 0; i < N_PAGES; i++)
+                assert_int_equal(fake.unshared[i], (i >= 10 && i < 20) || (i >= 30 && i < 1000));
         assert_int_equal(marked(0, N_PAGES), 0);
         assert_true(has_state(f)); /* for who was forked meanwhile */
         advise_forget(f->advise, &f->target, &f->marks);
