@@ -17,12 +17,16 @@
  *     measured but assumed is that one in ten gets unique contents                              30 + 570 -> HOLE_NSEC
  *   madvise on part of a mapping: 2.4 µs, with 300 as with 25,000 ranges                           2,400 -> CALL_NSEC
  *   a page left alone, because its merges broke too soon: merged again, it breaks again (a merge and a write fault with
- *     its copy)                                                                                10,000 -> ALONE_NSEC
+ *     its copy, 10 us), some times until it is left alone anew; more than any gap is worth, for it would be marked and
+ *     unmarked by turns                                                                        25,000 -> ALONE_NSEC
  *   a mapping: 192 bytes and its part of a maple node (some 30), and 0.25 µs of ksmd's walk a scan
  *                                                                                           310 + 500 -> VMA_NSEC
+ *   and whoever looks for a merged page's mappings (reclaim, migration, DAMON) visits all those of the process, since its
+ *     pieces share their anon_vma (rmap_walk_ksm()): 64 ns each (host/walk.c). Not measured but assumed is that this
+ *     happens to one merged page in a hundred                                 0.64 a wanted page -> vma_nsec()
  *
- * So leaving a gap (4.0 µs) is cheaper than bridging it when it holds a single unique page; bridged are gaps of some
- * pages that are not there. What bridges unique pages is want of mappings only: a process may have vmas_max of them,
+ * So leaving a gap (4.0 µs) is cheaper than bridging it when it holds a single unique page, unless thousands of pages are
+ * wanted; bridged are gaps of some pages that are not there. What bridges many unique pages is want of mappings only: a process may have vmas_max of them,
  * a quarter of vm.max_map_count, so that it cannot run into the limit because of us. Beyond, gaps are bridged, the
  * cheapest for each mapping saved first, as long as that costs less than leaving out the smaller neighbour, a saved
  * page being worth SAVED_NSEC; then the ranges with the fewest wanted pages are left out.
@@ -44,9 +48,13 @@
 
 #define PAGE_NSEC 5700ULL
 #define HOLE_NSEC 600ULL
-#define ALONE_NSEC 10000ULL
+#define ALONE_NSEC 25000ULL
 #define CALL_NSEC 2400ULL
 #define VMA_NSEC 800ULL
+#define WALK_NSEC 64ULL
+#define WALKED_SHARE 100ULL
+/* Not more than makes a gap of three unique pages worth bridging: for each, ksmd keeps 64 bytes and reads in vain. */
+#define WALKS_NSEC_MAX 9200ULL
 
 /* Bridging sixteen unique pages costs 1 KiB of rmap_items of the 4 KiB that one wanted page saves, and 90 µs of ksmd
  * in each burst: about where it stops being sensible. */
@@ -77,7 +85,12 @@ typedef struct Planner {
         const Vma *vma;
         bool vma_has_run;
         uint64_t gap_nsec;              /* of the gap that is open */
+        uint64_t vma_nsec;
 } Planner;
+
+static uint64_t vma_nsec(const PlanRules *rules) {
+        return VMA_NSEC + MIN_OF(rules->wanted_pages * WALK_NSEC / WALKED_SHARE, WALKS_NSEC_MAX);
+}
 
 static void planner_done(Planner *planner) {
         free(planner->runs);
@@ -127,11 +140,11 @@ static int run_add(Planner *p, uint64_t start, uint64_t end) {
         uint64_t pages = (end - start) / PAGE_BYTES;
 
         p->plan->pages_wanted += pages;
-        if (last && (start == last->end || p->gap_nsec <= CALL_NSEC + 2 * VMA_NSEC)) {
+        if (last && (start == last->end || p->gap_nsec <= CALL_NSEC + 2 * p->vma_nsec)) {
                 last->end = end;
                 last->wanted_pages += pages;
         } else {
-                bool to_start = !last && p->gap_nsec <= VMA_NSEC;
+                bool to_start = !last && p->gap_nsec <= p->vma_nsec;
                 if (GROW(p->runs, p->n, p->allocated) < 0)
                         return -ENOMEM;
                 p->runs[p->n++] = (Run){
@@ -294,7 +307,7 @@ static int vma_add(Planner *p, const Space *space, const Vma *vma, size_t *block
         if (p->vma_has_run) {
                 Run *last = &p->runs[p->n - 1];
                 last->tail_nsec = p->gap_nsec;
-                if (p->gap_nsec <= VMA_NSEC)
+                if (p->gap_nsec <= p->vma_nsec)
                         last->end = vma->end;
         }
         return 0;
@@ -469,7 +482,8 @@ static int mergeable_add(Plan *plan, const Vma *vma) {
 
 int plan_make(const Space *space, const VmaList *vmas, const PlanRules *rules, Plan *ret) {
         _cleanup_(plan_done) Plan plan = {};
-        _cleanup_(planner_done) Planner planner = { .rules = rules, .vmas = vmas, .plan = &plan };
+        _cleanup_(planner_done) Planner planner = { .rules = rules, .vmas = vmas, .plan = &plan,
+                                                            .vma_nsec = vma_nsec(rules) };
         size_t block = 0;
         int r;
 

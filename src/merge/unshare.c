@@ -15,6 +15,7 @@
 #include "host/pagemap.h"
 #include "scan/reader.h"
 
+#include <string.h>
 #include <unistd.h>
 
 /* Looked up at a time, and read. */
@@ -26,7 +27,7 @@ typedef struct Found {
         unsigned n;
 } Found;
 
-/* The anonymous pages that may be merged: of a frame that is mapped once that cannot be told either. */
+/* The anonymous pages: all of them may be merged, for a frame of KSM's may be mapped once, too. */
 static int find_anonymous(const Target *target, uint64_t start, size_t n_pages, Found *ret) {
         uint64_t entries[LOOK_PAGES];
         size_t n = 0;
@@ -62,6 +63,7 @@ static void keep_merged(int kpageflagsfd, Found *found) {
         found->n = kept;
 }
 
+/* Until one cannot be read. */
 static int read_all(const Target *target, const Found *found) {
         uint8_t content[READ_PAGES * PAGE_BYTES];
         bool read[READ_PAGES];
@@ -72,6 +74,8 @@ static int read_all(const Target *target, const Found *found) {
                 /* By number: it must still be the one. */
                 r = target_alive(target) ? reader_read(target, READER_PINS, found->addrs + done, n, content, read) :
                                            TARGET_E_GONE;
+                if (r == 0 && memchr(read, false, n))
+                        r = -ENOMEM; /* or it went away: not tried page by page, for each try reclaims what it can */
         }
         return r;
 }
