@@ -150,7 +150,7 @@ def changed_since_it_was_read():
     """what was zero when it was read, and is no more, does not cost the huge page"""
     with Host("judged") as host:
         group = host.cgroup("a")
-        victim = filled(host, group, 16, 75, "y")
+        victim = filled(host, group, 16, 40, "y")  # too little to mark what lies between as well, which would split nothing
         text = conf(group, "HugePageSplit=100%\n").replace("ScanInterval=1w", "ScanInterval=50ms")
         daemon = host.daemon(host.configure(text))
 
