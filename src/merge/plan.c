@@ -17,8 +17,7 @@
  *     measured but assumed is that one in ten gets unique contents                              30 + 570 -> HOLE_NSEC
  *   madvise on part of a mapping: 2.4 µs, with 300 as with 25,000 ranges                           2,400 -> CALL_NSEC
  *   a page left alone, because its merges broke too soon: merged again, it breaks again (a merge and a write fault with
- *     its copy, 10 us), some times until it is left alone anew; more than any gap is worth, for it would be marked and
- *     unmarked by turns                                                                        25,000 -> ALONE_NSEC
+ *     its copy); more than any gap is worth, for it would be marked and unmarked by turns      10,000 -> ALONE_NSEC
  *   a mapping: 192 bytes and its part of a maple node (some 30), and 0.25 µs of ksmd's walk a scan
  *                                                                                           310 + 500 -> VMA_NSEC
  *   and whoever looks for a merged page's mappings (reclaim, migration, DAMON) visits all those of the process, since its
@@ -48,13 +47,14 @@
 
 #define PAGE_NSEC 5700ULL
 #define HOLE_NSEC 600ULL
-#define ALONE_NSEC 25000ULL
+#define ALONE_NSEC 10000ULL
 #define CALL_NSEC 2400ULL
 #define VMA_NSEC 800ULL
 #define WALK_NSEC 64ULL
 #define WALKED_SHARE 100ULL
-/* Not more than makes a gap of three unique pages worth bridging: for each, ksmd keeps 64 bytes and reads in vain. */
-#define WALKS_NSEC_MAX 9200ULL
+/* Not more than makes a gap of one unique page worth bridging: with three, what is merged in single pages costs ksmd a fifth
+ * more (bench-advise, 30 % duplicate in runs of 1), and a heap in long runs is marked in few pieces with one already. */
+#define WALKS_NSEC_MAX 2000ULL
 
 /* Bridging sixteen unique pages costs 1 KiB of rmap_items of the 4 KiB that one wanted page saves, and 90 µs of ksmd
  * in each burst: about where it stops being sensible. */
