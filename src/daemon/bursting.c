@@ -184,20 +184,19 @@ static void look_at_merged(Member *member) {
         }
 }
 
-/* TLB flushes cost those who run. Our own calls in them (marking) are over when a burst begins, and what is left is what
- * they do by themselves, from this look to the next. */
-static void look_who_runs(const Pass *pass) {
-        for (size_t i = 0; i < pass->n_members; i++)
-                if (!passed_over(pass->members[i]))
-                        manager_look_how_it_runs(pass->members[i], 0);
-}
-
-static uint32_t how_many_run(const Pass *pass) {
+/* How many run at a time since the last look, in CONF_SHARE_ONE: TLB flushes cost those who do. Our own calls in them
+ * (marking) are over when a burst begins, and what is left is what they do by themselves. */
+static uint32_t look_who_runs(const Pass *pass) {
         uint64_t sum = 0;
 
-        for (size_t i = 0; i < pass->n_members; i++)
-                if (!passed_over(pass->members[i]))
-                        sum += pass->members[i]->standing.runs;
+        for (size_t i = 0; i < pass->n_members; i++) {
+                Member *member = pass->members[i];
+
+                if (passed_over(member))
+                        continue;
+                manager_look_how_it_runs(member, 0);
+                sum += member->standing.runs;
+        }
         return (uint32_t)MIN_OF(sum, (uint64_t)UINT32_MAX);
 }
 
@@ -245,13 +244,12 @@ static int burst_steps(Pass *pass, BurstState *ret) {
         uint64_t begun = now_nsec(), looked = begun, look_in = LOOK_FIRST_NSEC;
         uint64_t counted = begun, count_in = CENSUS_IN_BURST_NSEC;
 
-        look_who_runs(pass);
+        (void)look_who_runs(pass); /* what was before the burst does not count */
         while ((*ret = burst_step(m->burst)) == BURST_RUNNING) {
                 uint64_t now = now_nsec(), hold;
 
                 if (now - looked > look_in) {
-                        look_who_runs(pass);
-                        m->running = how_many_run(pass);
+                        m->running = look_who_runs(pass);
                         m->running_wait = false;
                         looked = now;
                         look_in = LOOK_NSEC;

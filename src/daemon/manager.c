@@ -453,7 +453,7 @@ int manager_run(Manager *m) {
         while (!m->stopping) {
                 uint64_t now = now_nsec();
                 uint64_t undo_wait = manager_answer_is_near(m) ? 0 : manager_undo_wait_nsec(m);
-                bool may_pass = !m->paused && (!m->undo_rests || now >= m->next_pass_nsec + UNDO_HOLDS_NSEC);
+                bool may_pass = !m->paused && (!manager_undo_rests(m) || now >= m->next_pass_nsec + UNDO_HOLDS_NSEC);
                 bool due = may_pass && undo_wait > 0 && (now >= m->next_pass_nsec || manager_scan_requested(m));
 
                 if (due) {

@@ -116,7 +116,6 @@ typedef struct Manager {
         Conf *new_conf;                 /* loaded, to be swapped in between passes */
         uint64_t started_nsec, next_pass_nsec, last_pass_nsec;
         uint64_t undo_at_nsec;          /* when undoing goes on; UINT64_MAX: there is nobody to be undone */
-        bool undo_rests;                /* for somebody to run meanwhile */
         uint64_t request_ids;           /* given so far */
         uint64_t full_scans;
         uint64_t merge_failures[_MERGE_FAILURE_MAX];    /* events: changed, gone, denied, busy */
@@ -204,6 +203,7 @@ int manager_undo(Manager *manager, Member *member, UndoSlice *slice);
  * Where that is at once, no pass is to come in between. *ret_pages grows. */
 bool manager_undo_leaving(Manager *manager, uint64_t *ret_pages);
 uint64_t manager_undo_wait_nsec(const Manager *manager); /* until then; UINT64_MAX: nobody is left */
+bool manager_undo_rests(const Manager *manager); /* for somebody to run meanwhile */
 /* The requests to unmerge: what is asked for leaves; what is done is answered. An answer is near when only some
  * moments' work is left to be done for it. */
 void manager_begin_unmerges(Manager *manager);

@@ -195,11 +195,8 @@ bool manager_undo_leaving(Manager *m, uint64_t *ret_pages) {
         born = drop_undone(m);
         roster_prune_slots(&m->roster);
         m->undo_at_nsec = slice.cut || born ? 0 : UINT64_MAX;
-        m->undo_rests = false;
-        for (size_t i = 0; i < m->roster.n_leaving; i++) {
+        for (size_t i = 0; i < m->roster.n_leaving; i++)
                 m->undo_at_nsec = MIN_OF(m->undo_at_nsec, m->roster.leaving[i]->undo_at_nsec);
-                m->undo_rests |= m->roster.leaving[i]->undo_rests;
-        }
         *ret_pages += slice.pages;
         return m->roster.n_leaving > 0;
 }
@@ -208,6 +205,13 @@ uint64_t manager_undo_wait_nsec(const Manager *m) {
         uint64_t now = now_nsec();
 
         return m->undo_at_nsec == UINT64_MAX ? UINT64_MAX : MAX_OF(m->undo_at_nsec, now) - now;
+}
+
+bool manager_undo_rests(const Manager *m) {
+        for (size_t i = 0; i < m->roster.n_leaving; i++)
+                if (m->roster.leaving[i]->undo_rests)
+                        return true;
+        return false;
 }
 
 void manager_begin_unmerges(Manager *m) {

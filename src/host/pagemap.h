@@ -3,6 +3,8 @@
 
 #include "base/util.h"
 
+#include <unistd.h>
+
 /*
  * Entries of /proc/PID/pagemap (Documentation/admin-guide/mm/pagemap.rst) and of /proc/kpageflags
  * (include/uapi/linux/kernel-page-flags.h), as far as we look at them.
@@ -14,6 +16,16 @@
 
 #define KPAGEFLAGS_KSM ((uint64_t)1 << 21)
 #define KPAGEFLAGS_ZERO_PAGE ((uint64_t)1 << 24)
+
+/* Entries first … first + n of such a file. -ENODATA: it has not so many; -errno. */
+static inline int pagemap_read_entries(int fd, uint64_t first, size_t n, uint64_t *ret) {
+        size_t size = n * sizeof *ret;
+        ssize_t got = pread(fd, ret, size, (off_t)(first * sizeof *ret));
+
+        if (got < 0)
+                return -errno;
+        return (size_t)got == size ? 0 : -ENODATA;
+}
 
 /* Whether the entry is of an anonymous page (or of the shared zero page, which looks the same). */
 static inline bool pagemap_is_anonymous(uint64_t entry) {

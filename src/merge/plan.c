@@ -25,8 +25,8 @@
  *     happens to one merged page in a hundred                                 0.64 a wanted page -> vma_nsec()
  *
  * So leaving a gap (4.0 µs) is cheaper than bridging it when it holds a single unique page, unless thousands of pages are
- * wanted; bridged are gaps of some pages that are not there. What bridges many unique pages is want of mappings only: a process may have vmas_max of them,
- * a quarter of vm.max_map_count, so that it cannot run into the limit because of us. Beyond, gaps are bridged, the
+ * wanted; bridged are gaps of some pages that are not there. What bridges many unique pages is want of mappings only: a
+ * process may have vmas_max of them, a quarter of vm.max_map_count, so that it cannot run into the limit because of us. Beyond, gaps are bridged, the
  * cheapest for each mapping saved first, as long as that costs less than leaving out the smaller neighbour, a saved
  * page being worth SAVED_NSEC; then the ranges with the fewest wanted pages are left out.
  *
@@ -85,7 +85,6 @@ typedef struct Planner {
         const Vma *vma;
         bool vma_has_run;
         uint64_t gap_nsec;              /* of the gap that is open */
-        uint64_t vma_nsec;
 } Planner;
 
 static uint64_t vma_nsec(const PlanRules *rules) {
@@ -140,11 +139,11 @@ static int run_add(Planner *p, uint64_t start, uint64_t end) {
         uint64_t pages = (end - start) / PAGE_BYTES;
 
         p->plan->pages_wanted += pages;
-        if (last && (start == last->end || p->gap_nsec <= CALL_NSEC + 2 * p->vma_nsec)) {
+        if (last && (start == last->end || p->gap_nsec <= CALL_NSEC + 2 * vma_nsec(p->rules))) {
                 last->end = end;
                 last->wanted_pages += pages;
         } else {
-                bool to_start = !last && p->gap_nsec <= p->vma_nsec;
+                bool to_start = !last && p->gap_nsec <= vma_nsec(p->rules);
                 if (GROW(p->runs, p->n, p->allocated) < 0)
                         return -ENOMEM;
                 p->runs[p->n++] = (Run){
@@ -307,7 +306,7 @@ static int vma_add(Planner *p, const Space *space, const Vma *vma, size_t *block
         if (p->vma_has_run) {
                 Run *last = &p->runs[p->n - 1];
                 last->tail_nsec = p->gap_nsec;
-                if (p->gap_nsec <= p->vma_nsec)
+                if (p->gap_nsec <= vma_nsec(p->rules))
                         last->end = vma->end;
         }
         return 0;
@@ -482,8 +481,7 @@ static int mergeable_add(Plan *plan, const Vma *vma) {
 
 int plan_make(const Space *space, const VmaList *vmas, const PlanRules *rules, Plan *ret) {
         _cleanup_(plan_done) Plan plan = {};
-        _cleanup_(planner_done) Planner planner = { .rules = rules, .vmas = vmas, .plan = &plan,
-                                                            .vma_nsec = vma_nsec(rules) };
+        _cleanup_(planner_done) Planner planner = { .rules = rules, .vmas = vmas, .plan = &plan };
         size_t block = 0;
         int r;
 

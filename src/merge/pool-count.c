@@ -62,15 +62,8 @@ void pool_counter_done(PoolCounter *counter) {
         counter->kpageflags_fd = safe_close(counter->kpageflags_fd);
 }
 
-static int read_words(int fd, uint64_t index, uint64_t *ret, size_t n_words) {
-        size_t size = n_words * sizeof *ret;
-        ssize_t n = pread(fd, ret, size, (off_t)(index * sizeof *ret));
-
-        return n == (ssize_t)size ? 0 : n < 0 ? -errno : -EIO;
-}
-
 static int read_pagemap(const Look *look, uint64_t *ret) {
-        return read_words(look->counter->pagemap_fd, (uintptr_t)look->map / PAGE_BYTES, ret, look->n_pages);
+        return pagemap_read_entries(look->counter->pagemap_fd, (uintptr_t)look->map / PAGE_BYTES, look->n_pages, ret);
 }
 
 static int by_frame(const void *a, const void *b) {
@@ -83,12 +76,12 @@ static int by_frame(const void *a, const void *b) {
 static int count_window(Look *look, size_t first, size_t end) {
         uint64_t flags[WINDOW_FRAMES], flags_after[WINDOW_FRAMES], counts[WINDOW_FRAMES], pfn = look->seen[first].pfn;
         size_t n = look->seen[end - 1].pfn - pfn + 1;
-        int r = read_words(look->counter->kpageflags_fd, pfn, flags, n);
+        int r = pagemap_read_entries(look->counter->kpageflags_fd, pfn, n, flags);
 
         if (r == 0)
-                r = read_words(look->counter->kpagecount_fd, pfn, counts, n);
+                r = pagemap_read_entries(look->counter->kpagecount_fd, pfn, n, counts);
         if (r == 0)
-                r = read_words(look->counter->kpageflags_fd, pfn, flags_after, n);
+                r = pagemap_read_entries(look->counter->kpageflags_fd, pfn, n, flags_after);
         for (size_t k = first; k < end && r == 0; k++) {
                 size_t at = look->seen[k].pfn - pfn;
 

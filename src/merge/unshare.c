@@ -16,7 +16,6 @@
 #include "scan/reader.h"
 
 #include <string.h>
-#include <unistd.h>
 
 /* Looked up at a time, and read. */
 #define LOOK_PAGES 512U
@@ -49,12 +48,10 @@ static void keep_merged(int kpageflagsfd, Found *found) {
 
         for (unsigned i = 0, n; i < found->n; i += n) {
                 uint64_t flags[LOOK_PAGES];
-                size_t bytes;
 
                 for (n = 1; i + n < found->n && found->pfns[i + n] == found->pfns[i] + n; n++)
                         ;
-                bytes = n * sizeof *flags;
-                if (pread(kpageflagsfd, flags, bytes, (off_t)(found->pfns[i] * sizeof *flags)) != (ssize_t)bytes)
+                if (pagemap_read_entries(kpageflagsfd, found->pfns[i], n, flags) < 0)
                         continue;
                 for (unsigned j = 0; j < n; j++)
                         if (flags[j] & KPAGEFLAGS_KSM)

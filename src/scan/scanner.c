@@ -87,12 +87,7 @@ void scanner_stats(const Scanner *scanner, ScanStats *ret) {
 uint64_t scanner_zero_key(const Scanner *scanner) { return scanner->zero_key; }
 
 int scanner_page_flags(const Scanner *scanner, uint64_t pfn, unsigned n, uint64_t *ret) {
-        size_t size = n * sizeof *ret;
-        ssize_t got = pread(scanner->kpageflagsfd, ret, size, (off_t)(pfn * sizeof *ret));
-
-        if (got < 0)
-                return -errno;
-        return (size_t)got == size ? 0 : -ENODATA;
+        return pagemap_read_entries(scanner->kpageflagsfd, pfn, n, ret);
 }
 
 void scanner_take_content(const Scanner *scanner, ScanThread *thread, ScanPage *p, const void *content) {

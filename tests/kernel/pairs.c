@@ -24,6 +24,21 @@ uint8_t *pair_area(void) {
         return area;
 }
 
+Ksm *pairs_ksm(const char *test) {
+        char path[96];
+        Ksm *ksm;
+        int r;
+
+        test_need_root();
+        test_lock_ksm();
+        snprintf(path, sizeof path, "/run/lock/ksmd-user-test-%s.state", test);
+        r = ksm_new(NULL, path, &ksm);
+        if (r == -ENOENT)
+                TEST_SKIP("a kernel without KSM");
+        CHECK(r == 0, "KSM");
+        return ksm;
+}
+
 void pairs_end(void) {
         for (int i = 0; i < 2; i++) {
                 if (forked && forked->pids[i] > 0)

@@ -21,6 +21,8 @@ typedef struct Pair {
         uint64_t frames[2][PAIR_PAGES];
 } Pair;
 
+/* KSM, locked for this test alone; ends it as skipped where there is none, or where it is not root's. */
+Ksm *pairs_ksm(const char *test);
 uint8_t *pair_area(void);       /* a multiple of BLOCK_BYTES, the same in all processes forked from here */
 void pairs_start(Ksm *ksm, Pair **ret_forked, Pair **ret_merged); /* the KSM lock must be held */
 void pairs_end(void);

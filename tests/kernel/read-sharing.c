@@ -144,14 +144,7 @@ static void test_estimate(void) {
 }
 
 int main(void) {
-        int r;
-
-        test_need_root();
-        test_lock_ksm();
-        r = ksm_new(NULL, "/run/lock/ksmd-user-test-read-sharing.state", &ksm);
-        if (r == -ENOENT)
-                TEST_SKIP("a kernel without KSM");
-        CHECK(r == 0);
+        ksm = pairs_ksm("read-sharing");
         atexit(clean_up);
         pairs_start(ksm, &forked, &merged);
         test_census();

@@ -405,16 +405,11 @@ static void check_frames(void) {
 
 int main(void) {
         unsigned of_fork, of_ksm;
-        int r;
 
-        test_need_root();
-        test_lock_ksm();
         setvbuf(stdout, NULL, _IOLBF, 0);
+        ksm = pairs_ksm("scan-batches");
         zero_page = test_has_zero_page();
-        r = ksm_new(NULL, "/run/lock/ksmd-user-test-scan-batches.state", &ksm);
-        if (r == -ENOENT)
-                TEST_SKIP("a kernel without KSM");
-        CHECK(r == 0 && hash_secret_new(&secret) == 0);
+        CHECK(hash_secret_new(&secret) == 0);
         atexit(clean_up);
         pairs_start(ksm, &forked, &merged);
         start_lone();

@@ -129,14 +129,8 @@ static void test_hammer(int flagsfd) {
 
 int main(int argc, char **argv) {
         _cleanup_close_ int flagsfd = -EBADF;
-        int r;
 
-        test_need_root();
-        test_lock_ksm();
-        r = ksm_new(NULL, "/run/lock/ksmd-user-test-unshare.state", &ksm);
-        if (r == -ENOENT)
-                TEST_SKIP("a kernel without KSM");
-        CHECK(r == 0);
+        ksm = pairs_ksm("unshare");
         atexit(clean_up);
         flagsfd = argc > 1 && strcmp(argv[1], "--control") == 0 ? all_flags() :
                                                                   open("/proc/kpageflags", O_RDONLY | O_CLOEXEC);
