@@ -104,6 +104,10 @@ static int joined_add(Joined *joined, const char *line, size_t size, unsigned nu
                 joined->first = *line;
         } else if (joined->first == '[')
                 problem = "section header continued on another line";
+        else if (*line == '[') {
+                joined->first = '[';
+                problem = "section header after a line that ends in a backslash";
+        }
         if (!joined->problem)
                 joined->problem = problem;
         if (joined->problem)
@@ -150,10 +154,10 @@ static void item_from_header(ConfItem *item, char *text) {
 }
 
 static void item_from_assignment(ConfItem *item, char *text) {
-        char *equals = strchr(text, '=');
+        char *equals = strchr(text, '='), last = text[strlen(text) - 1];
 
         if (!equals) {
-                item->type = bad_type(*text, text[strlen(text) - 1]);
+                item->type = bad_type(*text, last);
                 item->problem = "neither a section, an assignment nor a comment";
                 return;
         }
@@ -161,7 +165,10 @@ static void item_from_assignment(ConfItem *item, char *text) {
         item->name = strip(text);
         item->argument = strip(equals + 1);
         item->type = CONF_ITEM_ASSIGNMENT;
-        if (!*item->name) {
+        if (last == ']' && strpbrk(item->name, " \t")) {
+                item->type = CONF_ITEM_BAD_SECTION;
+                item->problem = "section header without an opening '['";
+        } else if (!*item->name) {
                 item->type = CONF_ITEM_BAD_LINE;
                 item->problem = "assignment without a key";
         }

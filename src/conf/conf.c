@@ -23,6 +23,9 @@
 
 /* Enough for any host; keeps a generated file from turning look-ups into a burden. */
 #define SECTIONS_MAX 4096U
+#define NAME_BYTES_SHOWN 128U
+/* Some names and what is said of them. */
+#define MESSAGE_BYTES 1024U
 
 typedef enum Place {
         PLACE_NOWHERE,                  /* before the first header of a file */
@@ -105,9 +108,20 @@ void conf_builder_report(ConfBuilder *b, const char *file, const char *message) 
         report(b, (Origin){ .file = file }, message);
 }
 
+/* How many bytes of a name are shown in a message: whole characters, all names are UTF-8 (conf-parse.c). */
+static int shown(const char *name) {
+        size_t n = strnlen(name, NAME_BYTES_SHOWN);
+
+        while (n > 0 && ((unsigned char)name[n] & 0xc0) == 0x80)
+                n--;
+        return (int)n;
+}
+
+#define SHOWN(name) shown(name), (name) /* for %.*s */
+
 /* Something is wrong where we are: says so, and what follows from it there. */
 static void _printf_(2, 3) complain(ConfBuilder *b, const char *format, ...) {
-        char what[512], line[768];
+        char what[MESSAGE_BYTES], line[2 * MESSAGE_BYTES];
         va_list ap;
 
         va_start(ap, format);
@@ -115,8 +129,8 @@ static void _printf_(2, 3) complain(ConfBuilder *b, const char *format, ...) {
         va_end(ap);
         if (b->place == PLACE_CGROUP) {
                 b->conf->cgroups[b->current].malformed = true;
-                snprintf(line, sizeof line, "%s; nothing in [Cgroup %.128s] is merged", what,
-                         b->conf->cgroups[b->current].pattern);
+                snprintf(line, sizeof line, "%s; nothing in [Cgroup %.*s] is merged", what,
+                         SHOWN(b->conf->cgroups[b->current].pattern));
         } else
                 snprintf(line, sizeof line, "%s; ignored", what);
         report(b, b->here, line);
@@ -124,7 +138,7 @@ static void _printf_(2, 3) complain(ConfBuilder *b, const char *format, ...) {
 
 /* What follows belongs to nobody, and nobody can tell what it was to change. */
 static void lose(ConfBuilder *b, const char *what) {
-        char line[768];
+        char line[MESSAGE_BYTES];
 
         b->lost = true;
         b->place = PLACE_SKIPPED;
@@ -190,7 +204,7 @@ static int enter(ConfBuilder *b, const char *name, const char *argument) {
                 return 0;
         }
         b->place = PLACE_NOWHERE;
-        complain(b, "unknown section [%.128s]", name);
+        complain(b, "unknown section [%.*s]", SHOWN(name));
         b->place = PLACE_SKIPPED;
         return 0;
 }
@@ -201,7 +215,7 @@ static int assign(ConfBuilder *b, const char *name, const char *value) {
         int r;
 
         if (!key) {
-                complain(b, "unknown key %.64s=", name);
+                complain(b, "unknown key %.*s=", SHOWN(name));
                 return 0;
         }
         r = conf_key_set(key, value, b->place == PLACE_CGROUP ? (void *)&b->conf->cgroups[b->current]
@@ -209,7 +223,7 @@ static int assign(ConfBuilder *b, const char *name, const char *value) {
         if (r == -ENOMEM)
                 return r;
         if (r < 0) {
-                complain(b, "%s=%.128s is not %s", name, value, key->expected);
+                complain(b, "%s=%.*s is not %s", name, SHOWN(value), key->expected);
                 return 0;
         }
         if (b->place == PLACE_CGROUP && (strcmp(name, "Route") == 0 || strcmp(name, "Domain") == 0))
@@ -267,8 +281,8 @@ static int default_domain(ConfCgroup *c) {
         return 0;
 }
 
-static bool domain_is_each(const char *domain) {
-        for (const char *p = strchr(domain, '%'); p; p = strchr(p + 2, '%'))
+bool conf_domain_is_each(const ConfCgroup *c) {
+        for (const char *p = strchr(c->domain, '%'); p; p = strchr(p + 2, '%'))
                 if (p[1] == 'c')
                         return true;
         return false;
@@ -286,13 +300,46 @@ static void check_advise(ConfBuilder *b) {
                         continue;
                 b->current = i;
                 b->here = b->origins[i];
-                if (domain_is_each(c->domain))
-                        complain(b, "Route=advise cannot keep the domains of Domain=%.128s apart", c->domain);
+                if (conf_domain_is_each(c))
+                        complain(b, "Route=advise cannot keep the domains of Domain=%.*s apart", SHOWN(c->domain));
                 else if (!first)
                         first = c;
                 else if (strcmp(first->domain, c->domain) != 0)
-                        complain(b, "Route=advise for domain %.128s, which domain %.128s has already (%.128s:%u)",
-                                 c->domain, first->domain, first->file, first->line);
+                        complain(b, "Route=advise for domain %.*s, which domain %.*s has already (%.*s:%u)",
+                                 SHOWN(c->domain), SHOWN(first->domain), SHOWN(first->file), first->line);
+        }
+}
+
+static bool merges(const ConfCgroup *c) { return c->merge != CONF_MERGE_NO && !c->malformed; }
+
+static bool same_domain(const ConfCgroup *a, const ConfCgroup *b) {
+        return a->merge == b->merge && !conf_domain_is_each(a) && strcmp(a->domain, b->domain) == 0;
+}
+
+/* A domain has one route: what one of its cgroups asked for is not done to another's, and who asked to be kept out of
+ * KSM's merge space is. Where one of its sections says advise, those that leave it open mean that. */
+static void check_routes(ConfBuilder *b) {
+        b->place = PLACE_CGROUP;
+        for (size_t i = 0; i < b->conf->n_cgroups; i++) {
+                ConfCgroup *c = &b->conf->cgroups[i];
+
+                for (size_t k = 0; merges(c) && k < i; k++) {
+                        ConfCgroup *other = &b->conf->cgroups[k];
+
+                        if (!merges(other) || !same_domain(c, other) || c->route == other->route)
+                                continue;
+                        if (c->route == CONF_ROUTE_ADVISE && other->route == CONF_ROUTE_AUTO)
+                                other->route = CONF_ROUTE_ADVISE;
+                        else if (c->route == CONF_ROUTE_AUTO && other->route == CONF_ROUTE_ADVISE)
+                                c->route = CONF_ROUTE_ADVISE;
+                        else {
+                                b->current = i;
+                                b->here = b->origins[i];
+                                complain(b, "Route=%s for domain %.*s, which has Route=%s already (%.*s:%u)",
+                                         conf_route_name(c->route), SHOWN(c->domain),
+                                         conf_route_name(other->route), SHOWN(other->file), other->line);
+                        }
+                }
         }
 }
 
@@ -308,7 +355,7 @@ static void check_trust(ConfBuilder *b) {
         for (size_t i = b->conf->n_cgroups; i-- > 0;) {
                 const ConfCgroup *c = &b->conf->cgroups[i];
 
-                if (!is_remapped(c) || c->trusted_together || domain_is_each(c->domain))
+                if (!is_remapped(c) || c->trusted_together || conf_domain_is_each(c))
                         continue;
                 for (size_t k = 0; k < b->conf->n_cgroups; k++) {
                         const ConfCgroup *other = &b->conf->cgroups[k];
@@ -317,9 +364,9 @@ static void check_trust(ConfBuilder *b) {
                                 continue;
                         b->current = i;
                         b->here = b->origins[i];
-                        complain(b, "Route=remap for domain %.128s, in which [Cgroup %.128s] is too (%.128s:%u): both need "
+                        complain(b, "Route=remap for domain %.*s, in which [Cgroup %.*s] is too (%.*s:%u): both need "
                                  "TrustedTogether=yes, or \"deny\" in /sys/kernel/mm/transparent_hugepage/shmem_enabled",
-                                 c->domain, other->pattern, other->file, other->line);
+                                 SHOWN(c->domain), SHOWN(other->pattern), SHOWN(other->file), other->line);
                         break;
                 }
         }
@@ -334,6 +381,7 @@ int conf_builder_finish(ConfBuilder *b, bool shmem_denied, Conf **ret) {
                         return r;
         }
         check_advise(b);
+        check_routes(b);
         if (!shmem_denied)
                 check_trust(b);
         for (size_t i = 0; i < b->conf->n_cgroups; i++) {

@@ -76,5 +76,8 @@ int conf_load(const char *root, const char *main_path, ConfReport report, void *
 Conf *conf_free(Conf *conf);
 DEFINE_CLEANUP(Conf, conf_free)
 
+/* Whether each of the section's cgroups is a domain of its own (Domain= with %c). */
+bool conf_domain_is_each(const ConfCgroup *section);
+
 const char *conf_merge_name(ConfMerge merge);
 const char *conf_route_name(ConfRoute route);

@@ -117,22 +117,30 @@ static int open_domain(const Roster *roster, Slot *slot) {
         return r;
 }
 
-/* The name of such a domain is (part of) a cgroup's path, which is not ours to choose: it must not meet a domain that
- * the configuration names outright. */
-static bool is_own_domain(const ConfCgroup *section) { return strstr(section->domain, "%c") != NULL; }
-
 static bool is_called(const Slot *slot, const char *name) {
         return !roster_guards(ROSTER_GUARD_DOMAIN) || strcmp(slot->name, name) == 0;
 }
 
+static bool is_idle(const Slot *slot) { return slot->idle_reason && !slot->dry_run; }
+
+/* Whether the section's cgroups of that domain belong there. A domain named after its cgroup, whose path is not ours to
+ * choose, must not meet one that the configuration names outright; nor what is asked to be merged otherwise now what is
+ * still to be undone of before. */
+static bool slot_serves(const Slot *slot, const ConfCgroup *section, const char *domain) {
+        return is_called(slot, domain) && slot->own == conf_domain_is_each(section) &&
+               slot->dry_run == (section->merge == CONF_MERGE_DRY_RUN) &&
+               (slot->asked == section->route ||
+                (slot->route == CONF_ROUTE_ADVISE && !is_idle(slot) &&
+                 (section->route == CONF_ROUTE_AUTO || section->route == CONF_ROUTE_ADVISE)));
+}
+
 static int slot_get(Roster *roster, const ConfCgroup *section, const char *name, Slot **ret) {
-        bool dry = section->merge == CONF_MERGE_DRY_RUN, own = is_own_domain(section);
+        bool dry = section->merge == CONF_MERGE_DRY_RUN;
         _cleanup_(slot_freep) Slot *slot = NULL;
         int r;
 
         for (size_t i = 0; i < roster->n_slots; i++)
-                if (is_called(roster->slots[i], name) && roster->slots[i]->dry_run == dry &&
-                    roster->slots[i]->own == own) {
+                if (slot_serves(roster->slots[i], section, name)) {
                         *ret = roster->slots[i];
                         return 0;
                 }
@@ -143,7 +151,7 @@ static int slot_get(Roster *roster, const ConfCgroup *section, const char *name,
         if (!slot || !(slot->name = strdup(name)))
                 return -ENOMEM;
         slot->dry_run = dry;
-        slot->own = own;
+        slot->own = conf_domain_is_each(section);
         slot->asked = section->route;
         choose_route(roster, slot);
         if (dry || !slot->idle_reason) {
@@ -164,6 +172,13 @@ Group *roster_find_group(const Roster *roster, const char *path) {
                 if (strcmp(roster->groups[i]->path, path) == 0)
                         return roster->groups[i];
         return NULL;
+}
+
+bool roster_is_blocked(const Roster *roster, const char *path) {
+        for (size_t i = 0; i < roster->n_blocked; i++)
+                if (strcmp(roster->blocked[i], path) == 0)
+                        return true;
+        return false;
 }
 
 static int group_add(Roster *roster, const ConfCgroup *section, const char *path) {
@@ -246,9 +261,8 @@ static void on_cgroup(void *userdata, const char *path, bool appeared) {
                 return;
         if (!section || section->merge == CONF_MERGE_NO || section->malformed || roster_find_group(roster, path))
                 return;
-        for (size_t i = 0; i < roster->n_blocked; i++)
-                if (strcmp(roster->blocked[i], path) == 0)
-                        return;
+        if (roster_is_blocked(roster, path))
+                return;
         if (group_add(roster, section, path) < 0)
                 log_error("cgroup %s: out of memory, left alone", path);
 }
@@ -375,16 +389,6 @@ static void take_in(Roster *roster) {
         roster_refresh(roster);
 }
 
-static bool is_idle(const Slot *slot) { return slot->idle_reason && !slot->dry_run; }
-
-static bool same_terms(const Group *group, const ConfCgroup *section, const char *domain) {
-        return is_called(group->slot, domain) && group->slot->own == is_own_domain(section) &&
-               group->slot->dry_run == (section->merge == CONF_MERGE_DRY_RUN) &&
-               (group->slot->asked == section->route ||
-                (group->slot->route == CONF_ROUTE_ADVISE && !is_idle(group->slot) &&
-                 (section->route == CONF_ROUTE_AUTO || section->route == CONF_ROUTE_ADVISE)));
-}
-
 static void unblock(Roster *roster) {
         for (size_t i = 0; i < roster->n_blocked; i++)
                 free(roster->blocked[i]);
@@ -439,7 +443,7 @@ void roster_reconfigure(Roster *roster, const Conf *conf) {
                 _cleanup_free_ char *domain = NULL;
 
                 if (section && section->merge != CONF_MERGE_NO && !section->malformed &&
-                    policy_domain(section, group->path, &domain) == 0 && same_terms(group, section, domain)) {
+                    policy_domain(section, group->path, &domain) == 0 && slot_serves(group->slot, section, domain)) {
                         group->minimum_run_pages = section->minimum_run_pages;
                         group->huge_page_split = section->huge_page_split;
                         group->include_dontdump = section->include_dontdump;

@@ -181,6 +181,7 @@ void roster_set_apart(Roster *roster, bool apart);
 /* One cgroup leaves, for the unmerge of this number (Member.unmerge), and is left alone until roster_reconfigure().
  * -ENOENT, -ENOMEM. */
 int roster_block(Roster *roster, const char *path, uint64_t unmerge);
+bool roster_is_blocked(const Roster *roster, const char *path);
 /* A process that an earlier daemon marked and that is managed no more joins the leaving. TARGET_E_GONE,
  * TARGET_E_DENIED, -errno. */
 int roster_add_orphan(Roster *roster, pid_t pid);

@@ -7,6 +7,7 @@
 #include "base/io.h"
 #include "test.h"
 
+#include <locale.h>
 #include <setjmp.h>
 #include <stdarg.h>
 
@@ -272,7 +273,7 @@ static void test_lost_lines(void **state) {
                 "[Cgroup b", "[Cgroup]", "[Cgroup ]", "[]", "[", "Cgroup b]", "{Cgroup b}", "[Cgroup b] # why", "[Cgroup b//c]",
                 "[Cgroup b/]", "[Cgroup [b]]", "[Cgroup b c]", "[Cgroup b\\]", "[Cgruop b]", "[cgroup b]", "[cgroup]", "[Cgroup=b]", "[a/*]",
                 "[Cgroup b]\\\n", "[Cgroup\\\n b]\n",
-                "[Cgroup \xff]", "\x01[Cgroup b]", "[Daemon b]",
+                "[Cgroup \xff]", "\x01[Cgroup b]", "[Daemon b]", "Merge=no \\\n [Cgroup b]", "Cgroup a=b]",
         };
 
         for (size_t i = 0; i < ELEMENTSOF(headers); i++) {
@@ -386,6 +387,61 @@ static void test_one_advise_domain(void **state) {
         conf_free(conf);
 }
 
+/* A domain has one route: lines 1 to 8, and whether the second section (its Domain= in line 8) may join. */
+static void test_one_route_a_domain(void **state) {
+        static const struct {
+                const char *first, *second, *places;
+                ConfRoute routes[2];
+        } cases[] = {
+                { "auto", "auto", "", { CONF_ROUTE_AUTO, CONF_ROUTE_AUTO } },
+                { "auto", "zero", "a:8;", { CONF_ROUTE_AUTO, CONF_ROUTE_ZERO } },
+                { "zero", "auto", "a:8;", { CONF_ROUTE_ZERO, CONF_ROUTE_AUTO } },
+                { "advise", "remap", "a:8;", { CONF_ROUTE_ADVISE, CONF_ROUTE_REMAP } },
+                { "remap", "advise", "a:8;", { CONF_ROUTE_REMAP, CONF_ROUTE_ADVISE } },
+                { "auto", "advise", "", { CONF_ROUTE_ADVISE, CONF_ROUTE_ADVISE } },
+                { "advise", "auto", "", { CONF_ROUTE_ADVISE, CONF_ROUTE_ADVISE } },
+        };
+        Reports reports;
+
+        for (size_t i = 0; i < ELEMENTSOF(cases); i++) {
+                char text[256];
+                Conf *conf;
+
+                snprintf(text, sizeof text, "[Cgroup a]\nMerge=yes\nRoute=%s\nDomain=d\n[Cgroup b]\nMerge=yes\nRoute=%s\nDomain=d\n",
+                         cases[i].first, cases[i].second);
+                conf = load(text, &reports);
+                assert_string_equal(reports.places, cases[i].places);
+                assert_int_equal(conf->cgroups[0].merge, CONF_MERGE_YES);
+                assert_int_equal(conf->cgroups[1].merge, *cases[i].places ? CONF_MERGE_NO : CONF_MERGE_YES);
+                for (size_t k = 0; k < 2; k++)
+                        assert_int_equal(conf->cgroups[k].route, cases[i].routes[k]);
+                conf_free(conf);
+        }
+        /* Who is not merged says nothing of the others. */
+        conf_free(load("[Cgroup a]\nMerge=no\nRoute=zero\nDomain=d\n[Cgroup b]\nMerge=yes\nDomain=d\n", &reports));
+        assert_string_equal(reports.places, "");
+}
+
+/* What is shown of a name in a message is whole characters: the message goes into JSON. */
+static void test_names_are_cut_between_characters(void **state) {
+        static const char *const around[][2] = {
+                { "[Cgroup a]\nMerge=", "\n" }, { "[Cgroup a]\n", "=1\n" }, { "[Cgroup ", "]\nMerge=x\n" },
+        };
+        char name[256], text[512];
+        Reports reports;
+
+        assert_non_null(setlocale(LC_CTYPE, "C.UTF-8"));
+        for (size_t i = 0; i < ELEMENTSOF(around); i++)
+                for (size_t shift = 0; shift < 3; shift++) {
+                        memset(name, 'x', shift);
+                        for (size_t k = shift; k + 3 < sizeof name; k += 3)
+                                memcpy(name + k, "\xe2\x82\xac", 4); /* the euro sign */
+                        snprintf(text, sizeof text, "%s%s%s", around[i][0], name, around[i][1]);
+                        conf_free(load(text, &reports));
+                        assert_int_not_equal(mbstowcs(NULL, reports.message, 0), (size_t)-1);
+                }
+}
+
 /* Two sections of one domain, in lines 1 to 8, and what a drop-in adds: where it is refused, and which of them merge. */
 static void test_remap_needs_trust(void **state) {
         static const char two[] = "[Cgroup a]\nMerge=yes\nRoute=remap\nDomain=d\n[Cgroup b]\nMerge=yes\nRoute=remap\nDomain=d\n";
@@ -402,7 +458,6 @@ static void test_remap_needs_trust(void **state) {
                 { "[Cgroup b]\nDomain=e\n", "", false, true, true },
                 { "[Cgroup a]\nDomain=d%c\n[Cgroup b]\nDomain=d%c\n", "", false, true, true },
                 { "[Cgroup b]\nDomain=d\n", "b:2;", false, true, false },
-                { "[Cgroup b]\nRoute=zero\n", "", false, true, true },
                 { "[Cgroup a]\nMerge=no\n", "", false, false, true },
                 { "[Cgroup b]\nTrack=perhaps\n", "b:2;", false, true, false },
                 { "[Cgroup c]\nMerge=yes\nRoute=remap\nDomain=d\n", "b:4;a:8;", false, true, false },
@@ -584,6 +639,8 @@ int main(void) {
                 cmocka_unit_test(test_unknown_section),
                 cmocka_unit_test(test_nul_and_length),
                 cmocka_unit_test(test_one_advise_domain),
+                cmocka_unit_test(test_one_route_a_domain),
+                cmocka_unit_test(test_names_are_cut_between_characters),
                 cmocka_unit_test(test_remap_needs_trust),
                 cmocka_unit_test(test_default_domain),
                 cmocka_unit_test(test_many_sections),
