@@ -40,6 +40,7 @@ static int make_parents(const char *path) {
         return 0;
 }
 
+/* Never waited for: whoever may open the directory may hold the lock for ever. */
 static int lock_parent(const char *path, int *ret) {
         const char *slash = strrchr(path, '/');
         _cleanup_free_ char *parent = strndup(path, slash == path ? 1 : (size_t)(slash - path));
@@ -48,7 +49,7 @@ static int lock_parent(const char *path, int *ret) {
         if (!parent)
                 return -ENOMEM;
         fd = open(parent, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-        if (fd < 0 || flock(fd, LOCK_EX) < 0)
+        if (fd < 0 || flock(fd, LOCK_EX | LOCK_NB) < 0)
                 return -errno;
         *ret = TAKE_FD(fd);
         return 0;

@@ -38,8 +38,9 @@ DEFINE_CLEANUP(VarlinkServer, varlink_server_free)
 void varlink_server_set_patience(VarlinkServer *server, uint64_t nsec);
 
 /* Binds and listens at path (absolute; mode 0600, parents made), replacing a socket nobody listens on. -EADDRINUSE: a
- * daemon is already there. -EAGAIN: one that was killed, whose socket the kernel has not closed yet. -EEXIST: something
- * else is. -ENAMETOOLONG: longer than a socket's path may be. */
+ * daemon is already there. -EAGAIN, to be tried again: one that was killed, whose socket the kernel has not closed yet; or
+ * somebody has locked the directory (flock(2)), another daemon that starts perhaps. -EEXIST: something else is there.
+ * -ENAMETOOLONG: longer than a socket's path may be. */
 int varlink_listen(const char *path, int *ret_fd);
 
 /* Each takes over parameters (NULL: {}) and, but for continues, ends the call. */

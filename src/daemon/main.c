@@ -74,7 +74,9 @@ static int serve(Manager *manager) {
                         (void)manager_breathe(manager, NSEC_PER_SEC / 10);
                 if (r < 0) {
                         log_error("%s: %s", manager->conf->daemon.socket,
-                                  r == -EADDRINUSE ? "another daemon listens there" : strerror(-r));
+                                  r == -EADDRINUSE ? "another daemon listens there"
+                                  : r == -EAGAIN   ? "somebody holds a lock on its directory, or a killed daemon's socket"
+                                                   : strerror(-r));
                         return r;
                 }
         }
