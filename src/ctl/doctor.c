@@ -10,6 +10,8 @@
 #include "cgroup/policy.h"
 #include "cgroup/tree.h"
 #include "conf/conf.h"
+#include "control/json-text.h"
+#include "ctl/format.h"
 #include "host/kernel.h"
 #include "host/ksm.h"
 #include "host/thp.h"
@@ -50,8 +52,13 @@ static json_t *features_json(const HostKernel *kernel) {
 static void on_warning(void *userdata, const char *file, unsigned line, const char *message) {
         Doctor *doctor = userdata;
 
-        json_array_append_new(doctor->warnings, line ? json_sprintf("%s:%u: %s", file, line, message)
-                                                     : json_sprintf("%s: %s", file, message));
+        _cleanup_free_ char *text = NULL;
+        int n = line ? asprintf(&text, "%s:%u: %s", file, line, message) : asprintf(&text, "%s: %s", file, message);
+
+        if (n < 0)
+                text = NULL;
+        else
+                json_array_append_new(doctor->warnings, json_text(text));
 }
 
 static void on_cgroup(void *userdata, const char *path, bool appeared) {
@@ -108,13 +115,38 @@ static void check_sections(Doctor *doctor) {
         }
 }
 
+/* Whose domain KSM is for: as the daemon decides it (daemon/roster.c), who asks for it by name comes before the first that
+ * leaves the route open. NULL: nobody's, as far as one section is one domain. */
+static const ConfCgroup *ksm_section(const Doctor *doctor) {
+        const ConfCgroup *open = NULL;
+
+        for (size_t i = 0; i < doctor->conf->n_cgroups; i++) {
+                const ConfCgroup *section = &doctor->conf->cgroups[i];
+
+                if (section->malformed || section->merge != CONF_MERGE_YES)
+                        continue;
+                if (section->route == CONF_ROUTE_ADVISE)
+                        return section;
+                if (section->route == CONF_ROUTE_AUTO && !open && doctor->n_cgroups && doctor->n_cgroups[i] > 0)
+                        open = section;
+        }
+        return open && !(conf_domain_is_each(open) && doctor->n_cgroups[open - doctor->conf->cgroups] > 1) ? open : NULL;
+}
+
+/* Whether what such a process offers is merged by the domain that KSM is for in any case. */
+static bool belongs(const Doctor *doctor, const char *cgroup) {
+        const ConfCgroup *section = policy_find(doctor->conf, cgroup), *owner = ksm_section(doctor);
+
+        return section && owner && !section->malformed && section->merge == CONF_MERGE_YES &&
+               (section == owner || strcmp(section->domain, owner->domain) == 0);
+}
+
 /* A process that offers memory to KSM itself (ksm_stat, Linux 6.1; its fields ksm_mergeable and ksm_merge_any, 6.17)
- * and is not of a managed cgroup shares KSM's one merge space with whoever is. */
+ * and is not of the domain that is merged there shares KSM's one merge space with it. */
 static void check_process(Doctor *doctor, int proc, const char *pid) {
         char path[300];
         _cleanup_free_ char *stat = NULL, *comm = NULL, *cgroup = NULL;
         unsigned long long merging = 0;
-        const ConfCgroup *section;
         const char *field;
 
         snprintf(path, sizeof path, "%s/ksm_stat", pid);
@@ -125,18 +157,14 @@ static void check_process(Doctor *doctor, int proc, const char *pid) {
                 merging = strtoull(field + strlen("ksm_merging_pages "), NULL, 10);
         if (!merging && !strstr(stat, "ksm_mergeable: yes") && !strstr(stat, "ksm_merge_any: yes"))
                 return;
-        if (cgroup_of_process((pid_t)atoi(pid), &cgroup) == 0) {
-                section = policy_find(doctor->conf, cgroup);
-                if (section && section->merge == CONF_MERGE_YES && !section->malformed)
-                        return;
-        }
+        if (cgroup_of_process((pid_t)atoi(pid), &cgroup) == 0 && belongs(doctor, cgroup))
+                return;
         snprintf(path, sizeof path, "%s/comm", pid);
         if (read_file(proc, path, &comm, NULL) == 0)
                 comm[strcspn(comm, "\n")] = 0;
         json_array_append_new(doctor->foreign,
                               json_pack("{s:i, s:o, s:o, s:I}", "pid", atoi(pid), "name",
-                                        json_string(comm ?: "") ?: json_string("?"), "cgroup",
-                                        json_string(cgroup ?: "") ?: json_string("?"), "pages_merging",
+                                        json_text(comm ?: ""), "cgroup", json_text(cgroup ?: ""), "pages_merging",
                                         (json_int_t)merging));
 }
 
@@ -286,10 +314,10 @@ static void print_text(const json_t *report) {
         print_probes(json_object_get(report, "probes"));
         printf("\nKSM\n  %s\n", json_string_value(json_object_get(json_object_get(report, "ksm"), "verdict")));
         json_array_foreach(json_object_get(report, "foreign"), i, one)
-                printf("  process %lld (%s, cgroup %s) offers its memory to KSM itself: it shares the merge space\n",
-                       (long long)json_integer_value(json_object_get(one, "pid")),
-                       json_string_value(json_object_get(one, "name")),
-                       json_string_value(json_object_get(one, "cgroup")));
+                format_line(stdout, 1, "", "process %lld (%s, cgroup %s) offers its memory to KSM itself: it shares the merge space",
+                            (long long)json_integer_value(json_object_get(one, "pid")),
+                            json_string_value(json_object_get(one, "name")),
+                            json_string_value(json_object_get(one, "cgroup")));
         one = json_object_get(report, "remap");
         printf("\nRoute remap\n  %s\n  keeper: %s\n", json_string_value(json_object_get(one, "verdict")),
                json_string_value(json_object_get(json_object_get(one, "keeper"), "verdict")));
@@ -318,8 +346,19 @@ int command_doctor(const Ctl *ctl, int argc, char **argv) {
         int r;
 
         r = conf_load("", ctl->config, on_warning, &doctor, &doctor.conf);
-        if (r < 0)
-                return ctl_fail("%s: %s", ctl->config ?: KSMD_USER_SYSCONFDIR "/ksmd-user.conf", strerror(-r));
+        if (r < 0) {
+                const json_t *warning;
+                size_t i;
+
+                json_array_foreach(doctor.warnings, i, warning)
+                        ctl_fail("%s", json_string_value(warning));
+                r = ctl_fail("the configuration cannot be read: %s: %s", ctl->config ?: KSMD_USER_SYSCONFDIR "/ksmd-user.conf",
+                             strerror(-r));
+                json_decref(doctor.warnings);
+                json_decref(doctor.sections);
+                json_decref(doctor.foreign);
+                return r;
+        }
         host_kernel_probe(&kernel);
         check_sections(&doctor);
         check_foreign(&doctor);

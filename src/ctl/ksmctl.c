@@ -16,20 +16,21 @@ static const struct {
         const char *name, *arguments, *help;
         int min, max; /* number of arguments */
         CtlCommand run;
+        bool has_json;
 } commands[] = {
-        {"status", "", "what the daemon is doing and what it saves", 0, 0, command_status},
-        {"stats", "", "all counters: the daemon, each domain, each cgroup", 0, 0, command_stats},
-        {"targets", "", "the processes of the cgroups that are opted in", 0, 0, command_targets},
-        {"top", "[SECONDS]", "status and cgroups, shown anew every 2 seconds until q", 0, 1, command_top},
-        {"metrics", "", "all counters as OpenMetrics text", 0, 0, command_metrics},
-        {"estimate", "[PID|CGROUP...]", "what merging would save (needs no daemon)", 0, INT_MAX, command_estimate},
-        {"why", "PID", "why the pages of a process are merged or not", 1, 1, command_why},
-        {"scan", "", "begin a pass now and wait for its end", 0, 0, command_scan},
-        {"pause", "", "begin no more passes; what is merged stays merged", 0, 0, command_pause},
-        {"resume", "", "go on after pause", 0, 0, command_resume},
-        {"unmerge", "CGROUP", "take apart what was merged in a cgroup, and leave it alone until a reload", 1, 1, command_unmerge},
-        {"reload", "", "read the configuration again", 0, 0, command_reload},
-        {"doctor", "", "what works on this host and what does not (needs no daemon)", 0, 0, command_doctor},
+        {"status", "", "what the daemon is doing and what it saves", 0, 0, command_status, true},
+        {"stats", "", "all counters: the daemon, each domain, each cgroup", 0, 0, command_stats, true},
+        {"targets", "", "the processes of the cgroups that are opted in", 0, 0, command_targets, true},
+        {"top", "[SECONDS]", "status and cgroups, shown anew every 2 seconds until q", 0, 1, command_top, false},
+        {"metrics", "", "all counters as OpenMetrics text", 0, 0, command_metrics, false},
+        {"estimate", "[PID|CGROUP...]", "what merging would save (needs no daemon)", 0, INT_MAX, command_estimate, true},
+        {"why", "PID", "why the pages of a process are merged or not", 1, 1, command_why, true},
+        {"scan", "", "begin a pass now and wait for its end", 0, 0, command_scan, true},
+        {"pause", "", "begin no more passes; what is merged stays merged", 0, 0, command_pause, true},
+        {"resume", "", "go on after pause", 0, 0, command_resume, true},
+        {"unmerge", "CGROUP", "take apart what was merged in a cgroup, and leave it alone until a reload", 1, 1, command_unmerge, true},
+        {"reload", "", "read the configuration again", 0, 0, command_reload, true},
+        {"doctor", "", "what works on this host and what does not (needs no daemon)", 0, 0, command_doctor, true},
 };
 
 static void print_help(FILE *f) {
@@ -60,6 +61,8 @@ static int run_command(const Ctl *ctl, int argc, char **argv) {
                         return usage("too few arguments", argv[0]);
                 if (argc - 1 > commands[i].max)
                         return usage("too many arguments", argv[0]);
+                if (ctl->json && !commands[i].has_json)
+                        return usage("has no JSON (status and stats have)", argv[0]);
                 return commands[i].run(ctl, argc - 1, argv + 1);
         }
         return usage("no such command", argv[0]);

@@ -57,6 +57,7 @@ static const Metric daemon_metrics[] = {
         { "cow_breaks", "cow_breaks", PLAIN, true, "Write faults that took a merged page apart." },
         { "tlb_flushes", "tlb_flushes", PLAIN, true, "TLB flushes." },
         { "tlb_flush_pages", "tlb_flush_pages", PLAIN, true, "Pages flushed from TLBs." },
+        { "break_share", "break_share", RATIO, false, "What breaks and flushes cost the processes, of one CPU." },
         { "probes_rested_nsec", "probes_rested", SECONDS, true, "How long flushes were not counted, and breaks only later." },
         { "max_page_sharing", "max_page_sharing", PLAIN, false, "How often a merged page may be mapped." },
         { "rmap_mapping_nsec", "rmap_mapping", SECONDS, false, "What a mapping costs a walk of the reverse map." },
@@ -76,10 +77,30 @@ static const Metric status_metrics[] = {
         { "processes", "processes", PLAIN, false, "Processes managed." },
         { "cpu_quota", "cpu_quota", RATIO, false, "CPUQuota, or what CPUQuotaBusy leaves of it, whichever is in force, of one CPU." },
         { "cpu_used", "cpu_used", RATIO, false, "What daemon and ksmd used over the last 60 seconds, of one CPU." },
+        { "throttled", "is_throttled", PLAIN, false, "Whether work waits for the quota." },
+        { "host_busy", "host_busy", PLAIN, false, "Whether CPUQuotaBusy is in force." },
 };
 
 static const Metric cgroup_metrics[] = {
         { "processes", "processes", PLAIN, false, "Processes managed." },
+};
+
+/* Of an object, one sample for each of its fields. */
+typedef struct Family {
+        const char *field, *name, *label;
+        bool counter;
+        const char *help;
+        bool (*want)(const char *key);  /* NULL: all of them */
+} Family;
+
+static const Family not_merged = { "merge_failures", "not_merged", "reason", false,
+                                   "Pages that have a twin and are not merged, by reason.", reason_is_state };
+
+static const Family daemon_families[] = {
+        { "merge_failures", "failures", "reason", true, "How often a process or its pages could not be merged.", reason_is_event },
+        { "ksm_results", "ksm", "result", true, "What ksmd did, for whomever.", NULL },
+        { "tlb_flushes_by", "tlb_flushes_by", "by", true, "TLB flushes by who made them.", NULL },
+        { "tlb_flushes_by_reason", "tlb_flushes_by_reason", "reason", true, "TLB flushes by the kernel's reason.", NULL },
 };
 
 /* A name for a label's value: what would end it, or the line, is escaped. */
@@ -94,8 +115,8 @@ static void print_escaped(const char *value) {
                 }
 }
 
-/* {cgroup="a",domain="b"}, and reason where one is given; nothing when there is no label. */
-static void print_labels(const json_t *object, const char *const *labels, const char *reason) {
+/* {cgroup="a",domain="b"}, and one more label where one is given; nothing when there is no label. */
+static void print_labels(const json_t *object, const char *const *labels, const char *more, const char *value) {
         bool any = false;
 
         for (; labels && *labels; labels += 2) {
@@ -104,9 +125,9 @@ static void print_labels(const json_t *object, const char *const *labels, const 
                 putchar('"');
                 any = true;
         }
-        if (reason) {
-                printf("%sreason=\"", any ? "," : "{");
-                print_escaped(reason);
+        if (more) {
+                printf("%s%s=\"", any ? "," : "{", more);
+                print_escaped(value);
                 putchar('"');
                 any = true;
         }
@@ -134,6 +155,8 @@ static void print_head(const char *scope, const char *name, Unit unit, const cha
 static void print_value(const json_t *value, Unit unit) {
         if (unit == SECONDS)
                 printf(" %.9g\n", (double)json_integer_value(value) / 1e9);
+        else if (json_is_boolean(value))
+                printf(" %d\n", json_is_true(value));
         else if (json_is_real(value))
                 printf(" %.9g\n", json_real_value(value));
         else
@@ -149,7 +172,7 @@ static void print_metric(const Metric *metric, const char *scope, json_t *const 
         for (size_t i = 0; i < n; i++) {
                 const json_t *value = json_object_get(objects[i], metric->field);
 
-                if (!json_is_number(value))
+                if (!json_is_number(value) && !json_is_boolean(value))
                         continue;
                 if (!head)
                         print_head(scope, metric->name, metric->unit, metric->counter ? "counter" : "gauge",
@@ -157,22 +180,26 @@ static void print_metric(const Metric *metric, const char *scope, json_t *const 
                 head = true;
                 printf(PREFIX "%s%s%s%s%s", scope, metric->name, metric->unit == PLAIN ? "" : "_",
                        unit_name(metric->unit), metric->counter ? "_total" : "");
-                print_labels(objects[i], labels, NULL);
+                print_labels(objects[i], labels, NULL, NULL);
                 print_value(value, metric->unit);
         }
 }
 
-static void print_failures(const char *scope, json_t *const *objects, size_t n, const char *const *labels) {
+/* A family whose samples are the fields of an object of each, by a label. */
+static void print_map(const Family *family, const char *scope, json_t *const *objects, size_t n,
+                      const char *const *labels) {
         if (n == 0)
                 return;
-        print_head(scope, "not_merged", PLAIN, "gauge", "Pages that have a twin and are not merged, by reason.");
+        print_head(scope, family->name, PLAIN, family->counter ? "counter" : "gauge", family->help);
         for (size_t i = 0; i < n; i++) {
-                const char *reason;
+                const char *key;
                 json_t *count;
 
-                json_object_foreach(json_object_get(objects[i], "merge_failures"), reason, count) {
-                        printf(PREFIX "%snot_merged", scope);
-                        print_labels(objects[i], labels, reason);
+                json_object_foreach(json_object_get(objects[i], family->field), key, count) {
+                        if (family->want && !family->want(key))
+                                continue;
+                        printf(PREFIX "%s%s%s", scope, family->name, family->counter ? "_total" : "");
+                        print_labels(objects[i], labels, family->label, key);
                         print_value(count, PLAIN);
                 }
         }
@@ -182,7 +209,7 @@ static void print_failures(const char *scope, json_t *const *objects, size_t n, 
 static void print_scope(const char *scope, json_t *const *objects, size_t n, const char *const *labels) {
         for (size_t i = 0; i < ELEMENTSOF(page_metrics); i++)
                 print_metric(&page_metrics[i], scope, objects, n, labels);
-        print_failures(scope, objects, n, labels);
+        print_map(&not_merged, scope, objects, n, labels);
 }
 
 static void print_array(const char *scope, const json_t *array, const char *const *labels, bool cgroups) {
@@ -201,7 +228,7 @@ static void print_status(json_t *status) {
 
         print_head("", "version", PLAIN, "gauge", "The version of the daemon, in a label.");
         printf(PREFIX "version");
-        print_labels(status, version, NULL);
+        print_labels(status, version, NULL, NULL);
         printf(" 1\n");
         for (size_t i = 0; i < ELEMENTSOF(status_metrics); i++)
                 print_metric(&status_metrics[i], "", &status, 1, NULL);
@@ -228,6 +255,8 @@ int command_metrics(const Ctl *ctl, int argc, char **argv) {
         print_scope("", &daemon, 1, NULL);
         for (size_t i = 0; i < ELEMENTSOF(daemon_metrics); i++)
                 print_metric(&daemon_metrics[i], "", &daemon, 1, NULL);
+        for (size_t i = 0; i < ELEMENTSOF(daemon_families); i++)
+                print_map(&daemon_families[i], "", &daemon, 1, NULL);
         print_array("domain_", json_object_get(stats, "domains"), domain_labels, false);
         print_array("cgroup_", json_object_get(stats, "cgroups"), cgroup_labels, true);
         printf("# EOF\n");

@@ -4,6 +4,7 @@
 #include "base/util.h"
 
 #include <jansson.h>
+#include <string.h>
 
 /* Fields of what the daemon answered. One that is missing (another version of the daemon) is 0 or "-". */
 
@@ -29,6 +30,18 @@ static inline const char *quota_remarks(const json_t *status) {
                 return throttled ? " (the host is busy), throttled" : " (the host is busy)";
         return throttled ? ", throttled" : "";
 }
+
+/* Of merge_failures: what the daemon counts how often it happened; the others are pages of which it is so now. */
+static inline bool reason_is_event(const char *reason) {
+        static const char *const events[] = { "changed", "gone", "busy", "denied" };
+
+        for (size_t i = 0; i < ELEMENTSOF(events); i++)
+                if (strcmp(reason, events[i]) == 0)
+                        return true;
+        return false;
+}
+
+static inline bool reason_is_state(const char *reason) { return !reason_is_event(reason); }
 
 /* The root cgroup has no name of its own. */
 static inline const char *cgroup(const json_t *object, const char *name) {

@@ -26,7 +26,7 @@ static FormatText pages_bytes(int64_t pages) {
 #define line(...) format_line(stdout, 22, __VA_ARGS__)
 
 /* "12 young, 3 traced", without what is zero; "-" when nothing is left. The caller frees it. */
-static char *reasons_text(const json_t *reasons) {
+static char *reasons_text(const json_t *reasons, bool (*want)(const char *reason)) {
         char *out = NULL;
         size_t size;
         FILE *f = open_memstream(&out, &size);
@@ -37,7 +37,7 @@ static char *reasons_text(const json_t *reasons) {
         if (!f)
                 return NULL;
         json_object_foreach((json_t *)reasons, reason, count)
-                if (json_integer_value(count) != 0) {
+                if (json_integer_value(count) != 0 && (!want || want(reason))) {
                         fprintf(f, "%s%" JSON_INTEGER_FORMAT " %s", any ? ", " : "", json_integer_value(count), reason);
                         any = true;
                 }
@@ -82,7 +82,7 @@ static void show_status(const json_t *reply) {
 
 /* A row's cells that every kind of statistics has. */
 static void statistics_cells(Table *table, const json_t *s) {
-        _cleanup_free_ char *failures = reasons_text(json_object_get(s, "merge_failures"));
+        _cleanup_free_ char *failures = reasons_text(json_object_get(s, "merge_failures"), reason_is_state);
 
         table_cell(table, "%s", format_bytes(number(s, "bytes_saved")).text);
         table_cell(table, "%" PRId64, number(s, "pages_shared"));
@@ -98,7 +98,8 @@ static void statistics_cells(Table *table, const json_t *s) {
 
 static void show_stats(const json_t *reply) {
         const json_t *daemon = json_object_get(reply, "daemon"), *s;
-        _cleanup_free_ char *failures = reasons_text(json_object_get(daemon, "merge_failures"));
+        _cleanup_free_ char *failures = reasons_text(json_object_get(daemon, "merge_failures"), reason_is_state);
+        _cleanup_free_ char *events = reasons_text(json_object_get(daemon, "merge_failures"), reason_is_event);
         _cleanup_(table_done) Table domains = TABLE("DOMAIN", STATISTICS_HEADS);
         _cleanup_(table_done) Table cgroups = TABLE("CGROUP", "DOMAIN", "ROUTE", ">PROCESSES", STATISTICS_HEADS);
         size_t i;
@@ -116,6 +117,7 @@ static void show_stats(const json_t *reply) {
         line("pages volatile", "%" PRId64, number(daemon, "pages_volatile"));
         line("pages skipped", "%" PRId64, number(daemon, "pages_skipped"));
         line("pages not merged", "%s", failures ?: "-");
+        line("failed tries", "%s", events ?: "-");
         line("passes", "%" PRId64 ", %" PRId64 " pages scanned, %" PRId64 " hashed", number(daemon, "full_scans"),
              number(daemon, "pages_scanned"), number(daemon, "pages_hashed"));
         line("chains", "%" PRId64 " of %" PRId64 " dups", number(daemon, "stable_node_chains"),
@@ -200,8 +202,8 @@ static void show_judgement(const json_t *judgement) {
 }
 
 static void show_why(const json_t *reply) {
-        _cleanup_free_ char *skipped = reasons_text(json_object_get(reply, "pages_skipped"));
-        _cleanup_free_ char *failures = reasons_text(json_object_get(reply, "merge_failures"));
+        _cleanup_free_ char *skipped = reasons_text(json_object_get(reply, "pages_skipped"), NULL);
+        _cleanup_free_ char *failures = reasons_text(json_object_get(reply, "merge_failures"), reason_is_state);
         bool reason = json_is_string(json_object_get(reply, "reason"));
 
         line("process", "%" PRId64 " %s", number(reply, "pid"), text(reply, "name"));

@@ -8,6 +8,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "conf/conf-value.h"
+#include "control/json-text.h"
 
 #include <limits.h>
 #include <stdarg.h>
@@ -18,28 +19,11 @@ static const char *state_name(const Manager *m) {
         static const char *const names[] = { [MANAGER_IDLE] = "idle",         [MANAGER_SCANNING] = "scanning",
                                              [MANAGER_MERGING] = "merging",   [MANAGER_PAUSED] = "paused",
                                              [MANAGER_STOPPING] = "stopping" };
-        return names[m->paused ? MANAGER_PAUSED : m->state];
+        return names[m->paused && m->state != MANAGER_STOPPING ? MANAGER_PAUSED : m->state];
 }
 
 static const char *slot_route(const Slot *slot) {
         return slot->idle_reason && !slot->dry_run ? "none" : conf_route_name(slot->route);
-}
-
-/* A name that somebody else chose: JSON is UTF-8, process and cgroup names are any bytes. */
-static json_t *text(const char *name) {
-        json_t *string = json_string(name);
-        char escaped[4 * 256 + 1];
-        size_t n = 0;
-
-        if (string || !name)
-                return string ?: json_null();
-        for (const unsigned char *p = (const unsigned char *)name; *p && n + 4 < sizeof escaped; p++)
-                if (*p < 0x80)
-                        escaped[n++] = (char)*p;
-                else
-                        n += (size_t)sprintf(escaped + n, "\\x%02x", *p);
-        escaped[n] = 0;
-        return json_string(escaped);
 }
 
 static void add_warning(json_t *array, const char *format, ...) _printf_(2, 3);
@@ -59,7 +43,7 @@ static json_t *warnings_json(const Manager *m) {
         if (!array)
                 return NULL;
         for (size_t i = 0; i < m->n_warnings; i++)
-                json_array_append_new(array, text(m->warnings[i]));
+                json_array_append_new(array, json_text(m->warnings[i]));
         if (!m->ksm)
                 add_warning(array, m->zero ? "KSM cannot be used (%s): only zero pages are given back"
                                            : "KSM cannot be used (%s): nothing is merged", strerror(-m->ksm_error));
@@ -236,15 +220,15 @@ json_t *manager_stats_json(Manager *m) {
         for (size_t i = 0; domains && i < m->roster.n_slots; i++) {
                 json_t *one = page_stats_json(&m->roster.slots[i]->stats);
 
-                json_object_set_new(one, "domain", text(m->roster.slots[i]->name));
+                json_object_set_new(one, "domain", json_text(m->roster.slots[i]->name));
                 json_array_append_new(domains, one);
         }
         for (size_t i = 0; cgroups && i < m->roster.n_groups; i++) {
                 const Group *group = m->roster.groups[i];
                 json_t *one = page_stats_json(&group->stats);
 
-                json_object_set_new(one, "path", text(group->path));
-                json_object_set_new(one, "domain", text(group->slot->name));
+                json_object_set_new(one, "path", json_text(group->path));
+                json_object_set_new(one, "domain", json_text(group->slot->name));
                 json_object_set_new(one, "route", json_string(slot_route(group->slot)));
                 json_object_set_new(one, "processes", json_integer((json_int_t)group->n_members));
                 json_array_append_new(cgroups, one);
@@ -264,11 +248,12 @@ static const char *member_state(const Manager *m, const Member *member, const ch
                 return "skipped";
         }
         if (member->skip != TARGET_OK) {
-                *ret_reason = target_skip_name(member->skip);
-                if (member->skip == TARGET_SKIP_UNCALLABLE && member->remote_error > 0)
-                        *ret_reason = remote_error_name(member->remote_error);
+                bool uncallable = member->skip == TARGET_SKIP_UNCALLABLE;
+
+                *ret_reason = uncallable ? remote_error_name(member->remote_error) : target_skip_name(member->skip);
                 return member->skip == TARGET_SKIP_YOUNG || member->skip == TARGET_SKIP_FROZEN ||
-                                       member->skip == TARGET_SKIP_STOPPED || member->skip == TARGET_SKIP_TRACED
+                                       member->skip == TARGET_SKIP_STOPPED || member->skip == TARGET_SKIP_TRACED ||
+                                       (uncallable && member->remote_error != REMOTE_E_UNFIT)
                                ? "waiting"
                                : "skipped";
         }
@@ -301,8 +286,8 @@ static json_t *list_targets(void *userdata) {
                         json_array_append_new(
                                 array,
                                 json_pack("{s:i, s:o, s:o, s:o, s:s, s:s, s:s, s:s?, s:I, s:I}", "pid",
-                                          (int)member->target->pid, "name", text(member->target->comm), "cgroup",
-                                          text(group->path), "domain", text(group->slot->name), "route",
+                                          (int)member->target->pid, "name", json_text(member->target->comm), "cgroup",
+                                          json_text(group->path), "domain", json_text(group->slot->name), "route",
                                           slot_route(group->slot), "merge",
                                           group->slot->dry_run ? "dry-run" : "yes", "state", state, "reason", reason,
                                           "pages", (json_int_t)member_pages(member), "pages_merged",
@@ -373,10 +358,10 @@ static int explain_managed(Manager *m, Member *member, json_t **ret) {
         notice_stop(m, member);
         state = member_state(m, member, &reason);
         *ret = json_pack("{s:i, s:o, s:o, s:o, s:s, s:o, s:s, s:s, s:s?, s:b, s:I, s:I, s:I, s:I, s:I, s:o, s:o, s:o}", "pid",
-                         (int)member->target->pid, "name", text(member->target->comm), "cgroup", text(group->path),
-                         "section", text(section ? section->pattern : NULL), "merge",
+                         (int)member->target->pid, "name", json_text(member->target->comm), "cgroup", json_text(group->path),
+                         "section", json_text(section ? section->pattern : NULL), "merge",
                          group->slot->dry_run ? "dry-run" : "yes",
-                         "domain", text(group->slot->name), "route", slot_route(group->slot), "state", state, "reason",
+                         "domain", json_text(group->slot->name), "route", slot_route(group->slot), "state", state, "reason",
                          reason, "tracked", member->track != NULL, "pages", (json_int_t)member_pages(member),
                          "pages_merged", (json_int_t)member_merged(member), "pages_zero", (json_int_t)counts->given,
                          "pages_unshared", (json_int_t)counts->unique, "pages_volatile", (json_int_t)counts->changed, "pages_skipped",
@@ -385,16 +370,32 @@ static int explain_managed(Manager *m, Member *member, json_t **ret) {
         return *ret ? 0 : -ENOMEM;
 }
 
+/* Its cgroup is opted in, and yet it is not managed. */
+static const char *left_out_reason(const Manager *m, pid_t pid, const char *cgroup) {
+        if (roster_is_blocked(&m->roster, cgroup))
+                return "its cgroup was unmerged by command, until a reload";
+        return roster_find_leaving(&m->roster, pid) ? "what was done to it before is being undone"
+                                                    : "it is about to be taken up";
+}
+
 static int explain(void *userdata, pid_t pid, json_t **ret, const char **ret_reason) {
         Manager *m = userdata;
-        Member *member = roster_find_member(&m->roster, pid);
         _cleanup_(target_freep) Target *target = NULL;
         _cleanup_free_ char *cgroup = NULL;
         const ConfCgroup *section = NULL;
         TargetSkip skip = TARGET_OK;
+        const Group *group = NULL;
+        Member *member;
         bool ask;
         int r;
 
+        if (cgroup_of_process(pid, &cgroup) == 0) {
+                section = policy_find(m->conf, cgroup);
+                group = roster_find_group(&m->roster, cgroup);
+        }
+        if (group)
+                roster_refresh_cgroup(&m->roster, group->id); /* it may have been born a moment ago */
+        member = roster_find_member(&m->roster, pid);
         if (member)
                 return explain_managed(m, member, ret);
         r = target_new(pid, &target);
@@ -409,11 +410,9 @@ static int explain(void *userdata, pid_t pid, json_t **ret, const char **ret_rea
                 return r;
         if (r == 0)
                 (void)target_inspect(target, 0, &skip, &ask);
-        if (cgroup_of_process(pid, &cgroup) == 0)
-                section = policy_find(m->conf, cgroup);
         *ret = json_pack("{s:i, s:o, s:o, s:o, s:s, s:n, s:n, s:s, s:s, s:b, s:i, s:i, s:i, s:i, s:i, s:{}, s:{}, s:n}", "pid",
-                         (int)pid, "name", text(target ? target->comm : ""), "cgroup", text(cgroup ?: ""), "section",
-                         text(section ? section->pattern : NULL), "merge",
+                         (int)pid, "name", json_text(target ? target->comm : ""), "cgroup", json_text(cgroup ?: ""), "section",
+                         json_text(section ? section->pattern : NULL), "merge",
                          section ? conf_merge_name(section->merge) : "no",
                          "domain", "route", "state", "excluded", "reason",
                          skip == TARGET_SKIP_KERNEL_THREAD ? target_skip_name(skip)
@@ -421,7 +420,7 @@ static int explain(void *userdata, pid_t pid, json_t **ret, const char **ret_rea
                          : section->malformed              ? "its section of the configuration is malformed"
                          : section->merge == CONF_MERGE_NO ? "its section says Merge=no"
                          : skip != TARGET_OK               ? target_skip_name(skip)
-                                                           : "its cgroup was unmerged by command, until a reload",
+                                                           : left_out_reason(m, pid, cgroup),
                          "tracked", 0, "pages", 0, "pages_merged", 0, "pages_zero", 0, "pages_unshared", 0,
                          "pages_volatile", 0, "pages_skipped", "merge_failures", "judgement");
         return *ret ? 0 : -ENOMEM;
@@ -476,6 +475,11 @@ static int unmerge(void *userdata, const char *cgroup, ServiceCall *call, const 
         char *copy;
         int r;
 
+        if (roster_is_blocked(&m->roster, cgroup)) {
+                *ret_reason = "it was unmerged before, and is left alone until a reload; what could not be called then goes "
+                              "on being tried";
+                return SERVICE_E_REFUSED;
+        }
         if (!roster_find_group(&m->roster, cgroup)) {
                 static char reason[PATH_MAX + 64];
 
@@ -503,7 +507,7 @@ static int reload(void *userdata, json_t **ret_warnings, const char **ret_reason
         }
         *ret_warnings = json_array();
         for (size_t i = 0; *ret_warnings && i < m->n_warnings; i++)
-                json_array_append_new(*ret_warnings, text(m->warnings[i]));
+                json_array_append_new(*ret_warnings, json_text(m->warnings[i]));
         return *ret_warnings ? 0 : -ENOMEM;
 }
 

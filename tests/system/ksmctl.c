@@ -32,7 +32,10 @@ static json_t *get_status(void *userdata) {
 }
 
 static json_t *get_stats(void *userdata) {
-        DaemonStats daemon = {.pages = {.pages_sharing = 512, .merge_failures = {[MERGE_FAILURE_HUGE] = 7}}, .stops = 3};
+        DaemonStats daemon = {
+                .pages = { .pages_sharing = 512, .merge_failures = { [MERGE_FAILURE_HUGE] = 7, [MERGE_FAILURE_BUSY] = 2 } },
+                .stops = 3,
+        };
         json_t *cgroup = page_stats_json(&daemon.pages), *domain = page_stats_json(&daemon.pages);
 
         json_object_update_new(cgroup, json_pack("{ss ss ss si}", "path", "a.slice/a-\"rather\\long\nname.scope",
@@ -213,7 +216,9 @@ static void test_metrics(void) {
                 "\nksmd_user_uptime_seconds 3700\n",
                 "\nksmd_user_stops_total 3\n",
                 "\nksmd_user_warnings 1\n",
+                "\nksmd_user_is_throttled 1\n",
                 "\nksmd_user_not_merged{reason=\"huge\"} 7\n",
+                "\nksmd_user_failures_total{reason=\"busy\"} 2\n",
                 "\nksmd_user_domain_not_merged{domain=\"tenant\",reason=\"huge\"} 7\n",
                 "\nksmd_user_cgroup_pages_zero{cgroup=\"a.slice/a-\\\"rather\\\\long\\nname.scope\",domain=\"tenant\"} 0\n",
                 "\nksmd_user_cgroup_processes{cgroup=",
@@ -223,6 +228,7 @@ static void test_metrics(void) {
         CHECK(run("metrics") == 0, "%s", output);
         for (size_t i = 0; i < ELEMENTSOF(wanted); i++)
                 CHECK(strstr(output, wanted[i]), "no \"%s\" in:\n%s", wanted[i], output);
+        CHECK(!strstr(output, "not_merged{reason=\"busy\"}"), "an event is told as pages:\n%s", output);
         CHECK(strlen(output) > 6 && strcmp(output + strlen(output) - 6, "# EOF\n") == 0, "no end:\n%s", output);
         for (char *text; (text = strsep(&rest, "\n")) && *text;) {
                 size_t size = strlen(family);

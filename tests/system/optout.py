@@ -104,7 +104,7 @@ def unmerge_command():
         check("unmerged by command" in host.ctl("why", one.pids[0]), host.ctl("why", one.pids[0]))
         check(f"{a} was unmerged by command" in host.ctl("status"), host.ctl("status"))
         said = host.ctl("unmerge", a, expect=1)
-        check("opted in" in said, said)
+        check("unmerged before" in said, said)
         host.ctl("unmerge", "no/such/cgroup", expect=1)
         host.ctl("reload")
         check("unmerged by command" not in host.ctl("status"), host.ctl("status"))
