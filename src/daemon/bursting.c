@@ -127,7 +127,8 @@ static void limit_sharing(Manager *m, const Pass *pass) {
         m->limits_refused = busy;
 }
 
-/* KSM would let pages of a process that left another domain, and could not be undone yet, meet those of this one. */
+/* KSM would let pages of a process that left another domain, or whose domain goes by another route by now, and could not be
+ * undone yet, meet those of this one. */
 static bool stranger_is_marked(const Pass *pass) {
         const Roster *roster = &pass->manager->roster;
 
@@ -138,8 +139,15 @@ static bool stranger_is_marked(const Pass *pass) {
                 if (member->gone || (member->marks_loaded && member->marks.ours.n == 0))
                         continue;
                 for (size_t k = 0; k < pass->n_slots && !ours; k++)
-                        ours = !pass->slots[k]->dry_run && member->space.table == &pass->slots[k]->domain->blocks;
+                        ours = !pass->slots[k]->dry_run && pass->slots[k]->route == CONF_ROUTE_ADVISE &&
+                               member->space.table == &pass->slots[k]->domain->blocks;
                 if (!ours)
+                        return true;
+        }
+        for (size_t i = 0; i < pass->n_members; i++) {
+                const Member *member = pass->members[i];
+
+                if (!passed_over(member) && pass_slot(member)->route != CONF_ROUTE_ADVISE && member->marks.ours.n > 0)
                         return true;
         }
         return false;

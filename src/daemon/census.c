@@ -86,13 +86,14 @@ static void census_member(Manager *m, CensusFrames *frames, Member *member) {
 }
 
 static void note_member(Manager *m, CensusFrames *frames, Member *member) {
+        CensusNotes *notes = &member->group->slot->notes; /* the group may go while we breathe, the slot may not */
         CensusPart part = part_of(member);
         uint64_t pages = 0;
 
         for (size_t i = 0; i < member->marks.ours.n; i++) {
                 const PlanRange *range = &member->marks.ours.ranges[i];
 
-                if (census_note(frames, &member->group->slot->notes, &part, range->start, range->end) != 0)
+                if (census_note(frames, notes, &part, range->start, range->end) != 0)
                         return;
                 breathe(m, range, &pages);
         }

@@ -93,7 +93,7 @@ static int on_signal(void *userdata, LoopSource *source, int signo, int pid) {
                 remote_reap(m->remote);
                 break;
         case SIGHUP:
-                m->reload_wanted = true;
+                m->reload_wanted = !m->once; /* once: there is nothing to go on with */
                 break;
         default:
                 m->stopping = true;
@@ -108,9 +108,7 @@ static int on_tree(void *userdata, LoopSource *source, int fd, uint32_t revents)
         if (r < 0 && r != m->tree_error)
                 log_warning("the cgroup tree cannot be read: %s", strerror(-r));
         m->tree_error = r;
-        roster_refresh(&m->roster);
-        manager_watch(m);
-        return 0;
+        return manager_refresh_soon(m);
 }
 
 static int on_refresh(void *userdata, LoopSource *source) {
@@ -129,12 +127,16 @@ static int on_watchdog(void *userdata, LoopSource *source) {
 
 static void on_recorded(void *userdata, pid_t pid) {
         Manager *m = userdata;
-        const Member *member = roster_find_member(&m->roster, pid);
+        Member *member = roster_find_member(&m->roster, pid);
+        const Slot *slot = member ? member->group->slot : NULL;
 
-        if (member && !member->group->slot->idle_reason)
+        if (slot && !slot->idle_reason && slot->route == CONF_ROUTE_ADVISE)
                 return;
-        if (roster_add_orphan(&m->roster, pid) == 0)
-                log_info("process %d was marked by an earlier daemon and is not merged any more: undoing it", pid);
+        if (slot && !slot->idle_reason)
+                roster_expel(&m->roster, member);
+        else if (roster_add_orphan(&m->roster, pid) != 0)
+                return;
+        log_info("process %d was marked by an earlier daemon and is not merged so any more: undoing it", pid);
 }
 
 static int watch_events(Manager *m) {
@@ -173,7 +175,8 @@ int manager_new(const char *config_path, bool once, Manager **ret) {
 
         if (!m)
                 return -ENOMEM;
-        *m = (Manager){ .config_path = config_path, .once = once, .lock_fd = -EBADF, .started_nsec = now_nsec() };
+        *m = (Manager){ .config_path = config_path, .once = once, .lock_fd = -EBADF, .started_nsec = now_nsec(),
+                        .next_pass_nsec = now_nsec() };
         r = conf_load("", config_path, add_warning, m, &m->conf);
         if (r < 0) {
                 log_error("the configuration cannot be read: %s", strerror(-r));
@@ -331,7 +334,7 @@ static void swap_config(Manager *m) {
                 manager_forget_judgement(m);
         conf_free(old);
         manager_set_quota(m);
-        m->next_pass_nsec = 0;
+        m->next_pass_nsec = now_nsec();
         log_info("configuration reloaded, warnings: %u", m->conf->n_warnings);
 }
 
@@ -435,9 +438,10 @@ static void stop(Manager *m) {
         answer_last(m);
         manager_keep(m);
         for (size_t i = 0; i < m->roster.n_leaving; i++)
-                log_warning("process %d could not be reached for %u s: what was marked for merging stays marked until "
-                            "a daemon is started again",
-                            m->roster.leaving[i]->target->pid, (unsigned)(UNDO_PATIENCE_NSEC / NSEC_PER_SEC));
+                if (!m->roster.leaving[i]->given_up) /* that was said */
+                        log_warning("process %d could not be reached for %u s: what was marked for merging stays marked "
+                                    "until a daemon is started again",
+                                    m->roster.leaving[i]->target->pid, (unsigned)(UNDO_PATIENCE_NSEC / NSEC_PER_SEC));
         r = m->ksm ? ksm_restore(m->ksm) : 0;
         if (r != 0)
                 log_warning("KSM's settings could not all be put back: %s",
@@ -514,7 +518,8 @@ int manager_run_once(Manager *m) {
                 r = manager_pass(m);
                 if (r < 0 || (r == 0 && converged(m)))
                         break;
-                idle_passes = m->pass_changes == 0 ? idle_passes + 1 : 0;
+                if (r == 0)
+                        idle_passes = m->pass_changes == 0 ? idle_passes + 1 : 0;
         }
         stop(m);
         stats = manager_stats_json(m);

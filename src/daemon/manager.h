@@ -88,7 +88,7 @@ typedef struct Manager {
         ScanBatch *batches;             /* n_batches of them, for one round of the crew */
         size_t n_batches;
         Probes *probes;
-        LoopSource *probe_source, *probe_timer, *rest_timer;
+        LoopSource *probe_source, *refresh_soon_timer, *rest_timer;
         uint64_t probes_rested_nsec;    /* of those that were closed: a reload opens them anew */
         VmaReader vma_reader;           /* all targets' */
         struct ProbeNews *news;         /* what the probes said and was not carried out yet */
@@ -199,7 +199,8 @@ int manager_load_marks(Manager *manager, Member *member);
 int manager_undo(Manager *manager, Member *member, UndoSlice *slice);
 
 /* undoing.c: a slice of undoing what was done to the members that left, counted to the requests that they left for.
- * true: some could not be reached, or there was no time, or they were born meanwhile: again when undo_at_nsec says.
+ * true: some could not be reached, or there was no time, or they were born meanwhile: again when undo_at_nsec says. Who refuses
+ * for good stays among the leaving, and is not waited for.
  * Where that is at once, no pass is to come in between. *ret_pages grows. */
 bool manager_undo_leaving(Manager *manager, uint64_t *ret_pages);
 uint64_t manager_undo_wait_nsec(const Manager *manager); /* until then; UINT64_MAX: nobody is left */
@@ -236,6 +237,8 @@ void manager_total(const Manager *manager, PageStats *ret);
  * carried out at once, but not more often than every few milliseconds. */
 int manager_open_probes(Manager *manager);
 void manager_close_probes(Manager *manager);
+/* Something happened to the cgroups: who is in them is read anew, at once, but not so often that it takes a share of a CPU. */
+int manager_refresh_soon(Manager *manager);
 /* Who is managed may have changed: the probes are told. */
 void manager_watch(Manager *manager);
 

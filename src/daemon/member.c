@@ -141,6 +141,9 @@ static void forget_image(Manager *m, Member *member) {
         member->space = (Space){ .target = member->target, .table = &member->group->slot->domain->blocks,
                                  .owner = member };
         member->counts = (MemberCounts){ 0 };
+        member->census = (Census){ 0 };
+        member->holes = 0;
+        member->unmap = (UnmapRound){ 0 };
         remap_guard_done(&member->guard);
         ranges_done(&member->own);
         member->pooled = member->astray = 0;
@@ -148,6 +151,13 @@ static void forget_image(Manager *m, Member *member) {
         member->kin = 0;
         member->vmas_nsec = member->last_pass = 0;
         member->remote_error = 0;
+}
+
+/* What an earlier daemon did to it counts, too: its mappings are read for that, once. */
+static bool holds_ours(Manager *m, Member *member) {
+        if (!member->marks_loaded && !member->group->slot->dry_run && manager_load_marks(m, member) == 0)
+                manager_note_pooled(m, member);
+        return member->marks.ours.n > 0 || member->pooled > 0;
 }
 
 /* Whether it takes part at all, asked again whenever it did something. */
@@ -185,7 +195,7 @@ static bool meet(Manager *m, Member *member) {
         }
         if (member->track && member->group->track == CONF_NO)
                 manager_end_track(member);
-        if (member->skip == TARGET_SKIP_NOT_DUMPABLE && (member->marks.ours.n > 0 || member->pooled > 0)) {
+        if (member->skip == TARGET_SKIP_NOT_DUMPABLE && holds_ours(m, member)) {
                 do /* it began to keep secrets; where that fails, the next pass */
                         (void)manager_undo(m, member, &slice);
                 while (manager_undo_goes_on(m, member, &slice));

@@ -89,6 +89,17 @@ static json_t *probes_json(const Manager *m) {
         return array;
 }
 
+/* Without those that nobody is in any more, and that are being undone: another of the same name may be there already. */
+static bool is_domain(const Slot *slot) { return slot->n_groups > 0; }
+
+static size_t count_domains(const Roster *roster) {
+        size_t n = 0;
+
+        for (size_t i = 0; i < roster->n_slots; i++)
+                n += is_domain(roster->slots[i]);
+        return n;
+}
+
 static json_t *get_status(void *userdata) {
         Manager *m = userdata;
         uint64_t now = now_nsec();
@@ -100,7 +111,7 @@ static json_t *get_status(void *userdata) {
         return json_pack("{s:s, s:i, s:s, s:I, s:I, s:I, s:I, s:I, s:o, s:o, s:I, s:I, s:f, s:f, s:b, s:b, s:o, s:o}", "version",
                          KSMD_USER_VERSION,
                          "pid", (int)getpid(), "state", state_name(m), "uptime_nsec",
-                         (json_int_t)(now - m->started_nsec), "domains", (json_int_t)m->roster.n_slots, "cgroups",
+                         (json_int_t)(now - m->started_nsec), "domains", (json_int_t)count_domains(&m->roster), "cgroups",
                          (json_int_t)m->roster.n_groups, "processes", (json_int_t)roster_count_members(&m->roster),
                          "full_scans", (json_int_t)m->full_scans, "last_pass_nsec",
                          nullable(m->last_pass_nsec > 0, m->last_pass_nsec), "next_pass_nsec",
@@ -218,9 +229,13 @@ json_t *manager_stats_json(Manager *m) {
         json_t *domains = json_array(), *cgroups = json_array();
 
         for (size_t i = 0; domains && i < m->roster.n_slots; i++) {
-                json_t *one = page_stats_json(&m->roster.slots[i]->stats);
+                const Slot *slot = m->roster.slots[i];
+                json_t *one;
 
-                json_object_set_new(one, "domain", json_text(m->roster.slots[i]->name));
+                if (!is_domain(slot))
+                        continue;
+                one = page_stats_json(&slot->stats);
+                json_object_set_new(one, "domain", json_text(slot->name));
                 json_array_append_new(domains, one);
         }
         for (size_t i = 0; cgroups && i < m->roster.n_groups; i++) {

@@ -334,6 +334,12 @@ int roster_add_orphan(Roster *roster, pid_t pid) {
         return 0;
 }
 
+static void group_lose(Roster *roster, Group *group, size_t i) {
+        member_leave(roster, group->members[i]);
+        memmove(group->members + i, group->members + i + 1, (group->n_members - i - 1) * sizeof(Member *));
+        group->n_members--;
+}
+
 static void group_refresh(Roster *roster, Group *group) {
         _cleanup_free_ pid_t *pids = NULL;
         size_t n = 0, i = 0, k = 0;
@@ -349,10 +355,7 @@ static void group_refresh(Roster *roster, Group *group) {
                 Member *member = i < group->n_members ? group->members[i] : NULL;
 
                 if (member && (member->gone || k >= n || member->target->pid < pids[k])) {
-                        member_leave(roster, member);
-                        memmove(group->members + i, group->members + i + 1,
-                                (group->n_members - i - 1) * sizeof(Member *));
-                        group->n_members--;
+                        group_lose(roster, group, i);
                 } else if (!member || member->target->pid > pids[k]) {
                         r = member_add(roster, group, pids[k], i);
                         if (r == 0)
@@ -365,6 +368,16 @@ static void group_refresh(Roster *roster, Group *group) {
                         k++;
                 }
         }
+}
+
+void roster_expel(Roster *roster, Member *member) {
+        Group *group = member->group;
+
+        for (size_t i = 0; i < group->n_members; i++)
+                if (group->members[i] == member) {
+                        group_lose(roster, group, i);
+                        return;
+                }
 }
 
 void roster_refresh(Roster *roster) {

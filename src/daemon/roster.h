@@ -127,6 +127,7 @@ typedef struct Member {
         uint64_t unmerge;               /* leaving: by which request (Request.id); 0: none */
         bool gone;                      /* the process ended */
         bool leaving;                   /* opted out: to be undone */
+        bool given_up;                  /* leaving: it refuses for good; asked again now and then all the same */
         bool undone;                    /* its record is still needed for who was born meanwhile */
         bool put_back;                  /* leaving: so will be the pages of who was born meanwhile */
 } Member;
@@ -181,6 +182,8 @@ void roster_set_apart(Roster *roster, bool apart);
 /* One cgroup leaves, for the unmerge of this number (Member.unmerge), and is left alone until roster_reconfigure().
  * -ENOENT, -ENOMEM. */
 int roster_block(Roster *roster, const char *path, uint64_t unmerge);
+/* A member leaves, and is met anew when what was done to it is undone. */
+void roster_expel(Roster *roster, Member *member);
 bool roster_is_blocked(const Roster *roster, const char *path);
 /* A process that an earlier daemon marked and that is managed no more joins the leaving. TARGET_E_GONE,
  * TARGET_E_DENIED, -errno. */

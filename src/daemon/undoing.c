@@ -31,6 +31,9 @@
  * mappings, and may disturb. */
 #define RETRY_NSEC (50 * NSEC_PER_MSEC)
 #define RETRY_MAX_NSEC NSEC_PER_SEC
+/* Who refuses for good is asked again so seldom: he may become another program, and while he lives the domain that he left
+ * is the only one that KSM may merge. */
+#define GIVEN_UP_NSEC (60 * NSEC_PER_SEC)
 /* Of each pool, in one go: some ten milliseconds. */
 #define TEND_PAGES 8192U
 
@@ -141,6 +144,17 @@ static int undo_by_turns(Manager *m, Member *member, UndoSlice *slice, bool *ret
         return r;
 }
 
+static void give_up(Member *member, Request *request, int error) {
+        if (!member->given_up)
+                log_warning("process %d: what was done to it cannot be undone: %s", member->target->pid,
+                            error < 0 ? strerror(-error) : remote_error_name(error));
+        if (request)
+                request->failed++;
+        member->given_up = true;
+        member->unmerge = 0; /* nobody waits for it any more */
+        member->undo_at_nsec = now_nsec() + GIVEN_UP_NSEC;
+}
+
 /* A slice's worth of one of them. true: it is not over, or its record is still needed. */
 static bool undo_one(Manager *m, Member *member, UndoSlice *slice) {
         Request *request = request_of(m, member);
@@ -164,20 +178,18 @@ static bool undo_one(Manager *m, Member *member, UndoSlice *slice) {
                 return true;
         }
         if (r != 0) {
-                log_warning("process %d: what was done to it cannot be undone: %s", member->target->pid,
-                            r < 0 ? strerror(-r) : remote_error_name(r));
-                if (request)
-                        request->failed++;
+                give_up(member, request, r);
+                return true;
         }
         /* The children of who just ended are as managed as he was, and know from what is remembered of him. */
-        member->undone = r == 0 && (had_marks || member->put_back) &&
+        member->undone = (had_marks || member->put_back) &&
                          (!member->group || (!member->gone && target_alive(member->target)));
         return member->undone;
 }
 
 bool manager_undo_leaving(Manager *m, uint64_t *ret_pages) {
         UndoSlice slice;
-        bool born;
+        bool born, wanting = false;
 
         for (size_t i = 0; i < m->roster.n_leaving; i++)
                 (void)manager_load_marks(m, m->roster.leaving[i]); /* manager_undo() says what is wrong */
@@ -187,7 +199,7 @@ bool manager_undo_leaving(Manager *m, uint64_t *ret_pages) {
 
                 if (now_nsec() >= slice.until_nsec)
                         slice.cut = true;
-                else if (member->undo_at_nsec > now_nsec() || undo_one(m, member, &slice))
+                else if ((member->undo_at_nsec > now_nsec() && !member->gone) || undo_one(m, member, &slice))
                         i++;
                 else
                         roster_drop(&m->roster, member);
@@ -195,10 +207,15 @@ bool manager_undo_leaving(Manager *m, uint64_t *ret_pages) {
         born = drop_undone(m);
         roster_prune_slots(&m->roster);
         m->undo_at_nsec = slice.cut || born ? 0 : UINT64_MAX;
-        for (size_t i = 0; i < m->roster.n_leaving; i++)
+        for (size_t i = 0; i < m->roster.n_leaving; i++) {
                 m->undo_at_nsec = MIN_OF(m->undo_at_nsec, m->roster.leaving[i]->undo_at_nsec);
+                wanting |= !m->roster.leaving[i]->given_up;
+        }
+        /* Whose turn it was not is not to blame. */
+        for (size_t i = 0; i < m->n_requests && slice.cut; i++)
+                m->requests[i].moved_nsec = now_nsec();
         *ret_pages += slice.pages;
-        return m->roster.n_leaving > 0;
+        return wanting;
 }
 
 uint64_t manager_undo_wait_nsec(const Manager *m) {

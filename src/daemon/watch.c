@@ -4,7 +4,8 @@
  * event that is lost, or comes before what it tells of can be read, costs the wait till the next look (a second), no
  * more.
  *
- * In a storm of forks the cgroups are read every REFRESH_REST_NSEC, however many events there are.
+ * In a storm of forks, or of cgroups, they are read every REFRESH_REST_NSEC, however many events there are, and more seldom
+ * where that takes long: whoever may make cgroups below a managed one must not keep us busy.
  */
 #include "daemon/manager.h"
 
@@ -16,13 +17,14 @@
 #include <string.h>
 
 #define REFRESH_REST_NSEC (20 * NSEC_PER_MSEC)
+#define REFRESH_SHARE 20U               /* of the time, at most: one part of so many */
 #define CGROUPS_MAX 64U                 /* in one go; more are all */
 
 typedef struct ProbeNews {
         uint64_t cgroups[CGROUPS_MAX];
         size_t n;
         bool all;
-        uint64_t carried_out_nsec;
+        uint64_t carried_out_nsec, rest_nsec;
         bool timer_runs;
 } ProbeNews;
 
@@ -40,6 +42,7 @@ static void on_event(void *userdata, const struct probe_event *event) {
 
 static void carry_out(Manager *m) {
         ProbeNews *news = m->news;
+        uint64_t begun = now_nsec();
 
         if (news->all)
                 roster_refresh(&m->roster);
@@ -47,8 +50,22 @@ static void carry_out(Manager *m) {
                 roster_refresh_cgroup(&m->roster, news->cgroups[i]);
         news->n = 0;
         news->all = false;
-        news->carried_out_nsec = now_nsec();
         manager_watch(m);
+        news->carried_out_nsec = now_nsec();
+        news->rest_nsec = MAX_OF(REFRESH_REST_NSEC, (news->carried_out_nsec - begun) * REFRESH_SHARE);
+}
+
+static int carry_out_paced(Manager *m) {
+        uint64_t since = now_nsec() - m->news->carried_out_nsec;
+
+        if (m->news->timer_runs || (m->news->n == 0 && !m->news->all))
+                return 0;
+        if (since >= m->news->rest_nsec) {
+                carry_out(m);
+                return 0;
+        }
+        m->news->timer_runs = true;
+        return loop_source_set_timer(m->refresh_soon_timer, m->news->rest_nsec - since, 0);
 }
 
 /* Begins and ends the rests of the probes that take too much. */
@@ -70,21 +87,18 @@ static int on_probes_rested(void *userdata, LoopSource *source) { return see_to_
 
 static int on_readable(void *userdata, LoopSource *source, int fd, uint32_t revents) {
         Manager *m = userdata;
-        uint64_t since = now_nsec() - m->news->carried_out_nsec;
         int r;
 
         probes_read_events(m->probes, on_event, m->news);
         r = see_to_rest(m);
         if (r < 0)
                 return r;
-        if (m->news->timer_runs || (m->news->n == 0 && !m->news->all))
-                return 0;
-        if (since >= REFRESH_REST_NSEC) {
-                carry_out(m);
-                return 0;
-        }
-        m->news->timer_runs = true;
-        return loop_source_set_timer(m->probe_timer, REFRESH_REST_NSEC - since, 0);
+        return carry_out_paced(m);
+}
+
+int manager_refresh_soon(Manager *m) {
+        m->news->all = true;
+        return carry_out_paced(m);
 }
 
 static int on_rested(void *userdata, LoopSource *source) {
@@ -123,10 +137,11 @@ int manager_open_probes(Manager *m) {
         say_what_is_missing(m);
         m->breaks_seen = 0;
         manager_forget_told(m);
+        r = loop_add_timer(m->loop, UINT64_MAX, 0, on_rested, m, &m->refresh_soon_timer);
+        if (r < 0)
+                return r;
         if (probes_event_fd(m->probes) >= 0) {
-                r = loop_add_timer(m->loop, UINT64_MAX, 0, on_rested, m, &m->probe_timer);
-                if (r == 0)
-                        r = loop_add_timer(m->loop, UINT64_MAX, 0, on_probes_rested, m, &m->rest_timer);
+                r = loop_add_timer(m->loop, UINT64_MAX, 0, on_probes_rested, m, &m->rest_timer);
                 if (r == 0)
                         r = loop_add_io(m->loop, probes_event_fd(m->probes), POLLIN, on_readable, m, &m->probe_source);
                 if (r < 0)
@@ -138,7 +153,7 @@ int manager_open_probes(Manager *m) {
 
 void manager_close_probes(Manager *m) {
         m->probe_source = loop_source_free(m->probe_source);
-        m->probe_timer = loop_source_free(m->probe_timer);
+        m->refresh_soon_timer = loop_source_free(m->refresh_soon_timer);
         m->rest_timer = loop_source_free(m->rest_timer);
         m->breaks_found += m->probes ? probes_cow_breaks(m->probes) : 0;
         m->probes_rested_nsec += m->probes ? probes_rested(m->probes, now_nsec()) : 0;

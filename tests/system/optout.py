@@ -3,6 +3,7 @@
 """Whatever ends the consent of a process takes everything apart that was done to it: its frames are its own again, no
 mapping is offered to KSM any more, the mappings are as many as before, every byte is what it was."""
 import contextlib
+import os
 import signal
 import sys
 import time
@@ -227,6 +228,114 @@ def control_born():
     until_noticed("bornctl", act, attempts=10)
 
 
+def route_changed():
+    """a reload that asks for another route: what the old one did is undone, and the new one is taken"""
+    def route():
+        return [one["route"] for one in host.call("GetStats")["cgroups"]]
+
+    with merged("route") as (host, (group,), (load,), before, daemon):
+        host.configure(conf(group) + "Route=zero\n")
+        host.ctl("reload")
+        wait_for("unmarked", lambda: load.marked() == 0)
+        host.passes(3)
+        check(route() == ["zero"] and load.marked() == 0 and load.merged() == 0, f"{route()}, {load.merged()} pages")
+        host.configure(conf(group))
+        host.ctl("reload")
+        check(host.ctl("reload") is not None and route() == ["advise"], route())
+        host.converge(load)
+        check(load.intact() and host.stop(daemon) == 0, "end")
+
+
+def other_domain_after_restart():
+    """a cgroup is of a domain of its own for the next daemon, which cannot call its processes: nothing is merged by KSM
+    until it can, as they would be among it"""
+    with merged("domains", groups=2) as (host, (a, b), (one, two), before, daemon):
+        check(host.stop(daemon) == 0 and two.marked() > 0, "nothing was left marked")
+        for pid in two.pids:
+            os.kill(pid, signal.SIGSTOP)
+        daemon = host.daemon(host.configure(conf(a) + f"[Cgroup {b}]\nMerge=yes\n"))
+        more = host.workload(a, mib=8, seed=7)
+        wait_for("a pass that would merge", lambda: "merging waits" in host.ctl("status"))
+        host.passes(2)
+        check(more.merged() == 0 and two.marked() > 0, f"{more.merged()} pages were merged beside them")
+        for pid in two.pids:
+            os.kill(pid, signal.SIGCONT)
+        wait_for("unmarked", lambda: two.marked() == 0)
+        host.converge(more)
+        check(not set(one.frames().values()) & set(two.frames().values()), "they share frames")
+        check(two.merged() == 0 and all(load.intact() for load in (one, two, more)) and host.stop(daemon) == 0, "end")
+
+
+# 2,000 pages that the other process has too; at SIGUSR1 it does what it was told.
+DOES = """
+import ctypes, signal, struct, sys
+data = b''.join(i.to_bytes(8, 'big') * 512 for i in range(1, 2001))
+prctl = ctypes.CDLL(None).prctl
+def secrets(*_):
+    print(prctl(4, 0), flush=True)  # PR_SET_DUMPABLE
+def refuse(*_):
+    # Whoever calls madvise is killed.
+    code = b''.join(struct.pack('HBBI', *one) for one in
+                    [(0x20, 0, 0, 0), (0x15, 0, 1, 28), (0x06, 0, 0, 0x80000000), (0x06, 0, 0, 0x7fff0000)])
+    buffer = ctypes.create_string_buffer(code)
+    program = struct.pack('HxxxxxxP', 4, ctypes.addressof(buffer))
+    print(prctl(38, 1, 0, 0, 0) or prctl(22, 2, program), flush=True)
+signal.signal(signal.SIGUSR1, globals()[sys.argv[1]])
+print('ready', flush=True)
+while True:
+    signal.pause()
+"""
+
+
+@contextlib.contextmanager
+def merged_that(host, group, does):
+    """Processes of that cgroup that are merged, and do that when they are told to."""
+    processes = [host.spawn(group, sys.executable, "-c", DOES, does, ready="ready") for _ in range(2)]
+    daemon = host.daemon(host.configure(conf(group)))
+    frames = Frames()
+    wait_for("merged", lambda: frames.ksm([process.pid for process in processes])[0] > 3900)
+
+    def tell():
+        for process in processes:
+            process.send_signal(signal.SIGUSR1)
+            check(process.stdout.readline().strip() == "0", f"{does}: refused")
+    yield processes, daemon, tell
+
+
+def secrets_after_restart():
+    """who begins to keep secrets while no daemon runs is undone by the next one"""
+    with Host("secrets") as host:
+        group = host.cgroup("a")
+        with merged_that(host, group, "secrets") as (processes, daemon, tell):
+            check(host.stop(daemon) == 0, "end")
+            tell()
+            check(all(marked(process.pid) for process in processes), "nothing was left marked")
+            daemon = host.daemon(host.configure(conf(group)))
+            wait_for("unmarked", lambda: not any(marked(process.pid) for process in processes), 20)
+            check(host.stop(daemon) == 0, "end")
+
+
+def refuses_for_good():
+    """who cannot be undone any more is not forgotten: while it lives KSM merges for no other domain"""
+    with Host("refuses") as host:
+        a, b = host.cgroup("a"), host.cgroup("b")
+        with merged_that(host, a, "refuse") as (processes, daemon, tell):
+            load = host.workload(b, mib=8)
+            tell()
+            host.configure(f"MinimumAge=0\nScanInterval=1s\n[Cgroup {b}]\nMerge=yes\n")
+            host.ctl("reload")
+            wait_for("refused", lambda: "cannot be undone" in daemon.log())
+            host.passes(3)
+            check(load.merged() == 0 and "belongs to another domain" in host.ctl("status"),
+                  f"{load.merged()} pages were merged beside it")
+            for process in processes:
+                process.kill()
+                process.wait()
+            host.converge(load)
+            check(load.intact() and host.stop(daemon) == 0, "end")
+
+
 if __name__ == "__main__":
-    tests = [process_moved_out, section_removed, unmerge_command, on_stop, orphans, own_marks_stay, born_meanwhile]
+    tests = [process_moved_out, section_removed, unmerge_command, on_stop, orphans, own_marks_stay, born_meanwhile,
+             route_changed, other_domain_after_restart, secrets_after_restart, refuses_for_good]
     run_tests(*tests, *([control_born] if sys.argv[1:] else []))
