@@ -10,7 +10,7 @@
  *
  * Unmarking un-shares (MADV_UNMERGEABLE breaks every merged page, mm/ksm.c unmerge_ksm_pages), so it is done only
  *   - to what held nothing wanted, so nothing merged either, for UNMARK_PLANS plans in a row: contents that change
- *     for a while must not make ranges flap;
+ *     for a while must not make ranges flap. What was not read yet, as when a daemon is started anew, may hold anything;
  *   - at an end of a marked range, or in its middle from UNMARK_MIDDLE_PAGES on: a hole costs two mappings, the end
  *     none;
  *   - at once, whatever it holds, to what has become a secret (locked, DONTDUMP), and to pages that are to be left alone because
@@ -272,7 +272,7 @@ static int idle_due(const Marks *marks, Ranges *ret) {
 
 /* What a plan says of a target. */
 typedef struct Wish {
-        Ranges planned, mergeable, revoked, open, hot;
+        Ranges planned, mergeable, revoked, open, hot, unread;
         bool goes_on;
 } Wish;
 
@@ -282,6 +282,7 @@ static void wish_done(Wish *wish) {
         ranges_done(&wish->revoked);
         ranges_done(&wish->open);
         ranges_done(&wish->hot);
+        ranges_done(&wish->unread);
 }
 
 static int wish_read(const Plan *plan, Wish *ret) {
@@ -292,6 +293,8 @@ static int wish_read(const Plan *plan, Wish *ret) {
                 r = ranges_append(&ret->planned, plan->ranges[i].start, plan->ranges[i].end);
         for (size_t i = 0; i < plan->n_hot && r == 0; i++)
                 r = ranges_append(&ret->hot, plan->hot[i].start, plan->hot[i].end);
+        for (size_t i = 0; i < plan->n_unread && r == 0; i++)
+                r = ranges_append(&ret->unread, plan->unread[i].start, plan->unread[i].end);
         for (size_t i = 0; i < plan->n_mergeable && r == 0; i++) {
                 const PlanMergeable *m = &plan->mergeable[i];
 
@@ -312,6 +315,8 @@ static int wish_calls(const Wish *wish, Marks *marks, Batch *batch) {
         r = ranges_intersect(&marks->ours, &wish->open, &unwanted);
         if (r == 0)
                 r = ranges_subtract(&unwanted, &wish->planned, &unwanted);
+        if (r == 0)
+                r = ranges_subtract(&unwanted, &wish->unread, &unwanted);
         if (r == 0)
                 r = idle_update(marks, &unwanted, !wish->goes_on);
         if (r == 0)

@@ -36,8 +36,8 @@
  * mapping, the first merge the page).
  *
  * A mapping that is mergeable already needs no call and no split for what it holds; nothing wanted in it is ever left
- * out, so that whatever is outside the plan may be unmarked without un-sharing a page. Wanted there is the zero page
- * too: it may be KSM's doing (use_zero_pages), and unmarking would put a frame of its own back in its place.
+ * out, so that whatever was read and is outside the plan may be unmarked without un-sharing a page. Wanted there is the
+ * zero page too: it may be KSM's doing (use_zero_pages), and unmarking would put a frame of its own back in its place.
  *
  * The exception are pages left alone (merge/judge.h). What of them is mergeable is unmarked whatever it holds, run by
  * run, the longest first for as long as there are mappings for it: a run in the middle of a mapping takes two.
@@ -175,6 +175,17 @@ static unsigned run_vmas(const Run *run) {
         return run->vma->mergeable ? 0 : (run->start > run->vma->start) + (run->end < run->vma->end);
 }
 
+static int unread_add(Plan *plan, uint64_t start, uint64_t end) {
+        if (plan->n_unread > 0 && plan->unread[plan->n_unread - 1].end == start) {
+                plan->unread[plan->n_unread - 1].end = end;
+                return 0;
+        }
+        if (GROW(plan->unread, plan->n_unread, plan->unread_allocated) < 0)
+                return -ENOMEM;
+        plan->unread[plan->n_unread++] = (PlanRange){ start, end };
+        return 0;
+}
+
 /* Runs of pages that are left alone, in a mapping that is mergeable. */
 static int hot_add(Plan *plan, const Block *block, unsigned from, unsigned to) {
         for (unsigned page = from; page < to;) {
@@ -262,6 +273,8 @@ static int block_add(Planner *p, const Block *block, unsigned from, unsigned to)
         p->plan->pages_left_hot += set_count(block->alone, from, to);
         if (p->vma->mergeable) {
                 r = hot_add(p->plan, block, from, to);
+                if (r == 0 && block->pass == 0)
+                        r = unread_add(p->plan, block->addr + from * PAGE_BYTES, block->addr + to * PAGE_BYTES);
                 if (r < 0)
                         return r;
         }
@@ -461,6 +474,7 @@ void plan_done(Plan *plan) {
         free(plan->ranges);
         free(plan->mergeable);
         free(plan->hot);
+        free(plan->unread);
         *plan = (Plan){};
 }
 

@@ -315,6 +315,39 @@ static void test_no_flapping(void **state) {
         assert_int_equal(marked(0, N_PAGES), 0);
 }
 
+/* What was marked by an earlier daemon and was not read yet may be merged: it is neither wanted nor unwanted. */
+static void test_unread(void **state) {
+        Fixture *f = *state;
+        Block blocks[3] = {}, *present[3];
+        PlanRules rules = { .minimum_run_pages = 1, .vmas_max = 100000 };
+        AdviseResult result;
+
+        write_state(f, f->target.pid, f->target.start_ticks, "ksmd-user marks 1\n");
+        memset(fake.mergeable, true, 3 * BLOCK_PAGES);
+        load(f);
+        for (unsigned i = 0; i < 3; i++) {
+                blocks[i].addr = BASE + i * BLOCK_BYTES;
+                blocks[i].pass = i == 0;
+                present[i] = &blocks[i];
+        }
+        page_set_add(blocks[0].merged, 0);
+        for (unsigned i = 0; i < 8; i++) {
+                _cleanup_(vma_list_done) VmaList vmas = {};
+                _cleanup_(plan_done) Plan plan = {};
+
+                if (i == 4) { /* it was read, and there is nothing in it */
+                        assert_int_equal(fake.calls, 0);
+                        assert_int_equal(marked(0, N_PAGES), 3 * BLOCK_PAGES);
+                        blocks[2].pass = 2;
+                }
+                target_read_vma_flags(NULL, true, &vmas);
+                assert_int_equal(plan_make(&(Space){ .blocks = present, .n = 3 }, &vmas, &rules, &plan), 0);
+                assert_int_equal(advise_apply(f->advise, &f->target, &plan, &f->marks, NULL, NULL, &result), 0);
+        }
+        assert_int_equal(marked(0, 2 * BLOCK_PAGES), 2 * BLOCK_PAGES);
+        assert_int_equal(marked(2 * BLOCK_PAGES, N_PAGES), 0);
+}
+
 /* Locked or DONTDUMP by now: unmarked at once; skipped for another reason: left as it is, for ever. */
 static void test_secret(void **state) {
         Fixture *f = *state;
@@ -653,7 +686,7 @@ int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(test_ranges),
                 TEST(test_mark_and_undo), TEST(test_paused), TEST(test_foreign), TEST(test_crash), TEST(test_moved),
-                TEST(test_no_flapping), TEST(test_secret), TEST(test_foreign_secret_stays), TEST(test_hole),
+                TEST(test_no_flapping), TEST(test_unread), TEST(test_secret), TEST(test_foreign_secret_stays), TEST(test_hole),
                 TEST(test_refused), TEST(test_interrupted), TEST(test_in_slices), TEST(test_in_slices_ends),
                 TEST(test_slice_fails), TEST(test_bad_state_file), TEST(test_sweep),
                 TEST(test_fork), TEST(test_forget),
