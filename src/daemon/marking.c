@@ -82,7 +82,6 @@ static int mark_member(Pass *pass, Member *member) {
                 return 0;
         }
         rules.vmas_now = member->vmas.n;
-        rules.wanted_pages = member->counts.wanted;
         r = pass_judge_huge(pass, member, &rules);
         if (r != 0) {
                 member->plan_again = true;

@@ -85,10 +85,11 @@ typedef struct Planner {
         const Vma *vma;
         bool vma_has_run;
         uint64_t gap_nsec;              /* of the gap that is open */
+        uint64_t vma_nsec;              /* what a mapping costs in this process */
 } Planner;
 
-static uint64_t vma_nsec(const PlanRules *rules) {
-        return VMA_NSEC + MIN_OF(rules->wanted_pages * WALK_NSEC / WALKED_SHARE, WALKS_NSEC_MAX);
+static uint64_t vma_nsec(uint64_t wanted_pages) {
+        return VMA_NSEC + MIN_OF(wanted_pages * WALK_NSEC / WALKED_SHARE, WALKS_NSEC_MAX);
 }
 
 static void planner_done(Planner *planner) {
@@ -139,11 +140,11 @@ static int run_add(Planner *p, uint64_t start, uint64_t end) {
         uint64_t pages = (end - start) / PAGE_BYTES;
 
         p->plan->pages_wanted += pages;
-        if (last && (start == last->end || p->gap_nsec <= CALL_NSEC + 2 * vma_nsec(p->rules))) {
+        if (last && (start == last->end || p->gap_nsec <= CALL_NSEC + 2 * p->vma_nsec)) {
                 last->end = end;
                 last->wanted_pages += pages;
         } else {
-                bool to_start = !last && p->gap_nsec <= vma_nsec(p->rules);
+                bool to_start = !last && p->gap_nsec <= p->vma_nsec;
                 if (GROW(p->runs, p->n, p->allocated) < 0)
                         return -ENOMEM;
                 p->runs[p->n++] = (Run){
@@ -247,6 +248,19 @@ static void find_wanted(const Block *block, bool mergeable, PageSet ret) {
         }
 }
 
+/* Those that are merged already too: their mappings are looked for as well, and what was marked stays in few pieces. */
+static uint64_t count_wanted(const Space *space) {
+        uint64_t n = 0;
+
+        for (size_t i = 0; i < space->n; i++) {
+                PageSet wanted;
+
+                find_wanted(space->blocks[i], false, wanted);
+                n += set_count(wanted, 0, BLOCK_PAGES);
+        }
+        return n;
+}
+
 bool plan_would_split(const PlanRules *rules, const Block *block) {
         PageSet wanted;
 
@@ -319,7 +333,7 @@ static int vma_add(Planner *p, const Space *space, const Vma *vma, size_t *block
         if (p->vma_has_run) {
                 Run *last = &p->runs[p->n - 1];
                 last->tail_nsec = p->gap_nsec;
-                if (p->gap_nsec <= vma_nsec(p->rules))
+                if (p->gap_nsec <= p->vma_nsec)
                         last->end = vma->end;
         }
         return 0;
@@ -495,7 +509,9 @@ static int mergeable_add(Plan *plan, const Vma *vma) {
 
 int plan_make(const Space *space, const VmaList *vmas, const PlanRules *rules, Plan *ret) {
         _cleanup_(plan_done) Plan plan = {};
-        _cleanup_(planner_done) Planner planner = { .rules = rules, .vmas = vmas, .plan = &plan };
+        _cleanup_(planner_done) Planner planner = {
+                .rules = rules, .vmas = vmas, .plan = &plan, .vma_nsec = vma_nsec(count_wanted(space)),
+        };
         size_t block = 0;
         int r;
 

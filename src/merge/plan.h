@@ -14,7 +14,6 @@ typedef struct PlanRules {
         uint32_t huge_page_split;       /* 1/10,000 of a huge page's pages that must be wanted */
         size_t vmas_now;                /* VMAs the process has */
         size_t vmas_max;                /* and may have: a quarter of vm.max_map_count */
-        uint64_t wanted_pages;          /* of the process, about: the more there are, the dearer is a mapping */
 } PlanRules;
 
 /* A mapping that is mergeable already, whoever made it so. */
