@@ -113,7 +113,7 @@ static int mark_member(Pass *pass, Member *member) {
         pass->marks_changed |= result.pages_marked + result.pages_unmarked > 0;
         if (result.pages_marked + result.pages_unmarked > 0 || r > 0)
                 member->vmas_fingerprint = 0; /* marks show in smaps alone */
-        member->plan_again = r > 0 || result.unfinished || member->marks.n_idle > 0;
+        member->plan_again = r > 0 || result.unfinished;
         if (r > 0)
                 manager_note_remote_error(m, member, r);
         return pass->visit.interrupted ? -ECANCELED : r < 0 ? r : 0;

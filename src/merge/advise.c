@@ -185,6 +185,13 @@ static int batch_succeeded(const Batch *batch, int advice, Ranges *ret) {
         return 0;
 }
 
+static bool batch_failed(const Batch *batch, int advice) {
+        for (size_t i = 0; i < batch->n; i++)
+                if (batch->calls[i].ret != 0 && batch->calls[i].args[2] == (uint64_t)advice)
+                        return true;
+        return false;
+}
+
 static int target_mergeable(Target *target, Ranges *ret) {
         _cleanup_(vma_list_done) VmaList vmas = {};
         int r;
@@ -244,6 +251,15 @@ static int idle_update(Marks *marks, const Ranges *unwanted, unsigned plans) {
         marks->idle = TAKE_PTR(idle);
         marks->n_idle = n;
         return 0;
+}
+
+/* Some of it may be due by a later plan. What has been idle for long enough and is not due waits for nothing: whatever
+ * makes it due is learnt of. */
+static bool idle_waits(const Marks *marks) {
+        for (size_t i = 0; i < marks->n_idle; i++)
+                if (marks->idle[i].plans < UNMARK_PLANS)
+                        return true;
+        return false;
 }
 
 /* What has been idle for long enough and is worth a call. */
@@ -375,6 +391,7 @@ int advise_apply(Advise *advise, Target *target, const Plan *plan, Marks *marks,
         if (r < 0)
                 return r;
         outcome = batch_run(advise, target, &batch, pause, userdata, &result);
+        result.unfinished |= batch_failed(&batch, MADV_UNMERGEABLE) || idle_waits(marks);
         r = wish_account(&wish, target, marks, &batch, result.failed_ranges > 0 || outcome == REMOTE_E_LOST);
         *ret = result;
         return outcome != 0 ? outcome : r;

@@ -54,7 +54,8 @@ void marks_done(Marks *marks);
 typedef struct AdviseResult {
         uint64_t pages_marked, pages_unmarked, calls;
         uint64_t failed_ranges; /* changed under us, or refused */
-        bool unfinished;        /* there is more to be done: by the next plan; undoing, by the next call */
+        bool unfinished;        /* there is more to be done: by the next plan, whatever is learnt until then; undoing, by
+                                 * the next call */
 } AdviseResult;
 
 /* Makes the marks what the plan (from a list of the mappings as they are now) says: marks what is new; unmarks what

@@ -295,11 +295,16 @@ static void test_no_flapping(void **state) {
                 assert_int_equal(apply(f, i % 2 ? 100 : 0, 2000, 0, 0, &result), 0);
                 assert_int_equal(result.calls, 0);
         }
-        /* Unwanted by four: an end goes, a small piece in the middle stays. */
+        /* Unwanted by four: an end goes, a small piece in the middle stays, and asks for no plan any more. */
         for (unsigned i = 0; i < 4; i++) {
                 assert_int_equal(marked(0, 100), 100);
+                fake.error = i == 3 ? -ENOMEM : 0;
                 assert_int_equal(apply(f, 100, 1000, 1100, 2000, &result), 0);
+                assert_true(result.unfinished);
         }
+        fake.error = 0;
+        assert_int_equal(apply(f, 100, 1000, 1100, 2000, &result), 0);
+        assert_false(result.unfinished);
         assert_int_equal(marked(0, 100), 0);
         assert_int_equal(marked(100, 2000), 1900);
         /* A big piece in the middle goes. */
