@@ -149,7 +149,7 @@ static void forget_image(Manager *m, Member *member) {
         member->pooled = member->astray = 0;
         member->marks_loaded = member->adopted = member->track_tried = member->kept_taken = false;
         member->kin = 0;
-        member->vmas_nsec = member->last_pass = 0;
+        member->vmas_nsec = member->refreshed_nsec = member->last_pass = 0;
         member->remote_error = 0;
 }
 
@@ -243,16 +243,17 @@ int manager_refresh(Manager *m, Member *member) {
         }
         manager_take_kept(m, member);
         select_cover(&member->space, member->track, &member->vmas);
+        member->refreshed_nsec = now_nsec();
         return 0;
 }
 
 static uint64_t distance(uint64_t a, uint64_t b) { return a > b ? a - b : b - a; }
 
 static bool refresh_is_due(const Manager *m, Member *member, const TargetActivity *now, bool active) {
-        uint64_t age = now_nsec() - member->vmas_nsec;
+        uint64_t age = now_nsec() - member->refreshed_nsec; /* a plan reads the mappings too, and no more */
         uint64_t patience = m->managed_pages * PAGE_BYTES / (1 << 20) * VMAS_NSEC_PER_GIB / 1024;
 
-        if (member->vmas_nsec == 0 || m->once)
+        if (member->refreshed_nsec == 0 || m->once)
                 return true;
         member->vmas_changed |= (member->track && member->track->stale) ||
                                 now->mapped_bytes != member->activity.mapped_bytes ||

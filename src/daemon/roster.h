@@ -92,6 +92,7 @@ typedef struct Member {
         Space space;
         VmaList vmas;                   /* as they were at … */
         uint64_t vmas_nsec, vmas_fingerprint; /* … this time, looking like this */
+        uint64_t refreshed_nsec;        /* when blocks and track were made to fit them; 0: they are to be */
         Track *track;                   /* NULL: its writes are not followed */
         TargetActivity activity;        /* as of the last pass that looked at it */
         uint64_t faults;                /* since the pass before (UINT64_MAX: unknown) */

@@ -5,6 +5,7 @@ go on; nothing is read that was not; and registrations are gone when they should
 import signal
 import subprocess
 import sys
+import threading
 
 from harness import KSM, Frames, Host, check, ksmd_ticks, run_tests, smaps, wait_for
 
@@ -172,6 +173,39 @@ def mappings_come_and_go():
         check(one.tracked() == two.tracked() == 0, "a registration was left")
 
 
+def new_memory_of_the_busy():
+    """memory mapped by processes that are planned in each pass is found, where lists of mappings are dear"""
+    with Host("busy") as host:
+        # The more is managed the more seldom are lists of mappings read: every 2 s here, four passes.
+        group, (one, two), daemon = start(host, interval="500ms")
+        load = host.workload(group, mib=512, duplicate=0, run=64)
+        host.passes(2)
+        stop = threading.Event()
+
+        def write():
+            n = 0
+            while not stop.wait(0.02):
+                n += 1
+                for victim in one, two:
+                    victim.order("fill", 0, n % 64, 1, f"busy{n}")
+
+        for victim in one, two:
+            victim.order("fill", 0, 100, 300, "same")
+        until_merged(host, 600, one, two)
+        for victim in one, two:
+            victim.order("map", 512)
+            victim.order("fill", 1, 0, 512, "new")
+        writer = threading.Thread(target=write)
+        writer.start()
+        try:
+            wait_for("the new memory merged", lambda: merged(one, two) >= 600 + 1000, 30, 0.5)
+        finally:
+            stop.set()
+            writer.join()
+        one.order("check"), two.order("check")
+        check(load.intact() and host.stop(daemon) == 0, "end")
+
+
 def released_when_asked():
     """a userfaultfd of its own, Track=no, opting out, a daemon that is killed: tracking ends, merging goes on"""
     with Host("released") as host:
@@ -297,5 +331,5 @@ def memory_is_limited():
 
 
 if __name__ == "__main__":
-    run_tests(only_what_changed_is_read, mappings_come_and_go, released_when_asked, partner_comes_late,
+    run_tests(only_what_changed_is_read, mappings_come_and_go, new_memory_of_the_busy, released_when_asked, partner_comes_late,
               others_merge_without_it, unmerging_is_noticed, dry_run_registers_nothing, memory_is_limited)
