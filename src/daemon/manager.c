@@ -129,14 +129,19 @@ static void on_recorded(void *userdata, pid_t pid) {
         Manager *m = userdata;
         Member *member = roster_find_member(&m->roster, pid);
         const Slot *slot = member ? member->group->slot : NULL;
+        int r = 0;
 
         if (slot && !slot->idle_reason && slot->route == CONF_ROUTE_ADVISE)
                 return;
         if (slot && !slot->idle_reason)
                 roster_expel(&m->roster, member);
-        else if (roster_add_orphan(&m->roster, pid) != 0)
-                return;
-        log_info("process %d was marked by an earlier daemon and is not merged so any more: undoing it", pid);
+        else
+                r = roster_add_orphan(&m->roster, pid);
+        if (r < 0)
+                log_warning("process %d was marked by an earlier daemon and cannot be undone before the next start: %s",
+                            pid, strerror(-r));
+        else if (r == 0)
+                log_info("process %d was marked by an earlier daemon and is not merged so any more: undoing it", pid);
 }
 
 static int watch_events(Manager *m) {

@@ -98,7 +98,7 @@ static int mark_member(Pass *pass, Member *member) {
         member->counts.marked = plan.pages_marked;
         member->counts.expected -= MIN_OF(member->counts.expected, plan.pages_left_huge + plan.pages_left_budget +
                                                                            plan.pages_left_run + plan.pages_left_stack);
-        if (member->group->slot->dry_run || member->skip != TARGET_OK)
+        if (member->group->slot->dry_run || member->skip != TARGET_OK || !member->marks_loaded)
                 return 0;
         plan.goes_on = pass->visits_again;
         r = advise_apply(m->advise, member->target, &plan, &member->marks, visit_pause, &pass->visit, &result);

@@ -47,7 +47,7 @@ typedef struct Marks {
 /* Learns what is marked in a target at first contact: from the state file of an earlier daemon if there is one; from
  * that of the process it was forked from, whose marks it inherited, or what is remembered of it if it has ended; else
  * every mergeable mapping is foreign.
- * 0, -ENOMEM. */
+ * -errno: it could not be learnt, and nothing is concluded: to be tried again. */
 int marks_load(Advise *advise, Target *target, const VmaList *vmas, Marks *ret);
 void marks_done(Marks *marks);
 

@@ -8,7 +8,8 @@
  *
  * A file is named PID.STARTTICKS (/proc/PID/stat field 22): a reused pid has other ticks, and the directory is below
  * /run, so that it does not outlive the boot that the ticks count from. It is replaced atomically and read strictly:
- * from one that is not as we write it nothing is concluded, and then everything is foreign.
+ * from one that is not as we write it nothing is concluded, and then everything is foreign. So it is where there is none;
+ * that one cannot be read just now (no file descriptor is left, say) means neither.
  *
  * fork(2) copies the bit and execve(2) drops it. A child of a target is born with our marks in it; it would count them
  * as its own. So a process without a file that has the same memory layout as its parent (start of code, of stack and
@@ -87,13 +88,16 @@ static int ended_inherited(const Advise *advise, const Target *target, const Tar
         return -ENOENT;
 }
 
-/* Looks for the state file of a process that this one was forked from. -ENOENT: there is none. */
+/* Looks for the state file of a process that this one was forked from. -ENOENT: there is none; -EBADMSG; -errno: it
+ * cannot be told. */
 static int state_inherited(Advise *advise, const Target *target, const TargetOrigin *own, Ranges *ret) {
         TargetOrigin origin = *own, parent;
         int r = 0;
 
         for (unsigned i = 0; r == 0 && i < ANCESTORS_MAX && origin.parent > 1; i++) {
                 r = target_origin_of(origin.parent, &parent);
+                if (r < 0 && !target_origin_is_gone(r))
+                        return r;
                 if (r < 0 || !target_origin_precedes(&parent, &origin))
                         break;
                 r = state_read(advise->statefd, origin.parent, parent.start_ticks, ret);
@@ -122,6 +126,8 @@ int marks_load(Advise *advise, Target *target, const VmaList *vmas, Marks *ret) 
         _cleanup_(ranges_done) Ranges mergeable = {};
         int origin_known = target_origin(target, &marks.origin), r;
 
+        if (origin_known < 0 && !target_origin_is_gone(origin_known))
+                return origin_known;
         r = marks_mergeable(vmas, &mergeable);
         if (r < 0)
                 return r;
@@ -133,7 +139,7 @@ int marks_load(Advise *advise, Target *target, const VmaList *vmas, Marks *ret) 
                 if (r == 0)
                         (void)marks_record(advise, target, &marks);
         }
-        if (r == -ENOMEM)
+        if (r < 0 && r != -ENOENT && r != -EBADMSG)
                 return r;
         if (r == 0)
                 r = ranges_subtract(&mergeable, &marks.foreign, &marks.ours);
@@ -211,8 +217,9 @@ static int state_each(int statefd, void (*handler)(void *userdata, int statefd, 
                 state_name(pid, ticks, name);
                 if (strncmp(entry->d_name, name, strlen(name)) != 0)
                         continue;
+                r = target_origin_of(pid, &origin);
                 handler(userdata, statefd, entry->d_name, pid,
-                        target_origin_of(pid, &origin) == 0 && origin.start_ticks == ticks, entry->d_name + end);
+                        r == 0 ? origin.start_ticks == ticks : !target_origin_is_gone(r), entry->d_name + end);
         }
         return 0;
 }

@@ -17,6 +17,9 @@ typedef struct TargetOrigin {
 int target_origin(const Target *target, TargetOrigin *ret);
 int target_origin_of(pid_t pid, TargetOrigin *ret);
 
+/* An error of these that says so, and not that it could not be told just now. */
+static inline bool target_origin_is_gone(int error) { return error == -ENOENT || error == -ESRCH; }
+
 /* One layout. Where the layout is not random (target_layout_is_fixed()) that alone proves nothing. */
 bool target_origin_same(const TargetOrigin *a, const TargetOrigin *b);
 /* One layout, and the first is not the younger: who has the second may be forked from who has it. */

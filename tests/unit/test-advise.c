@@ -20,6 +20,7 @@
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
@@ -588,6 +589,42 @@ static void test_sweep(void **state) {
         assert_false(exists(f, name));
 }
 
+/* From now on n files can be opened, and no more. */
+static void allow_files(unsigned n, struct rlimit *ret_before) {
+        int next = dup(STDIN_FILENO);
+
+        close(next);
+        assert_int_equal(getrlimit(RLIMIT_NOFILE, ret_before), 0);
+        assert_int_equal(setrlimit(RLIMIT_NOFILE, &(struct rlimit){ (rlim_t)next + n, ret_before->rlim_max }), 0);
+}
+
+/* What cannot be read just now says nothing: not that the process ended, not that its marks are its own. */
+static void test_unreadable(void **state) {
+        Fixture *f = *state;
+        struct rlimit before;
+        VmaList vmas = {};
+        char name[64];
+
+        snprintf(name, sizeof name, "%d.%llu", getpid(), (unsigned long long)own_start_ticks());
+        f->target.start_ticks = own_start_ticks();
+        write_state(f, getpid(), own_start_ticks(), "ksmd-user marks 1\n");
+        memset(fake.mergeable, true, 5);
+        target_read_vma_flags(NULL, true, &vmas);
+        allow_files(1, &before);
+        assert_int_equal(marks_sweep(f->advise->statefd), 0);
+        assert_int_equal(setrlimit(RLIMIT_NOFILE, &before), 0);
+        assert_true(exists(f, name));
+        allow_files(0, &before);
+        assert_int_equal(marks_load(f->advise, &f->target, &vmas, &f->marks), -EMFILE);
+        assert_int_equal(setrlimit(RLIMIT_NOFILE, &before), 0);
+        load(f);
+        assert_int_equal(ranges_pages(&f->marks.ours), 5);
+        assert_int_equal(unlinkat(f->advise->statefd, name, 0), 0);
+        assert_int_equal(mkdirat(f->advise->statefd, name, 0700), 0);
+        assert_int_equal(marks_load(f->advise, &f->target, &vmas, &f->marks), -EISDIR);
+        vma_list_done(&vmas);
+}
+
 /* A child has our marks from birth: they are ours in it too, unless it is another program by now; also where the process
  * it was forked from has ended and its file with it. */
 static void test_fork(void **state) {
@@ -693,7 +730,7 @@ int main(void) {
                 TEST(test_mark_and_undo), TEST(test_paused), TEST(test_foreign), TEST(test_crash), TEST(test_moved),
                 TEST(test_no_flapping), TEST(test_unread), TEST(test_secret), TEST(test_foreign_secret_stays), TEST(test_hole),
                 TEST(test_refused), TEST(test_interrupted), TEST(test_in_slices), TEST(test_in_slices_ends),
-                TEST(test_slice_fails), TEST(test_bad_state_file), TEST(test_sweep),
+                TEST(test_slice_fails), TEST(test_bad_state_file), TEST(test_sweep), TEST(test_unreadable),
                 TEST(test_fork), TEST(test_forget),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);
