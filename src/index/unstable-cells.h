@@ -44,7 +44,7 @@ struct Unstable {
         CellClass classes[CELL_SIZES + 1]; /* by size; 0 is not used */
         size_t n;
         size_t expected;        /* entries that there are to be soon: buckets for them are not joined; 0: none */
-        uint32_t sweep_position;
+        uint64_t swept;         /* the position of the sweep, and above its 32 bits how often it has come round */
         uint32_t dying;         /* chain that bucket_free() is at: where its moving cells are found */
 };
 

@@ -289,23 +289,32 @@ static size_t bucket_sweep(Unstable *tree, uint32_t bucket, UnstableStale stale,
 }
 
 size_t unstable_sweep(Unstable *tree, size_t budget, UnstableStale stale, void *userdata) {
+        uint64_t around = tree->swept + UNSTABLE_ROUND;
         size_t dropped = 0, asked = 0;
+        uint32_t i = 0;
 
-        if (tree->n == 0 || budget == 0)
+        if (budget == 0)
                 return 0;
 
         /* Once around is every bucket once: their number changes only after the walk. */
-        for (uint32_t i = 0; i < tree->buckets.n && asked < budget; i++) {
-                uint32_t bucket = buckets_position_bucket(&tree->buckets, tree->sweep_position);
+        for (; i < tree->buckets.n && tree->n > 0 && asked < budget; i++) {
+                uint32_t position = (uint32_t)tree->swept, next = buckets_position_next(&tree->buckets, position);
+                uint32_t bucket = buckets_position_bucket(&tree->buckets, position);
                 uint32_t head = *buckets_at(&tree->buckets, bucket);
                 if (head > 0) {
                         asked += cells_count(tree, head);
                         dropped += bucket_sweep(tree, bucket, stale, userdata);
                 }
-                tree->sweep_position = buckets_position_next(&tree->buckets, tree->sweep_position);
+                tree->swept += (next > 0 ? next : UNSTABLE_ROUND) - position;
         }
+        if (i == tree->buckets.n || tree->n == 0)
+                tree->swept = around; /* also where the walk began amid a bucket */
         unstable_adapt(tree, UINT_MAX);
         return dropped;
+}
+
+uint64_t unstable_swept(const Unstable *tree) {
+        return tree->swept;
 }
 
 size_t unstable_count(const Unstable *tree) {

@@ -73,6 +73,10 @@ int unstable_take(Unstable *tree, uint64_t key, PageRef *ret);
  * call into the tree. Returns how many it dropped. */
 typedef bool (*UnstableStale)(void *userdata, uint32_t tag, PageRef ref);
 size_t unstable_sweep(Unstable *tree, size_t budget, UnstableStale stale, void *userdata);
+/* How far sweeps have come in all. Once it has grown by UNSTABLE_ROUND every entry that was there before, and is still, has
+ * been asked about since. */
+uint64_t unstable_swept(const Unstable *tree);
+#define UNSTABLE_ROUND ((uint64_t)1 << 32)
 
 size_t unstable_count(const Unstable *tree);    /* entries */
 size_t unstable_bytes(const Unstable *tree);    /* all the memory it holds */

@@ -418,11 +418,10 @@ static void sweep(Domain *domain, size_t budget) {
                 DomainShard *shard = &domain->shards[s];
                 size_t count = unstable_count(shard->tree);
                 size_t part = (size_t)((double)budget * (double)count / (double)(total + 1)) + 1;
-                size_t share = MIN_OF(part, count);
 
-                domain->stats.stale += unstable_sweep(shard->tree, share, entry_is_stale, domain);
-                shard->swept += share;
-                round_over &= shard->swept >= count;
+                part = budget >= total ? SIZE_MAX : part;
+                domain->stats.stale += unstable_sweep(shard->tree, part, entry_is_stale, domain);
+                round_over &= unstable_swept(shard->tree) - shard->swept >= UNSTABLE_ROUND;
         }
         if (!round_over)
                 return;
@@ -432,7 +431,7 @@ static void sweep(Domain *domain, size_t budget) {
                                        budget >= total ? domain->blocks.n_quarantine : domain->quarantined);
         domain->quarantined = domain->blocks.n_quarantine;
         for (unsigned s = 0; s < UNSTABLE_SHARDS; s++)
-                domain->shards[s].swept = 0;
+                domain->shards[s].swept = unstable_swept(domain->shards[s].tree);
 }
 
 void domain_end_pass(Domain *domain) {

@@ -26,7 +26,7 @@ typedef struct DomainShard {
         Unstable *tree;
         uint32_t *items;                /* what of the batches at hand falls to it: batch * SCAN_BATCH_PAGES + page */
         size_t n, allocated;
-        size_t swept;                   /* entries visited in this round of the sweep */
+        uint64_t swept;                 /* how far the sweep had come when this round of it began (unstable_swept()) */
         uint64_t stale, left_out;       /* counted by its thread */
         bool fork_twin;
         int error;

@@ -475,6 +475,63 @@ static void test_fork_is_over(void **state) {
 
 static uint64_t key_of(unsigned content) { return (content + 1) * UINT64_C(0x9e3779b97f4a7c15); }
 
+/* The entries of a new space of n blocks, whose pages are all different, as if they had been read. */
+static void fill_space(Fixture *f, Space *space, unsigned first, unsigned n) {
+        *space = (Space){ .target = &f->target, .table = &f->domain->blocks };
+        for (unsigned b = first; b < first + n; b++) {
+                uint64_t addr = b * BLOCK_BYTES, other;
+                Block *block;
+
+                assert_int_equal(space_add(space, &addr, 1), 0);
+                block = space_find(space, addr);
+                memset(block->hashed, 0xff, sizeof block->hashed);
+                for (unsigned i = 0; i < BLOCK_PAGES; i++) {
+                        uint64_t key = key_of(b * BLOCK_PAGES + i);
+
+                        block->check[i] = (uint8_t)key;
+                        assert_int_equal(unstable_see(f->domain->shards[unstable_shard(key)].tree, key,
+                                                      BLOCK_PAGE_REF(block, i), &other), 0);
+                }
+        }
+}
+
+typedef struct Naming {
+        const BlockTable *table;
+        unsigned n;             /* entries that name a block's id that may be given out again */
+} Naming;
+
+static bool names_free_id(void *userdata, uint32_t tag, PageRef ref) {
+        Naming *naming = userdata;
+
+        for (size_t i = 0; i < naming->table->n_free; i++)
+                naming->n += naming->table->free_ids[i] == ref / BLOCK_PAGES;
+        return false;
+}
+
+/* Two thirds of the pages go as a round of the sweep begins: their blocks' ids are free only when no entry names them. */
+static void test_freed_ids_wait(void **state) {
+        Fixture *f = *state;
+        Naming naming = { &f->domain->blocks, 0 };
+        unsigned passes = 0;
+        Space stays, goes;
+
+        fill_space(f, &stays, 1, 50);
+        fill_space(f, &goes, 100, 100);
+        space_done(&goes);
+        f->domain->quarantined = f->domain->blocks.n_quarantine;
+        assert_int_equal(f->domain->quarantined, 100);
+        for (; f->domain->blocks.n_quarantine > 0; passes++) {
+                assert_true(passes < 100);
+                domain_begin_pass(f->domain);
+                domain_end_pass(f->domain);
+        }
+        assert_true(passes > 2);
+        for (unsigned s = 0; s < UNSTABLE_SHARDS; s++)
+                unstable_sweep(f->domain->shards[s].tree, SIZE_MAX, names_free_id, &naming);
+        assert_int_equal(naming.n, 0);
+        space_done(&stays);
+}
+
 /* Short of memory, a part of the contents is remembered, and that part still finds its twins. */
 static void test_sample(void **state) {
         Fixture *f = *state;
@@ -538,6 +595,7 @@ int main(void) {
                 cmocka_unit_test_setup_teardown(test_merged_content_is_joined, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_twin_read_long_ago, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_domains_do_not_meet, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_freed_ids_wait, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_nodes, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_nodes_by_reload, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_merged_on_nodes, setup, teardown),

@@ -263,10 +263,11 @@ static bool sweep_mark(void *userdata, uint32_t tag, PageRef ref) {
         return false;
 }
 
-static void sweep_around(size_t guests, bool grow) {
+static void sweep_around(size_t guests, bool grow, size_t from) {
         _cleanup_(unstable_freep) Unstable *tree = NULL;
         bool asked[RESIDENTS] = {};
-        uint32_t before, buckets;
+        uint64_t begun;
+        uint32_t buckets;
         PageRef other;
 
         assert_int_equal(unstable_new(&tree), 0);
@@ -274,11 +275,12 @@ static void sweep_around(size_t guests, bool grow) {
                 assert_int_equal(unstable_see(tree, key_uniform(i), i, &other), 0);
         for (size_t i = 0; i < guests; i++)
                 assert_int_equal(unstable_see(tree, ~key_uniform(i), RESIDENTS + i, &other), 0);
-        assert_int_equal(tree->sweep_position, 0);
+        unstable_sweep(tree, from, sweep_mark, asked); /* the round may begin anywhere */
+        memset(asked, 0, sizeof asked);
 
+        begun = unstable_swept(tree);
         buckets = tree->buckets.n;
         do {
-                before = tree->sweep_position;
                 unstable_sweep(tree, 150, sweep_mark, asked);
                 for (unsigned i = 0; i < 100 && (grow || guests > 0); i++)
                         if (grow) {
@@ -290,7 +292,7 @@ static void sweep_around(size_t guests, bool grow) {
                                 assert_int_equal(unstable_take(tree, ~key_uniform(guests), &other), 0);
                                 assert_int_equal(other, RESIDENTS + guests);
                         }
-        } while (tree->sweep_position > before);
+        } while (unstable_swept(tree) - begun < UNSTABLE_ROUND);
 
         assert_true(grow ? tree->buckets.n > buckets * 3 / 2 : tree->buckets.n < buckets * 3 / 4);
         for (uint32_t i = 0; i < RESIDENTS; i++)
@@ -299,10 +301,43 @@ static void sweep_around(size_t guests, bool grow) {
 }
 
 static void test_sweep_survives_growth(void **state) {
-        sweep_around(100000, true);
-        sweep_around(150000, true);
-        sweep_around(400000, false);
-        sweep_around(250000, false);
+        sweep_around(100000, true, 0);
+        sweep_around(150000, true, 77777);
+        sweep_around(400000, false, 0);
+        sweep_around(250000, false, 111111);
+}
+
+static bool sweep_drop_most(void *userdata, uint32_t tag, PageRef ref) {
+        size_t *asked = userdata;
+
+        (*asked)++;
+        return ref % 4 != 0;
+}
+
+/* However many entries go, a round is over when all have been asked about, and not before. */
+static void test_sweep_round(void **state) {
+        _cleanup_(unstable_freep) Unstable *tree = NULL;
+        size_t asked = 0, n = 100000;
+        uint64_t begun;
+        PageRef other;
+
+        assert_int_equal(unstable_new(&tree), 0);
+        unstable_sweep(tree, 1, sweep_drop_most, &asked);
+        assert_int_equal(unstable_swept(tree), UNSTABLE_ROUND); /* there is nothing to ask about */
+        for (size_t i = 0; i < n; i++)
+                assert_int_equal(unstable_see(tree, key_uniform(i), i, &other), 0);
+        begun = unstable_swept(tree);
+        while (unstable_swept(tree) - begun < UNSTABLE_ROUND) {
+                assert_true(asked < n);
+                unstable_sweep(tree, 1000, sweep_drop_most, &asked);
+        }
+        assert_true(asked >= n && asked < n + n / 50);
+        assert_int_equal(unstable_count(tree), n / 4);
+        begun = unstable_swept(tree);
+        asked = 0;
+        unstable_sweep(tree, SIZE_MAX, sweep_drop_most, &asked);
+        assert_int_equal(unstable_swept(tree) - begun, UNSTABLE_ROUND);
+        assert_int_equal(asked, n / 4);
 }
 
 /* Memory stays within its bound while the tree grows and while it shrinks, and what the system lent comes back. */
@@ -515,7 +550,7 @@ int main(void) {
                 cmocka_unit_test(test_expectation),    cmocka_unit_test(test_first_cell),
                 cmocka_unit_test(test_arguments),      cmocka_unit_test(test_uniform),
                 cmocka_unit_test(test_clustered),      cmocka_unit_test(test_same_bucket),
-                cmocka_unit_test(test_sweep_survives_growth), cmocka_unit_test(test_memory),
+                cmocka_unit_test(test_sweep_survives_growth), cmocka_unit_test(test_sweep_round), cmocka_unit_test(test_memory),
                 cmocka_unit_test(test_sample),         cmocka_unit_test(test_shards),
                 cmocka_unit_test(test_out_of_memory),
         };
