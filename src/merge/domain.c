@@ -386,7 +386,7 @@ static void find_outdated(const Domain *domain, Block *block) {
         if ((!nodes_known && !page_set_any(kept)) || scan_block_frames(block, frames, alone) != 0)
                 return;
         for (unsigned i = 0; i < BLOCK_PAGES && nodes_known; i++)
-                if (frames[i] != 0 && page_set_has(block->hashed, i) &&
+                if (frames[i] != 0 && page_set_has(block->hashed, i) && !page_set_has(block->zero, i) && /* in no tree */
                     numa_node_of(domain->numa, frames[i]) != block->nodes[i])
                         page_set_add(block->again, i);
         for (unsigned i = 0; i < ELEMENTSOF(kept); i++)

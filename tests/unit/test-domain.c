@@ -343,6 +343,7 @@ static void test_nodes(void **state) {
         put(f, b, 0, KEY(1), 1010);
         put(f, b, 1, KEY(2), 12);
         put(f, b, 2, KEY(1), 1011);
+        put_page(f, b, 9, SCAN_ZERO, 0, 1019, true); /* of these it does not matter where they are */
         see(f);
         assert_false(page_set_has(a->twin, 0));
         assert_true(page_set_has(a->twin, 1) && page_set_has(b->twin, 1));
