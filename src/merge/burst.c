@@ -58,6 +58,7 @@ struct Burst {
         Ksm *ksm;               /* borrowed */
         BurstState state;
         bool paused;
+        bool unrestored;        /* a burst ended, of an earlier daemon perhaps, and knobs stand as it set them */
         uint64_t paused_nsec;           /* since when */
         uint64_t expected_pages, marked_pages;
         KsmCounters start, last;
@@ -79,6 +80,7 @@ int burst_new(Ksm *ksm, Burst **ret) {
                 return -ENOMEM;
         burst->ksm = ksm;
         burst->thorough_after = 1;
+        burst->unrestored = ksm_was_left_changed(ksm);
         *ret = burst;
         return 0;
 }
@@ -112,12 +114,17 @@ static uint64_t clamp_interval(uint64_t nsec) {
         return MIN_OF(nsec, INTERVAL_MAX_NSEC);
 }
 
-static int knobs_restore(Burst *burst) {
+static void knobs_restore(Burst *burst) {
         int r = ksm_restore_knobs(burst->ksm, burst_knobs, ELEMENTSOF(burst_knobs));
 
+        burst->unrestored = r != 0;
         if (r != 0)
                 log_debug("KSM knobs not restored after a burst, will be tried again: %d", r);
-        return r;
+}
+
+void burst_restore(Burst *burst) {
+        if (burst->state != BURST_RUNNING && burst->unrestored)
+                knobs_restore(burst);
 }
 
 static int knobs_set(Burst *burst) {
@@ -152,8 +159,7 @@ int burst_start(Burst *burst, uint64_t expected_pages, uint64_t marked_pages) {
 
         if (burst->state == BURST_RUNNING)
                 return -EALREADY;
-        if (ksm_was_left_changed(burst->ksm))
-                (void)knobs_restore(burst); /* an earlier daemon's run = 1 is not the administrator's */
+        burst_restore(burst); /* a run = 1 of ours is not the administrator's */
         r = ksm_progress(burst->ksm, &burst->start, &run);
         if (r < 0)
                 return r;
@@ -185,7 +191,7 @@ int burst_start(Burst *burst, uint64_t expected_pages, uint64_t marked_pages) {
 
         r = knobs_set(burst);
         if (r < 0) {
-                (void)knobs_restore(burst);
+                knobs_restore(burst);
                 return r;
         }
         burst->start_nsec = burst->moved_nsec = now_nsec();
@@ -229,7 +235,7 @@ static void burst_end(Burst *burst, BurstState state) {
         KsmCounters counters;
         uint64_t run;
 
-        (void)knobs_restore(burst);
+        knobs_restore(burst);
         burst->state = state;
         if (ksm_progress(burst->ksm, &counters, &run) == 0)
                 count_merged(burst, &counters);

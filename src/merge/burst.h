@@ -20,6 +20,10 @@ DEFINE_CLEANUP(Burst, burst_free)
  * knobs could not be set (and were put back). */
 int burst_start(Burst *burst, uint64_t expected_pages, uint64_t marked_pages);
 
+/* Puts back what could not be put back when a burst ended, or when a daemon before this one did: ksmd may run flat out
+ * until then. To be called now and then; costs nothing when there is nothing to do, or a burst runs. */
+void burst_restore(Burst *burst);
+
 typedef enum BurstState {
         BURST_IDLE,
         BURST_RUNNING,          /* step again after burst_interval_nsec() */

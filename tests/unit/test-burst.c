@@ -14,6 +14,7 @@
 
 #include <cmocka.h>
 #include <ftw.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 
 static char root[] = "/tmp/test-burst.XXXXXX";
@@ -277,6 +278,29 @@ static void test_after_a_crash(void **unused) {
         assert_as_found();
 }
 
+/* Where nothing can be opened as a burst ends ksmd goes on with our settings, which are no administrator's. */
+static void test_restored_later(void **unused) {
+        for (unsigned round = 0; round < 2; round++) {
+                struct rlimit before;
+                int next;
+
+                assert_int_equal(burst_start(burst, 10, 10), 0);
+                put("pages_sharing", get("pages_sharing") + 10);
+                assert_int_equal(getrlimit(RLIMIT_NOFILE, &before), 0);
+                next = dup(STDIN_FILENO);
+                close(next);
+                assert_int_equal(setrlimit(RLIMIT_NOFILE, &(struct rlimit){ (rlim_t)next, before.rlim_max }), 0);
+                assert_int_equal(step_after(NSEC_PER_MSEC), BURST_DONE);
+                assert_int_equal(setrlimit(RLIMIT_NOFILE, &before), 0);
+                assert_int_equal(get("run"), 1);
+        }
+        burst_restore(burst);
+        assert_as_found();
+        put("run", 1);
+        burst_restore(burst);
+        assert_int_equal(get("run"), 1);
+}
+
 static void test_other_knobs_stay(void **unused) {
         assert_int_equal(ksm_set(ksm, "max_page_sharing", 64), 0);
         assert_int_equal(burst_start(burst, 1000, 2000), 0);
@@ -427,6 +451,7 @@ int main(void) {
                 TEST(test_ends_for_good),
                 TEST(test_administrator),
                 TEST(test_after_a_crash),
+                TEST(test_restored_later),
                 TEST(test_other_knobs_stay),
                 TEST(test_older_kernels),
                 TEST(test_trouble),
