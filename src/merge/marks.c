@@ -7,7 +7,9 @@
  * when marks come and go, and a daemon that is killed leaves nothing that the next one cannot undo.
  *
  * A file is named PID.STARTTICKS (/proc/PID/stat field 22): a reused pid has other ticks, and the directory is below
- * /run, so that it does not outlive the boot that the ticks count from. It is replaced atomically and read strictly:
+ * /run, so that it does not outlive the boot that the ticks count from. Both outlive execve(2), of which nobody tells
+ * while no daemon runs: so the file says which layout it is of, and where the process has another it is as if there were
+ * none. It is replaced atomically and read strictly:
  * from one that is not as we write it nothing is concluded, and then everything is foreign. So it is where there is none;
  * that one cannot be read just now (no file descriptor is left, say) means neither.
  *
@@ -25,45 +27,75 @@
 #include <stdio.h>
 #include <string.h>
 
-#define STATE_HEADER "ksmd-user marks 1\n"
+#define STATE_HEADER "ksmd-user marks 2\n"
 #define STATE_NAME_BYTES 48
+#define NUMBER_DIGITS 16U
 #define ANCESTORS_MAX 16
 
 static void state_name(pid_t pid, uint64_t start_ticks, char *ret) {
         snprintf(ret, STATE_NAME_BYTES, "%d.%llu", pid, (unsigned long long)start_ticks);
 }
 
-/* "START-END\n" in 16 hexadecimal digits each, by address. -EBADMSG. */
-static int state_parse(const char *text, Ranges *ret) {
+/* 16 hexadecimal digits and what separates them from the next. -EBADMSG. */
+static int state_parse_number(const char **text, char separator, uint64_t *ret) {
+        char number[NUMBER_DIGITS + 1] = {};
+
+        for (unsigned i = 0; i < NUMBER_DIGITS; i++) {
+                if (!isxdigit((unsigned char)(*text)[i]))
+                        return -EBADMSG;
+                number[i] = (*text)[i];
+        }
+        if ((*text)[NUMBER_DIGITS] != separator)
+                return -EBADMSG;
+        *text += NUMBER_DIGITS + 1;
+        *ret = strtoull(number, NULL, 16);
+        return 0;
+}
+
+static int state_parse_layout(const char **text, TargetOrigin *ret) {
+        int r = state_parse_number(text, ' ', &ret->start_code);
+
+        if (r == 0)
+                r = state_parse_number(text, ' ', &ret->start_stack);
+        return r == 0 ? state_parse_number(text, '\n', &ret->start_brk) : r;
+}
+
+/* The header, "CODE STACK BRK\n", "START-END\n" by address. -ENOENT: it is of another program; -EBADMSG. */
+static int state_parse(const char *text, const TargetOrigin *origin, Ranges *ret) {
         _cleanup_(ranges_done) Ranges ranges = {};
         size_t header = strlen(STATE_HEADER);
+        TargetOrigin written = {};
+        int r;
 
         if (strncmp(text, STATE_HEADER, header) != 0)
                 return -EBADMSG;
-        for (text += header; *text; text += 34) {
-                char number[17] = {};
+        text += header;
+        r = state_parse_layout(&text, &written);
+        if (r < 0)
+                return r;
+        while (*text) {
                 uint64_t start, end;
 
-                for (unsigned i = 0; i < 34; i++)
-                        if (i == 16 ? text[i] != '-' : i == 33 ? text[i] != '\n' : !isxdigit((unsigned char)text[i]))
-                                return -EBADMSG;
-                memcpy(number, text, 16);
-                start = strtoull(number, NULL, 16);
-                memcpy(number, text + 17, 16);
-                end = strtoull(number, NULL, 16);
+                r = state_parse_number(&text, '-', &start);
+                if (r == 0)
+                        r = state_parse_number(&text, '\n', &end);
+                if (r < 0)
+                        return r;
                 if ((start | end) % PAGE_BYTES || start >= end ||
                     (ranges.n > 0 && start < ranges.ranges[ranges.n - 1].end))
                         return -EBADMSG;
                 if (ranges_append(&ranges, start, end) < 0)
                         return -ENOMEM;
         }
+        if (target_origin_differs(&written, origin))
+                return -ENOENT;
         ranges_done(ret);
         *ret = ranges;
         ranges = (Ranges){};
         return 0;
 }
 
-static int state_read(int statefd, pid_t pid, uint64_t start_ticks, Ranges *ret) {
+static int state_read(int statefd, pid_t pid, uint64_t start_ticks, const TargetOrigin *origin, Ranges *ret) {
         _cleanup_free_ char *text = NULL;
         char name[STATE_NAME_BYTES];
         size_t size;
@@ -73,7 +105,7 @@ static int state_read(int statefd, pid_t pid, uint64_t start_ticks, Ranges *ret)
         r = read_file(statefd, name, &text, &size);
         if (r < 0)
                 return r;
-        return strlen(text) == size ? state_parse(text, ret) : -EBADMSG;
+        return strlen(text) == size ? state_parse(text, origin, ret) : -EBADMSG;
 }
 
 /* Of the processes that ended with marks of ours in them, the one this was forked from. -ENOENT: none is known. */
@@ -100,7 +132,7 @@ static int state_inherited(Advise *advise, const Target *target, const TargetOri
                         return r;
                 if (r < 0 || !target_origin_precedes(&parent, &origin))
                         break;
-                r = state_read(advise->statefd, origin.parent, parent.start_ticks, ret);
+                r = state_read(advise->statefd, origin.parent, parent.start_ticks, &parent, ret);
                 if (r != -ENOENT)
                         return r;
                 r = 0;
@@ -131,7 +163,7 @@ int marks_load(Advise *advise, Target *target, const VmaList *vmas, Marks *ret) 
         r = marks_mergeable(vmas, &mergeable);
         if (r < 0)
                 return r;
-        r = state_read(advise->statefd, target->pid, target->start_ticks, &marks.foreign);
+        r = state_read(advise->statefd, target->pid, target->start_ticks, &marks.origin, &marks.foreign);
         marks.recorded = r == 0;
         if (r == -ENOENT && mergeable.n > 0) {
                 r = origin_known < 0 ? -ENOENT : state_inherited(advise, target, &marks.origin, &marks.foreign);
@@ -173,7 +205,8 @@ int marks_record(Advise *advise, const Target *target, Marks *marks) {
         file = open_memstream(&text, &size);
         if (!file)
                 return -ENOMEM;
-        fputs(STATE_HEADER, file);
+        fprintf(file, STATE_HEADER "%016llx %016llx %016llx\n", (unsigned long long)marks->origin.start_code,
+                (unsigned long long)marks->origin.start_stack, (unsigned long long)marks->origin.start_brk);
         for (size_t i = 0; i < marks->foreign.n; i++)
                 fprintf(file, "%016llx-%016llx\n", (unsigned long long)marks->foreign.ranges[i].start,
                         (unsigned long long)marks->foreign.ranges[i].end);

@@ -51,6 +51,10 @@ bool target_origin_same(const TargetOrigin *a, const TargetOrigin *b) {
                a->start_brk == b->start_brk;
 }
 
+bool target_origin_differs(const TargetOrigin *a, const TargetOrigin *b) {
+        return a->start_stack != 0 && b->start_stack != 0 && !target_origin_same(a, b);
+}
+
 bool target_origin_precedes(const TargetOrigin *parent, const TargetOrigin *child) {
         return target_origin_same(parent, child) && parent->start_ticks <= child->start_ticks;
 }

@@ -22,6 +22,8 @@ static inline bool target_origin_is_gone(int error) { return error == -ENOENT ||
 
 /* One layout. Where the layout is not random (target_layout_is_fixed()) that alone proves nothing. */
 bool target_origin_same(const TargetOrigin *a, const TargetOrigin *b);
+/* Two layouts, both known: two programs, or one that was started twice. */
+bool target_origin_differs(const TargetOrigin *a, const TargetOrigin *b);
 /* One layout, and the first is not the younger: who has the second may be forked from who has it. */
 bool target_origin_precedes(const TargetOrigin *parent, const TargetOrigin *child);
 /* personality(2) ADDR_NO_RANDOMIZE, or it cannot be told. */

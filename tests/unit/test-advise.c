@@ -26,6 +26,9 @@
 
 #define N_PAGES 4096U
 #define BASE (1U << 30)
+/* Of a state file; this layout is none that is known, and fits every process. */
+#define LAYOUT "0000000000000000 0000000000000000 0000000000000000\n"
+#define STATE "ksmd-user marks 2\n" LAYOUT
 
 static struct {
         bool mapped[N_PAGES], mergeable[N_PAGES], unshared[N_PAGES];
@@ -328,7 +331,7 @@ static void test_unread(void **state) {
         PlanRules rules = { .minimum_run_pages = 1, .vmas_max = 100000 };
         AdviseResult result;
 
-        write_state(f, f->target.pid, f->target.start_ticks, "ksmd-user marks 1\n");
+        write_state(f, f->target.pid, f->target.start_ticks, STATE);
         memset(fake.mergeable, true, 3 * BLOCK_PAGES);
         load(f);
         for (unsigned i = 0; i < 3; i++) {
@@ -528,13 +531,17 @@ static void test_bad_state_file(void **state) {
                 "",
                 "x",
                 "ksmd-user marks 2\n",
-                "ksmd-user marks 1\n0000000040000000-0000000040001000",
-                "ksmd-user marks 1\n0000000040000000-0000000040001000\n\n",
-                "ksmd-user marks 1\n0000000040001000-0000000040000000\n",
-                "ksmd-user marks 1\n0000000040000000-0000000040000800\n",
-                "ksmd-user marks 1\n000000004000000g-0000000040001000\n",
-                "ksmd-user marks 1\n0000000040002000-0000000040003000\n0000000040000000-0000000040001000\n",
-                "ksmd-user marks 1\n -000000004000000-0000000040001000\n",
+                "ksmd-user marks 1\n" LAYOUT,
+                "ksmd-user marks 2\n0000000000000000 0000000000000000\n",
+                "ksmd-user marks 2\n0000000000000000 0000000000000000 000000000000000x\n",
+                "ksmd-user marks 2\n0000000000000000 0000000000000000 0000000000000000",
+                STATE "0000000040000000-0000000040001000",
+                STATE "0000000040000000-0000000040001000\n\n",
+                STATE "0000000040001000-0000000040000000\n",
+                STATE "0000000040000000-0000000040000800\n",
+                STATE "000000004000000g-0000000040001000\n",
+                STATE "0000000040002000-0000000040003000\n0000000040000000-0000000040001000\n",
+                STATE " -000000004000000-0000000040001000\n",
         };
         Fixture *f = *state;
 
@@ -546,11 +553,35 @@ static void test_bad_state_file(void **state) {
                 assert_int_equal(ranges_pages(&f->marks.foreign), 9);
                 assert_false(f->marks.recorded);
         }
-        write_state(f, f->target.pid, f->target.start_ticks,
-                    "ksmd-user marks 1\n0000000040000000-0000000040005000\n");
+        write_state(f, f->target.pid, f->target.start_ticks, STATE "0000000040000000-0000000040005000\n");
         load(f);
         assert_int_equal(ranges_pages(&f->marks.ours), 5);
         assert_true(f->marks.recorded);
+}
+
+/* Pid and start time outlive execve(2), and so does the file; the new program's own marks are not ours. */
+static void test_other_program(void **state) {
+        Fixture *f = *state;
+        AdviseResult result;
+        TargetOrigin origin;
+        char text[256];
+
+        assert_int_equal(target_origin(&f->target, &origin), 0);
+        memset(fake.mergeable, true, 10);
+        for (unsigned other = 0; other < 2; other++) {
+                snprintf(text, sizeof text, "ksmd-user marks 2\n%016llx %016llx %016llx\n",
+                         (unsigned long long)(origin.start_code + other * PAGE_BYTES),
+                         (unsigned long long)origin.start_stack, (unsigned long long)origin.start_brk);
+                write_state(f, f->target.pid, f->target.start_ticks, text);
+                load(f);
+                assert_int_equal(ranges_pages(&f->marks.ours), other ? 0 : 10);
+                assert_int_equal(ranges_pages(&f->marks.foreign), other ? 10 : 0);
+        }
+        /* And so it stays, though the file is not the old one any more. */
+        assert_int_equal(apply(f, 20, 30, 0, 0, &result), 0);
+        load(f);
+        assert_int_equal(ranges_pages(&f->marks.ours), 10);
+        assert_int_equal(ranges_pages(&f->marks.foreign), 10);
 }
 
 static uint64_t own_start_ticks(void) {
@@ -607,7 +638,7 @@ static void test_unreadable(void **state) {
 
         snprintf(name, sizeof name, "%d.%llu", getpid(), (unsigned long long)own_start_ticks());
         f->target.start_ticks = own_start_ticks();
-        write_state(f, getpid(), own_start_ticks(), "ksmd-user marks 1\n");
+        write_state(f, getpid(), own_start_ticks(), STATE);
         memset(fake.mergeable, true, 5);
         target_read_vma_flags(NULL, true, &vmas);
         allow_files(1, &before);
@@ -631,7 +662,7 @@ static void test_fork(void **state) {
         Fixture *f = *state;
         char path[64];
 
-        write_state(f, getpid(), own_start_ticks(), "ksmd-user marks 1\n0000000040000000-0000000040005000\n");
+        write_state(f, getpid(), own_start_ticks(), STATE "0000000040000000-0000000040005000\n");
         memset(fake.mergeable, true, 10);
         for (unsigned round = 0; round < 3; round++) {
                 bool other = round == 1;
@@ -728,9 +759,11 @@ int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(test_ranges),
                 TEST(test_mark_and_undo), TEST(test_paused), TEST(test_foreign), TEST(test_crash), TEST(test_moved),
-                TEST(test_no_flapping), TEST(test_unread), TEST(test_secret), TEST(test_foreign_secret_stays), TEST(test_hole),
+                TEST(test_no_flapping), TEST(test_unread), TEST(test_secret), TEST(test_foreign_secret_stays),
+                TEST(test_hole),
                 TEST(test_refused), TEST(test_interrupted), TEST(test_in_slices), TEST(test_in_slices_ends),
-                TEST(test_slice_fails), TEST(test_bad_state_file), TEST(test_sweep), TEST(test_unreadable),
+                TEST(test_slice_fails), TEST(test_bad_state_file), TEST(test_other_program), TEST(test_sweep),
+                TEST(test_unreadable),
                 TEST(test_fork), TEST(test_forget),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);
