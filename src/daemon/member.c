@@ -209,6 +209,7 @@ static bool meet(Manager *m, Member *member) {
 static int read_space(Member *member) {
         int r;
 
+        member->space.selected = selection_left(&member->todo);
         do {
                 r = read_vmas(member);
                 if (r == 0)

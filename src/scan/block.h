@@ -108,6 +108,7 @@ struct Space {
         size_t n, allocated;
         size_t outdated_at;     /* how far domain_find_outdated() has come */
         bool found;             /* some of its pages were found to have a twin when others were read */
+        bool selected;          /* a selection names blocks of it: none is dropped until it was read */
         bool plain_pagemap;     /* PAGEMAP_SCAN is not to be used: the kernel lacks it, or a test wants it so */
 };
 

@@ -45,8 +45,9 @@ unsigned select_busy_pages(uint32_t write_nsec);
 /* They cost so much that to find out by them which blocks are busy is dearer than to read all blocks some times more. */
 bool select_tracking_is_dear(uint32_t write_nsec);
 
-/* Makes the selection anew; the old one must have been read to its end. Blocks that are not known yet are made. track
- * NULL: nothing is tracked. TARGET_E_GONE; -errno: what was written may be forgotten, the track must be freed. */
+/* Makes the selection anew; the old one must have been read to its end. While any of it is left its blocks must stay
+ * (Space.selected). Blocks that are not known yet are made. track NULL: nothing is tracked. TARGET_E_GONE; -errno: what
+ * was written may be forgotten, the track must be freed. */
 int selection_make(Selection *selection, Space *space, Track *track, const VmaList *vmas, Crew *crew,
                    const SelectRules *rules);
 

@@ -288,6 +288,13 @@ static void test_dying(void **state) {
         refresh(self);
         assert_int_equal(at(self, p)->dead_passes, 0);
         madvise(p, BLOCK_BYTES, MADV_DONTNEED);
+        /* Nor is what somebody refers to dropped, however often it is looked at. */
+        self->space.selected = true;
+        for (unsigned i = 0; i < 10; i++) {
+                refresh(self);
+                assert_non_null(at(self, p));
+        }
+        self->space.selected = false;
         while (at(self, p)) {
                 refresh(self);
                 assert_in_range(++passes, 1, 10);
