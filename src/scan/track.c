@@ -328,6 +328,43 @@ static int scan_span(const Track *track, int pagemapfd, PagemapScan *scan, uint6
         return 0;
 }
 
+/* Where the mappings that adjoin the one at *i end; *i: the one behind them. */
+static uint64_t run_end(const Track *track, size_t *i) {
+        uint64_t end = track->mappings[(*i)++].end;
+
+        for (; *i < track->n_mappings && track->mappings[*i].start == end; ++*i)
+                end = track->mappings[*i].end;
+        return end;
+}
+
+/* The same, but protecting only what is covered: what lies in a gap may be what one of our mappings has grown by, of which
+ * nothing is reported yet, or may be tracked by a userfaultfd of the process's own. A call that protects takes 2 us, so it
+ * is made only where a look shows that there is anything. */
+static int protect_span(const Track *track, int pagemapfd, PagemapScan *scan, uint64_t end, size_t at, Found *found) {
+        _cleanup_(track_ranges_done) TrackRanges seen = {};
+        PagemapScan look = *scan;
+        uint64_t start = scan->start;
+        size_t next = at;
+        int r;
+
+        if (end <= run_end(track, &next))
+                return scan_span(track, pagemapfd, scan, end, at, found);
+        look.flags = 0;
+        r = scan_span(track, pagemapfd, &look, end, at, &(Found){ .ranges = &seen });
+        for (size_t i = at, k = 0; r == 0 && i < track->n_mappings && track->mappings[i].start < end;) {
+                uint64_t stop;
+
+                at = i;
+                scan->start = MAX_OF(start, track->mappings[at].start);
+                stop = MIN_OF(end, run_end(track, &i));
+                while (k < seen.n && seen.ranges[k].end <= scan->start)
+                        k++;
+                if (k < seen.n && seen.ranges[k].start < stop)
+                        r = scan_span(track, pagemapfd, scan, stop, at, found);
+        }
+        return r;
+}
+
 static int compare_ranges(const void *a, const void *b) {
         const TrackRange *x = a, *y = b;
 
@@ -379,7 +416,7 @@ static int written_in_span(Track *track, int pagemapfd, uint64_t start, uint64_t
         int r;
 
         found->first = first;
-        r = scan_span(track, pagemapfd, &written, end, at, found);
+        r = (protect ? protect_span : scan_span)(track, pagemapfd, &written, end, at, found);
         if (r != 0)
                 return r;
         found->first = n = found->ranges->n;

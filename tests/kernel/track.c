@@ -7,6 +7,7 @@
 #include "track-child.h"
 
 #include "base/io.h"
+#include "host/uapi.h"
 
 #include <linux/userfaultfd.h>
 #include <sys/ioctl.h>
@@ -222,6 +223,10 @@ static long move(long pages) {
         size_t bytes = (size_t)pages * PAGE_BYTES;
         return mremap(p, bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED, to) != to;
 }
+static long grow_into_gap(long pages) {
+        void *p = (void *)shared->start;
+        return mremap(p, 4 * PAGE_BYTES, (size_t)pages * PAGE_BYTES, 0) != p;
+}
 static long grow_heap(long bytes) {
         char *p = sbrk(bytes);
         for (long i = 0; i < bytes; i += (long)PAGE_BYTES)
@@ -262,6 +267,18 @@ static void test_growth(void) {
         CHECK(child_count_written(&child, heap, heap + 16 * PAGE_BYTES) == 0);
         child_update(&child);
         CHECK(child_count_written(&child, heap, heap + 32 * PAGE_BYTES) == 16);
+
+        /* In place towards a neighbour that is tracked too: what lies between is not protected before it is reported. */
+        child_stop(&child);
+        child = child_tracked(8);
+        CHECK(child_order(&child, unmap, 4) == 0 && child_order(&child, unmap, 5) == 0);
+        child_update(&child);
+        CHECK(child_order(&child, grow_into_gap, 6) == 0);
+        child_order(&child, touch, 5);
+        child_order(&child, touch, 7);
+        EXPECT(&child, "-------w");
+        child_update(&child);
+        EXPECT(&child, "-----w--");
 
         /* The main stack is not tracked, and grows as ever. */
         child_order(&child, use_stack, 300);
@@ -344,8 +361,8 @@ static void test_end(void) {
 }
 
 static int own_uffd = -EBADF;
-static long make_uffd(long unused) {
-        struct uffdio_api api = { .api = UFFD_API };
+static long make_uffd(long features) {
+        struct uffdio_api api = { .api = UFFD_API, .features = (uint64_t)features };
 
         own_uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | UFFD_USER_MODE_ONLY);
         return own_uffd < 0 || ioctl(own_uffd, UFFDIO_API, &api) < 0;
@@ -401,6 +418,35 @@ static void test_own_userfaultfd(void) {
         child_stop(&qemu);
         close(ends[0]);
         close(ends[1]);
+}
+
+static long register_gap(long i) {
+        struct uffdio_register reg = { .range = { area_page((uint64_t)i), PAGE_BYTES }, .mode = UFFDIO_REGISTER_MODE_WP };
+        return map_over(page(i)) || ioctl(own_uffd, UFFDIO_REGISTER, &reg) < 0;
+}
+
+/* A process that begins to track a mapping of its own, between two of ours: what it has written stays written to it. */
+static void test_own_tracking(void) {
+        Child child = child_tracked(8);
+        PagemapRegion region;
+        PagemapScan scan = {
+                .size = sizeof scan,
+                .start = area_page(4),
+                .end = area_page(5),
+                .vec = (uintptr_t)&region,
+                .vec_len = 1,
+                .category_mask = PAGEMAP_SCAN_WPALLOWED | PAGEMAP_SCAN_WRITTEN | PAGEMAP_SCAN_PRESENT,
+                .return_mask = PAGEMAP_SCAN_PRESENT,
+        };
+
+        CHECK(child_order(&child, unmap, 4) == 0);
+        child_update(&child);
+        CHECK(child_order(&child, make_uffd, (long)UAPI_UFFD_WP_ASYNC) == 0 && child_order(&child, register_gap, 4) == 0);
+        child_order(&child, touch, 4);
+        child_order(&child, touch, 5);
+        EXPECT(&child, "-----w--");
+        CHECK(ioctl(child.target->pagemapfd, PAGEMAP_SCAN_IOCTL, &scan) == 1);
+        child_stop(&child);
 }
 
 static long leave_no_descriptor(long unused) {
@@ -491,6 +537,7 @@ int main(void) {
         test_fork();
         test_end();
         test_own_userfaultfd();
+        test_own_tracking();
         test_no_descriptor();
         test_ksm();
         track_test_end();
