@@ -236,7 +236,7 @@ int manager_refresh(Manager *m, Member *member) {
                         return r;
         }
         if (member->track) {
-                r = track_update(member->track, &member->vmas);
+                r = track_update(member->track, member->target, &member->vmas);
                 if (r == TARGET_E_GONE)
                         return r;
                 if (r < 0 || wants_its_own) /* a mapping belongs to one userfaultfd */

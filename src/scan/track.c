@@ -63,7 +63,7 @@ static int register_range(int uffd, uint64_t start, uint64_t end) {
 
 static uint64_t next_multiple(uint64_t address, uint64_t unit) { return (address / unit + 1) * unit; }
 
-/* A mapping may have been ours before: where mremap(2) merges what it moves with its new neighbours, the kernel
+/* A mapping may have been ours, or an earlier daemon's, before: where mremap(2) merges what it moves with its new neighbours, the kernel
  * drops the registration of all of them and leaves the marks of protection in their pages
  * (mremap_userfaultfd_prep(), 6.18). What is written then lifts none of them, and would look protected once it is
  * registered again. So they are lifted here. */
@@ -80,6 +80,32 @@ static void lift_old_marks(int uffd, uint64_t start, uint64_t end, uint64_t piec
 
 void track_unprotect(Track *track, uint64_t start, uint64_t end) {
         lift_old_marks(track->uffd, start, end, end - start);
+}
+
+/* The first page with such a mark; end: there is none. To look costs a hundredth of lifting. */
+static uint64_t first_old_mark(const Target *target, uint64_t start, uint64_t end) {
+        PagemapRegion region;
+        PagemapScan scan = {
+                .size = sizeof scan,
+                .start = start,
+                .vec = (uintptr_t)&region,
+                .vec_len = 1,
+                .max_pages = 1,
+                .category_mask = PAGEMAP_SCAN_WRITTEN,
+                .category_inverted = PAGEMAP_SCAN_WRITTEN,
+                .category_anyof_mask = PAGEMAP_SCAN_PRESENT | PAGEMAP_SCAN_SWAPPED,
+                .return_mask = PAGEMAP_SCAN_PRESENT,
+        };
+
+        for (; scan.start < end; scan.start = scan.end) {
+                int n;
+
+                scan.end = MIN_OF(end, next_multiple(scan.start, CALL_BYTES));
+                n = ioctl(target->pagemapfd, PAGEMAP_SCAN_IOCTL, &scan);
+                if (n != 0) /* where it cannot be told, all counts as written */
+                        return n < 0 ? scan.start : region.start;
+        }
+        return end;
 }
 
 /* Registering answers ENOMEM both for too many mappings and for an address space that is gone; this tells, and at
@@ -231,7 +257,7 @@ static int add_mapping(Track *new, const Track *old, size_t *at, const Vma *vma)
 
 /* Whether it is registered in the end: 1, 0; -ESRCH: there is no memory any more. One that was made read-only stays
  * registered: it may be made writable, and written, before we look again. */
-static int adjust(const Track *track, const Vma *vma, bool ours) {
+static int adjust(const Track *track, const Target *target, const Vma *vma, bool ours) {
         bool wanted = vma->skip == VMA_OK && !vma->growsdown;
         uint64_t began = now_nsec();
         int r;
@@ -241,12 +267,12 @@ static int adjust(const Track *track, const Vma *vma, bool ours) {
         if (ours || !wanted || !vma->write)
                 return ours && wanted;
         r = register_range(track->uffd, vma->start, vma->end);
-        if (r == 0 && track->n_mappings > 0)
-                lift_old_marks(track->uffd, vma->start, vma->end, piece_bytes(vma));
+        if (r == 0)
+                lift_old_marks(track->uffd, first_old_mark(target, vma->start, vma->end), vma->end, piece_bytes(vma));
         return r == -ENOMEM && is_gone(track->uffd, vma->start) ? -ESRCH : r == 0;
 }
 
-int track_update(Track *track, const VmaList *vmas) {
+int track_update(Track *track, const Target *target, const VmaList *vmas) {
         Track new = {};
         size_t at_mapping = 0, at_chunk = 0;
         int r = 0;
@@ -254,7 +280,7 @@ int track_update(Track *track, const VmaList *vmas) {
         for (size_t i = 0; i < vmas->n && r >= 0; i++) {
                 const Vma *vma = &vmas->vmas[i];
 
-                r = adjust(track, vma, is_ours(track, &at_mapping, vma));
+                r = adjust(track, target, vma, is_ours(track, &at_mapping, vma));
                 if (r > 0)
                         r = add_mapping(&new, track, &at_chunk, vma);
         }

@@ -67,7 +67,7 @@ void track_claim(const Track *track, VmaList *vmas);
 /* Registers what qualifies and is not yet, gives back what must not be tracked any more, forgets what is gone.
  * vmas: read after the last update, and claimed. A mapping that cannot be registered is not covered. TARGET_E_GONE:
  * the memory is gone, by the end of the process or execve(2). -errno: nothing is known, free it. */
-int track_update(Track *track, const VmaList *vmas);
+int track_update(Track *track, const Target *target, const VmaList *vmas);
 
 /* Lifts protection; all of it counts as written. */
 void track_unprotect(Track *track, uint64_t start, uint64_t end);

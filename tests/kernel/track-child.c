@@ -116,7 +116,7 @@ void child_read_vmas(Child *child) {
 
 void child_update(Child *child) {
         child_read_vmas(child);
-        CHECK(track_update(child->track, &child->vmas) == 0);
+        CHECK(track_update(child->track, child->target, &child->vmas) == 0);
 }
 
 void child_take(Child *child, int *ret_uffd, TargetSkip *ret_skip) {

@@ -214,6 +214,21 @@ static void test_merging_back(void) {
         child_stop(&child);
 }
 
+/* The same, and the daemon ends before it has seen it: for the next one all of it is written. */
+static void test_old_marks(void) {
+        Child child = child_tracked(8);
+
+        CHECK(child_order(&child, away, 3) == 0);
+        child_update(&child);
+        CHECK(child_order(&child, back, 3) == 0);
+        child.track = track_free(child.track);
+        child_order(&child, order_write_picked, 0);
+        child_adopt(&child);
+        EXPECT(&child, "wwwwwwww");
+        EXPECT(&child, "--------");
+        child_stop(&child);
+}
+
 static long grow(long pages) {
         void *p = (void *)shared->start;
         return mremap(p, shared->pages * PAGE_BYTES, (size_t)pages * PAGE_BYTES, 0) != p;
@@ -341,7 +356,7 @@ static void expect_gone(Child *child) {
         /* As the kernel says of the memory it knew: whatever list it is given. */
         for (size_t i = 0; i < child->vmas.n; i++)
                 child->vmas.vmas[i].tracked = false;
-        CHECK(track_update(child->track, &child->vmas) == TARGET_E_GONE);
+        CHECK(track_update(child->track, child->target, &child->vmas) == TARGET_E_GONE);
 }
 
 static void test_end(void) {
@@ -533,6 +548,7 @@ int main(void) {
         test_sparse(32768);
         test_mappings();
         test_merging_back();
+        test_old_marks();
         test_growth();
         test_fork();
         test_end();
