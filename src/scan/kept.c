@@ -154,15 +154,19 @@ void kept_done(Kept *kept) {
 
 static size_t count_sets(uint64_t sets) { return (size_t)__builtin_popcountll(sets & SET_ALL); }
 
+static uint64_t block_addr(uint64_t word) { return word & ~(BLOCK_BYTES - 1); }
+static size_t block_words(uint64_t word) { return 1 + count_sets(word) * SET_WORDS; }
+
 static bool space_is_sound(const uint64_t *record) {
-        size_t i = SPACE_BLOCKS;
+        size_t i = SPACE_BLOCKS, before = 0;
 
         if (record[AT_LENGTH] < SPACE_BLOCKS)
                 return false;
         while (i < record[AT_LENGTH]) {
-                if ((record[i] & (BLOCK_BYTES - 1)) > SET_ALL)
+                if ((record[i] & (BLOCK_BYTES - 1)) > SET_ALL || (before && block_addr(record[i]) <= block_addr(record[before])))
                         return false;
-                i += 1 + count_sets(record[i]) * SET_WORDS;
+                before = i;
+                i += block_words(record[i]);
         }
         return i == record[AT_LENGTH];
 }
@@ -227,13 +231,25 @@ static void add_set(PageSet set, const uint64_t **words, bool told) {
                 set[i] |= *(*words)++;
 }
 
-static void take_block(const uint64_t *words, Space *space) {
-        uint64_t sets = *words & SET_ALL, addr = *words & ~(BLOCK_BYTES - 1);
-        Block *block;
+/* What was given back whole has a block of its own. All in one go: each time the list of all blocks is made anew. */
+static int add_holes(const uint64_t *record, Space *space) {
+        _cleanup_free_ uint64_t *addrs = NULL;
+        size_t n = 0, allocated = 0;
 
-        if (sets & SET_HOLE && space_add(space, &addr, 1) < 0)
-                return;
-        block = space_find(space, addr);
+        for (size_t k = SPACE_BLOCKS; k < record[AT_LENGTH]; k += block_words(record[k])) {
+                if (!(record[k] & SET_HOLE) || space_find(space, block_addr(record[k])))
+                        continue;
+                if (GROW(addrs, n, allocated) < 0)
+                        return -ENOMEM;
+                addrs[n++] = block_addr(record[k]);
+        }
+        return space_add(space, addrs, n);
+}
+
+static void take_block(const uint64_t *words, Space *space) {
+        uint64_t sets = *words & SET_ALL;
+        Block *block = space_find(space, block_addr(*words));
+
         if (!block)
                 return;
         words++;
@@ -249,12 +265,13 @@ bool kept_take_space(Kept *kept, const KeptId *id, Space *space) {
                 if (record[AT_KIND] != KEPT_SPACE || record[AT_PID] != id->pid ||
                     record[AT_START_TICKS] != id->start_ticks)
                         continue;
-                /* One that began another program since is not who it was. */
-                for (size_t k = SPACE_BLOCKS; record[AT_KIN] == id->kin && k < record[AT_LENGTH];
-                     k += 1 + count_sets(record[k]) * SET_WORDS)
-                        take_block(record + k, space);
                 record[AT_KIND] = KEPT_TAKEN;
-                return record[AT_KIN] == id->kin;
+                if (record[AT_KIN] != id->kin) /* one that began another program since is not who it was */
+                        return false;
+                (void)add_holes(record, space); /* out of memory, what they save is not counted */
+                for (size_t k = SPACE_BLOCKS; k < record[AT_LENGTH]; k += block_words(record[k]))
+                        take_block(record + k, space);
+                return true;
         }
         return false;
 }

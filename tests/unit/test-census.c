@@ -337,6 +337,31 @@ static void test_restart_zero(void **state) {
         assert_int_equal(saved(&c), 1);
 }
 
+/* Blocks that are there and blocks that were given back whole, by turns: each of these gets its block again. */
+static void test_restart_holes(void **state) {
+        enum { BLOCKS = 15000 };
+        Space *space = &processes[0].space;
+        uint64_t *addrs = calloc(BLOCKS, sizeof *addrs);
+
+        assert_non_null(addrs);
+        for (size_t i = 0; i < BLOCKS; i++)
+                addrs[i] = ADDR + i * BLOCK_BYTES;
+        assert_int_equal(space_add(space, addrs, BLOCKS), 0);
+        for (size_t i = 0; i < BLOCKS; i++)
+                page_set_add(i % 3 == 2 ? space->blocks[i]->own : space->blocks[i]->hole, i % BLOCK_PAGES);
+        restart(true);
+        assert_int_equal(space->n, BLOCKS / 3 * 2);
+        for (size_t i = 0; i < BLOCKS; i++) {
+                Block *block = space_find(space, addrs[i]);
+
+                if (!block != (i % 3 == 2))
+                        fail_msg("block %zu", i);
+                if (block)
+                        assert_true(page_set_has(block->hole, i % BLOCK_PAGES));
+        }
+        free(addrs);
+}
+
 /* Another process, another program, a damaged file: nothing is concluded. */
 static void test_restart_other(void **state) {
         _cleanup_(kept_writer_done) KeptWriter writer = {};
@@ -429,7 +454,7 @@ int main(void) {
         const struct CMUnitTest tests[] = {
                 TEST(test_strangers),     TEST(test_relatives), TEST(test_one_by_one), TEST(test_relative_comes_late),
                 TEST(test_nothing_noted), TEST(test_zero),      TEST(test_forgotten),
-                TEST(test_restart),       TEST(test_restart_zero),
+                TEST(test_restart),       TEST(test_restart_zero),  TEST(test_restart_holes),
                 TEST(test_restart_other), TEST(test_restart_passed_on),
         };
 
