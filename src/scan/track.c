@@ -219,6 +219,7 @@ static int add_chunk(Track *new, const Track *old, size_t *at, uint64_t start, u
                 ++*at;
         if (*at < old->n && old->chunks[*at].start / TRACK_CHUNK_BYTES == start / TRACK_CHUNK_BYTES) {
                 chunk.due = old->chunks[*at].due;
+                chunk.visited = old->chunks[*at].visited;
                 chunk.quiet = old->chunks[*at].quiet;
         }
         if (GROW(new->chunks, new->n, new->allocated) < 0)
