@@ -113,8 +113,11 @@ int manager_find_guard(Manager *m, Member *member, const VmaList *vmas) {
         if (member->guard.zero < 0) {
                 for (size_t i = 0; i < vmas->n && search.address == 0; i++)
                         if (remapping_find_pool(m->remapping, &vmas->vmas[i]) && remap_vma_guarded(&vmas->vmas[i]))
-                                search.address = vmas->vmas[i].start;
+                                search.address = remap_guard_page(member->target, &vmas->vmas[i]);
                 r = keeper_list(m->remapping->keeper, try_guard, &search);
+                /* A mapping has one guard, and a new one could never put back what another watches. */
+                if (r == 0 && search.address != 0 && search.found.zero < 0)
+                        r = REMOTE_E_BUSY;
                 if (r == 0 && (search.found.zero < 0 || search.found.mute < 0))
                         r = remap_guard_make(m->remote, member->target, &made);
                 if (r != 0) {

@@ -9,6 +9,9 @@
  * that, the thread is woken: the page is there by now (EEXIST), the mapping or the address space is gone (ENOENT,
  * ESRCH), or something changes the mappings just then and its event has to be read first (EAGAIN). It faults again if
  * need be; trying again here instead would never read the event.
+ *
+ * What is told to be there twice in a row is not: where an absent page was write-protected (nobody means to, see
+ * remap_guard_page()) the kernel keeps a mark that nothing can be filled into, and that lifting the protection removes.
  */
 #ifdef KEEPER_TEST
 unsigned serve_left_out;
@@ -21,17 +24,44 @@ static void wake(Hold *hold, int fd, uint64_t address) {
         (void)ioctl(fd, UFFDIO_WAKE, &range);
 }
 
+static int lift_protection(int fd, uint64_t address) {
+        struct uffdio_writeprotect allow = { .range = { address, PAGE_BYTES } };
+
+        return ioctl(fd, UFFDIO_WRITEPROTECT, &allow);
+}
+
+static void fill(Hold *hold, int fd, uint64_t address) {
+        static struct {
+                int fd;
+                uint64_t address;
+        } there; /* where the last fault was not answered with zeros, as the page was */
+        struct uffdio_zeropage zero = { .range = { address, PAGE_BYTES } };
+        bool again = there.fd == fd && there.address == address;
+
+        there.fd = -EBADF;
+        if (ioctl(fd, UFFDIO_ZEROPAGE, &zero) == 0) {
+                hold->stats->zeros++;
+                return;
+        }
+        if (errno == EEXIST && again)
+                (void)lift_protection(fd, address);
+        else if (errno == EEXIST) {
+                there.fd = fd;
+                there.address = address;
+        }
+        wake(hold, fd, address);
+}
+
 static void answer_fault(Hold *hold, int fd, const struct uffd_msg *msg) {
         uint64_t address = msg->arg.pagefault.address & ~(PAGE_BYTES - 1);
-        struct uffdio_zeropage zero = { .range = { address, PAGE_BYTES } };
 
         hold->stats->faults++;
         if (hold->entries[fd].item.kind == GUARD_MUTE && !(serve_left_out & SERVE_LEAVE_OUT_MUTE))
                 return; /* who registered it fills it, or un-registers it, which wakes */
         if (msg->arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WP) {
-                /* Nobody protects what we guard; should it be, a write must not wait for ever. */
-                struct uffdio_writeprotect allow = { .range = { address, PAGE_BYTES } };
-                (void)ioctl(fd, UFFDIO_WRITEPROTECT, &allow);
+                /* For an instant, to see whose guard it is (remap_guard_watches()). */
+                if (lift_protection(fd, address) < 0)
+                        wake(hold, fd, address);
                 return;
         }
         if (serve_left_out & SERVE_LEAVE_OUT_HASTE) {
@@ -45,10 +75,7 @@ static void answer_fault(Hold *hold, int fd, const struct uffd_msg *msg) {
                 if (ioctl(fd, UFFDIO_CONTINUE, &stale) == 0)
                         return;
         }
-        if (ioctl(fd, UFFDIO_ZEROPAGE, &zero) == 0)
-                hold->stats->zeros++;
-        else
-                wake(hold, fd, address);
+        fill(hold, fd, address);
 }
 
 static void answer_fork(Hold *hold, int fd, int child, ServeForked forked, void *userdata) {

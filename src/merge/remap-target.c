@@ -14,6 +14,9 @@
 #include <sys/ioctl.h>
 
 #define PAGEMAP_PROTECTED ((uint64_t)1 << 57)   /* by a userfaultfd; of an absent page, too */
+/* A keeper that is not starved reads an event within some hundred microseconds. */
+#define EVENT_TRIES 20U
+#define EVENT_WAIT_USEC 250U
 
 static const char *const reasons[] = {
         [REMAP_E_PEER] = "another process shares its memory",
@@ -105,10 +108,16 @@ int remap_note_policies(const Target *target, VmaList *vmas) {
         return 0;
 }
 
+/* EAGAIN: its process forks, or moves a mapping, and the keeper has not read the event yet. */
 static int protect(int uffd, uint64_t address, uint64_t mode) {
         struct uffdio_writeprotect change = { .range = { address, PAGE_BYTES }, .mode = mode };
 
-        return ioctl(uffd, UFFDIO_WRITEPROTECT, &change) < 0 ? -errno : 0;
+        for (unsigned tries = 0; ioctl(uffd, UFFDIO_WRITEPROTECT, &change) < 0; tries++) {
+                if (errno != EAGAIN || tries == EVENT_TRIES)
+                        return -errno;
+                usleep(EVENT_WAIT_USEC);
+        }
+        return 0;
 }
 
 static bool is_protected(const Target *target, uint64_t address) {
@@ -116,6 +125,18 @@ static bool is_protected(const Target *target, uint64_t address) {
         size_t n;
 
         return target_read_pagemap(target, address, 1, &entry, &n) == 0 && entry & PAGEMAP_PROTECTED;
+}
+
+uint64_t remap_guard_page(const Target *target, const Vma *vma) {
+        uint64_t entries[BLOCK_PAGES];
+        size_t want = (size_t)MIN_OF((vma->end - vma->start) / PAGE_BYTES, (uint64_t)BLOCK_PAGES), n;
+
+        if (target_read_pagemap(target, vma->start, want, entries, &n) != 0)
+                return vma->start;
+        for (size_t i = 0; i < n; i++)
+                if (entries[i] & PAGEMAP_PRESENT && !(entries[i] & PAGEMAP_PROTECTED))
+                        return vma->start + i * PAGE_BYTES;
+        return vma->start;
 }
 
 /* Who writes meanwhile faults, and is let go by the keeper or by the second call. */

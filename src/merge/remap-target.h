@@ -32,15 +32,18 @@ typedef struct RemapIdentity {
         ino_t inode;
 } RemapIdentity;
 
-static inline bool remap_vma_is(const Vma *vma, const RemapIdentity *pool) {
-        return vma->file && vma->dev == pool->dev && vma->inode == pool->inode;
+static inline bool remap_vma_is(const Vma *vma, const RemapIdentity *identity) {
+        return vma->file && vma->dev == identity->dev && vma->inode == identity->inode;
 }
 
 /* Somebody's userfaultfd watches the mapping. */
 static inline bool remap_vma_guarded(const Vma *vma) { return vma->skip_if_ours == VMA_SKIP_UFFD; }
 
 /* Whether uffd, a guard, is this process's: it protects the page at address, which some guard watches, against writing
- * for an instant and looks whether it is. */
+ * for an instant and looks whether it is. No also when that cannot be told, as its keeper reads no events. */
 bool remap_guard_watches(int uffd, const Target *target, uint64_t address);
+/* The page of a mapping to try that with: one that is there, if one of the first is. Protecting an absent one would
+ * leave a mark behind if it could not be taken back. */
+uint64_t remap_guard_page(const Target *target, const Vma *vma);
 /* Watches a mapping of a pool that nobody does. */
 int remap_guard_register(int uffd, uint64_t start, uint64_t end);

@@ -6,7 +6,13 @@
  */
 #include "guard-child.h"
 
+#include "keeper/serve.h"
+#include "merge/remap-target.h"
+
 #include <linux/userfaultfd.h>
+#include <pthread.h>
+#include <signal.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -223,6 +229,149 @@ static void test_requeue(void) {
         guarded_stop(&guarded);
 }
 
+static void protect(const Guarded *guarded, uint64_t page) {
+        struct uffdio_writeprotect change = { { area_page(page), PAGE_BYTES }, UFFDIO_WRITEPROTECT_MODE_WP };
+
+        CHECK(ioctl(guarded->guard, UFFDIO_WRITEPROTECT, &change) == 0);
+}
+
+/* An order that may wait for ever, given by a process of its own. */
+static pid_t begin_order(const Guarded *guarded, long (*order)(long), long argument, long expected) {
+        pid_t pid = fork();
+
+        CHECK(pid >= 0);
+        if (pid == 0)
+                _exit(child_order(&guarded->child, order, argument) == expected ? 0 : 1);
+        return pid;
+}
+
+static void await_order(pid_t pid, const char *what, void (*meanwhile)(void *userdata), void *userdata) {
+        int status;
+
+        for (unsigned i = 0; waitpid(pid, &status, WNOHANG) == 0; i++) {
+                CHECK(i < 2000, "%s waits", what);
+                if (meanwhile)
+                        meanwhile(userdata);
+                usleep(1000);
+        }
+        CHECK(status == 0, "%s: %d", what, status);
+}
+
+static void *write_page(void *page) {
+        *(volatile char *)page = 1;
+        return NULL;
+}
+
+/* One thread writes a page that is protected, then another forks. */
+static long order_write_and_fork(long page) {
+        pthread_t thread;
+        int status;
+        pid_t pid;
+
+        CHECK(pthread_create(&thread, NULL, write_page, (void *)area_page((uint64_t)page)) == 0);
+        usleep(50000);
+        pid = fork();
+        if (pid == 0)
+                _exit(0);
+        CHECK(pid > 0 && waitpid(pid, &status, 0) == pid && status == 0);
+        CHECK(pthread_join(thread, NULL) == 0);
+        return 0;
+}
+
+typedef struct ByHand {
+        Hold hold;
+        int fd;
+} ByHand;
+
+static void note_nothing(void *userdata, int fd) { }
+
+static void serve_by_hand(void *userdata) {
+        ByHand *hand = userdata;
+
+        (void)serve_read(&hand->hold, hand->fd, 64, note_nothing, NULL);
+}
+
+/* A write to a protected page is let go while the kernel wants the event of a fork to be read first. */
+static void test_protected_fork(void) {
+        Guarded guarded = guarded_start(PAGES, false);
+        KeeperItem item = {};
+        ByHand hand;
+        int table;
+        pid_t pid;
+
+        CHECK(hold_init(&hand.hold, 1024, &table) == 0);
+        hand.fd = fcntl(guarded.guard, F_DUPFD_CLOEXEC, 3);
+        CHECK(hold_add(&hand.hold, hand.fd, &item) == 0);
+        protect(&guarded, 40);
+        pid = begin_order(&guarded, order_write_and_fork, 40, 0);
+        usleep(200000);
+        CHECK(hand.hold.stats->faults == 0);
+        (void)serve_read(&hand.hold, hand.fd, 1, note_nothing, NULL); /* the fault: they are told before events */
+        CHECK(hand.hold.stats->faults == 1 && hand.hold.stats->forks == 0);
+        await_order(pid, "who writes to a protected page", serve_by_hand, &hand);
+        CHECK(hand.hold.stats->forks == 1 && child_order(&guarded.child, order_is_pool, 41) == 1);
+        for (int fd = hand.hold.end - 1; fd >= 0; fd--)
+                if (hand.hold.entries[fd].id)
+                        hold_drop(&hand.hold, fd);
+        safe_close(table);
+        guarded_stop(&guarded);
+}
+
+/* A discarded page that was protected all the same. */
+static void test_protected_hole(void) {
+        Guarded guarded = guarded_start(PAGES, true);
+
+        CHECK(child_order(&guarded.child, order_discard, 50) == 0);
+        protect(&guarded, 50);
+        await_order(begin_order(&guarded, order_is_zero_50, 0, 1), "who reads a protected hole", NULL, NULL);
+        CHECK(child_order(&guarded.child, order_is_pool, 51) == 1);
+        guarded_stop(&guarded);
+}
+
+static long order_fork(long unused) {
+        pid_t pid = fork();
+        int status;
+
+        if (pid == 0)
+                _exit(0);
+        return waitpid(pid, &status, 0) == pid ? status : -1;
+}
+
+static void *read_late(void *guard) {
+        struct uffd_msg msg;
+
+        usleep(1000);
+        CHECK(read(*(const int *)guard, &msg, sizeof msg) == sizeof msg && msg.event == UFFD_EVENT_FORK);
+        return (void *)(uintptr_t)msg.arg.fork.ufd;
+}
+
+/* Whose guard it is shows also while its process forks, which the keeper takes a moment to read; and on a page that is
+ * there. */
+static void test_watches(void) {
+        Guarded guarded = guarded_start(PAGES, false), other = guarded_start(PAGES, false);
+        const Target *target = guarded.child.target;
+        Vma vma = { .start = area_page(0), .end = area_page(PAGES) };
+        pthread_t thread;
+        void *forked;
+        pid_t pid;
+
+        CHECK(remap_guard_page(target, &vma) == area_page(0));
+        CHECK(child_order(&guarded.child, order_discard, 0) == 0);
+        protect(&guarded, 1);
+        CHECK(remap_guard_page(target, &vma) == area_page(2));
+        CHECK(remap_guard_watches(guarded.guard, target, area_page(2)));
+        CHECK(!remap_guard_watches(other.guard, target, area_page(2)));
+        pid = begin_order(&guarded, order_fork, 0, 0);
+        usleep(100000);
+        CHECK(pthread_create(&thread, NULL, read_late, &guarded.guard) == 0);
+        CHECK(remap_guard_watches(guarded.guard, target, area_page(2)), "not while it forks");
+        CHECK(pthread_join(thread, &forked) == 0);
+        await_order(pid, "who forks", NULL, NULL);
+        safe_close((int)(uintptr_t)forked);
+        guarded_stop(&guarded);
+        guarded_stop(&other);
+}
+
 int main(int argc, char **argv) {
         CHECK(argc == 2);
         guard_test_begin(256, argv[1]);
@@ -232,6 +381,9 @@ int main(int argc, char **argv) {
         test_orphan();
         test_mremap();
         test_requeue();
+        test_protected_fork();
+        test_protected_hole();
+        test_watches();
         guard_test_end();
         return 0;
 }
