@@ -14,6 +14,7 @@
 #include <sys/ioctl.h>
 
 #define PAGEMAP_PROTECTED ((uint64_t)1 << 57)   /* by a userfaultfd; of an absent page, too */
+#define IO_URING_FILE "anon_inode:[io_uring]"
 /* A keeper that is not starved reads an event within some hundred microseconds. */
 #define EVENT_TRIES 20U
 #define EVENT_WAIT_USEC 250U
@@ -29,26 +30,26 @@ const char *remap_fit_reason(int error) {
         return error > 0 && (size_t)error < ELEMENTSOF(reasons) ? reasons[error] : NULL;
 }
 
-/* "VmPin:	       0 kB" */
-static int read_pinned(const Target *target, bool *ret) {
-        _cleanup_free_ char *text = NULL;
-        const char *line;
-        int r = read_file(target->procfd, "status", &text, NULL);
+/* "VmPin:	       0 kB"; a line that is not there is no zero. */
+static bool is_zero(const char *status, const char *name) {
+        const char *line = strstr(status, name);
 
-        if (r < 0)
-                return r == -ENOENT || r == -ESRCH ? REMAP_E_GONE : r;
-        line = strstr(text, "\nVmPin:");
-        *ret = !line || strtoul(line + strlen("\nVmPin:"), NULL, 10) > 0;
-        return 0;
+        return line && strtoul(line + strlen(name), NULL, 10) == 0;
+}
+
+static int read_status(const Target *target, char **ret) {
+        int r = read_file(target->procfd, "status", ret, NULL);
+
+        return r == -ENOENT || r == -ESRCH ? REMAP_E_GONE : r;
 }
 
 int remap_target_fits(const Target *target) {
-        bool pinned;
-        int r = read_pinned(target, &pinned);
+        _cleanup_free_ char *status = NULL;
+        int r = read_status(target, &status);
 
         if (r != 0)
                 return r;
-        if (pinned)
+        if (!is_zero(status, "\nVmPin:"))
                 return REMAP_E_PINNED;
         r = zero_target_fits(target);
         return r == ZERO_E_PEER ? REMAP_E_PEER
@@ -56,7 +57,14 @@ int remap_target_fits(const Target *target) {
              : r == ZERO_E_GONE ? REMAP_E_GONE : r;
 }
 
-static bool has_io_uring(const Target *target) {
+/* Who pins for VFIO's first kind of container (vfio_lock_acct()) counts as VmLck, like mlock(2). */
+static bool counts_pinned(const Target *target) {
+        _cleanup_free_ char *status = NULL;
+
+        return read_status(target, &status) != 0 || !is_zero(status, "\nVmPin:") || !is_zero(status, "\nVmLck:");
+}
+
+static bool holds_ring(const Target *target) {
         int fd = openat(target->procfd, "fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
         DIR *dir = fd < 0 ? NULL : fdopendir(fd);
         bool found = !dir;
@@ -70,20 +78,23 @@ static bool has_io_uring(const Target *target) {
                 if (n <= 0)
                         continue;
                 link[n] = 0;
-                found = strcmp(link, "anon_inode:[io_uring]") == 0;
+                found = strcmp(link, IO_URING_FILE) == 0;
         }
         if (dir)
                 closedir(dir);
         return found;
 }
 
-bool remap_target_may_pin(const Target *target) {
+/* A ring may be in the table of one thread, or registered (io_uring_register_ring_fd(3)) and closed: then its memory is
+ * mapped all the same. */
+static bool maps_ring(const Target *target) {
         _cleanup_free_ char *maps = NULL;
-        bool pinned;
 
-        return remap_guards(REMAP_GUARD_PIN) &&
-               (read_pinned(target, &pinned) != 0 || pinned || has_io_uring(target) ||
-               read_file(target->procfd, "maps", &maps, NULL) < 0 || strstr(maps, "/[aio]"));
+        return read_file(target->procfd, "maps", &maps, NULL) < 0 || strstr(maps, IO_URING_FILE) || strstr(maps, "/[aio]");
+}
+
+bool remap_target_may_pin(const Target *target) {
+        return remap_guards(REMAP_GUARD_PIN) && (counts_pinned(target) || holds_ring(target) || maps_ring(target));
 }
 
 /* "7f0123456000 default anon=3 …", one for each mapping; a process's own policy shows at all of its mappings. */

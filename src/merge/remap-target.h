@@ -19,7 +19,7 @@ int remap_target_fits(const Target *target);
 const char *remap_fit_reason(int error);
 
 /* Pages that were written may be pinned, now or in a moment, by something that does not stand with its threads: pinned
- * pages, io_uring, aio. True also when that cannot be told. */
+ * or locked pages, io_uring, aio. True also when that cannot be told. */
 bool remap_target_may_pin(const Target *target);
 
 /* Notes in the list which mappings have a memory policy, or get one from their process. -ENOENT: without NUMA there are
