@@ -38,8 +38,10 @@ static const uint64_t features_of[] = {
 #define ID_POOL ((uint64_t)1 << 63)
 #define ID_TABLE ((uint64_t)1 << 62)
 
-/* Below the first address any process can map, and as far as any can. */
-#define ADDRESS_MIN PAGE_BYTES
+/* The kernel refuses (EINVAL) what begins below what processes may map: CONFIG_LSM_MMAP_MIN_ADDR or the sysctl, whichever
+ * is more. */
+#define ADDRESS_MIN_USUAL ((uint64_t)65536)
+#define ADDRESS_MIN_FILE "/proc/sys/vm/mmap_min_addr"
 #define ADDRESS_END ((uint64_t)1 << 47)
 
 int guard_init(int uffd, GuardKind kind) {
@@ -77,16 +79,30 @@ uint64_t guard_id(int fd) {
         return S_ISDIR(st.st_mode) ? ID_POOL | st.st_dev : S_ISREG(st.st_mode) ? ID_TABLE | st.st_ino : st.st_ino;
 }
 
-/* Nothing is ever registered at an address this low: ENOENT where there is an address space, ESRCH where there is none.
- * */
+/* All that a process can map. */
+static struct uffdio_range all_addresses(void) {
+        static uint64_t min;
+
+        if (min == 0) {
+                uint64_t set;
+
+                min = ADDRESS_MIN_USUAL;
+                if (read_u64(AT_FDCWD, ADDRESS_MIN_FILE, &set) == 0 && set < ADDRESS_END / 2)
+                        min = MAX_OF(min, ROUND_UP(set, PAGE_BYTES));
+        }
+        return (struct uffdio_range){ min, ADDRESS_END - PAGE_BYTES - min };
+}
+
+/* No mapping is as long as that, so nothing is filled: ENOENT where there is an address space, ESRCH where there is
+ * none. */
 bool guard_is_dead(int uffd) {
-        struct uffdio_zeropage zero = { .range = { ADDRESS_MIN, PAGE_BYTES } };
+        struct uffdio_zeropage zero = { .range = all_addresses() };
 
         return ioctl(uffd, UFFDIO_ZEROPAGE, &zero) < 0 && errno == ESRCH;
 }
 
-void guard_requeue(int uffd) {
-        struct uffdio_range all = { ADDRESS_MIN, ADDRESS_END - 2 * PAGE_BYTES };
+int guard_requeue(int uffd) {
+        struct uffdio_range all = all_addresses();
 
-        (void)ioctl(uffd, UFFDIO_WAKE, &all);
+        return ioctl(uffd, UFFDIO_WAKE, &all) == 0 ? 0 : -errno;
 }

@@ -30,5 +30,5 @@ uint64_t guard_id(int fd);
 bool guard_is_dead(int uffd);
 
 /* Who read a message and died before it answered left its faulting thread waiting: wakes all that wait, which makes
- * them fault, and be told, again. Harmless at any time. */
-void guard_requeue(int uffd);
+ * them fault, and be told, again. Harmless at any time. -errno. */
+int guard_requeue(int uffd);

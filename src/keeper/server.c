@@ -144,7 +144,7 @@ static int add_held(Server *server, const KeeperMessage *request, int *fd) {
         /* A daemon gives it to us that had a copy, when a keeper died with all its processes: what that one had read
          * and not answered nobody else knows of. */
         if (!(serve_left_out & SERVE_LEAVE_OUT_REQUEUE))
-                guard_requeue(held);
+                (void)guard_requeue(held);
         server->hold->entries[held].stored = store_add(server->options->notify_fd, held, guard_id(held));
         return 0;
 }
@@ -297,7 +297,7 @@ static int begin(Server *server) {
                         r = watch(server, fd);
                         /* What the last one had read and not answered. */
                         if (!(serve_left_out & SERVE_LEAVE_OUT_REQUEUE))
-                                guard_requeue(fd);
+                                (void)guard_requeue(fd);
                 }
         if (r == 0)
                 r = watch(server, server->options->listen_fd);

@@ -224,6 +224,9 @@ static void test_requeue(void) {
         usleep(50000);
         CHECK(read(guarded.guard, &msg, sizeof msg) < 0 && errno == EAGAIN); /* it is not told twice by itself */
         CHECK(waitpid(pid, &status, WNOHANG) == 0);
+        CHECK(guard_requeue(guarded.guard) == 0);
+        usleep(50000);
+        CHECK(read(guarded.guard, &msg, sizeof msg) == sizeof msg && msg.arg.pagefault.address == area_page(50));
         CHECK(keeper_add(keeper, guarded.guard, &owner) == 0);
         CHECK(waitpid(pid, &status, 0) == pid && status == 0);
         guarded_stop(&guarded);
