@@ -24,6 +24,7 @@
 #define READ_MAX 64U                    /* messages of one userfaultfd in a round */
 #define DRAIN_MAX 65536U                /* in a KEEPER_SYNC: its process has no more threads than that */
 #define EVENTS_MAX 64
+#define OTHERS_MAX (PEERS_MAX + 2)      /* that are watched beside guards */
 #define SWEEP_NSEC NSEC_PER_SEC
 /* Waiting for the first daemon to say something: it started us, so it will. */
 #define PATIENCE_NSEC (10 * NSEC_PER_SEC)
@@ -37,7 +38,8 @@ typedef struct Server {
         int daemon;             /* the peer that is told of children: who greeted last; -EBADF */
         bool unsent;            /* there are children to be offered */
         bool had_peer;
-        uint64_t started_nsec, sweep_nsec; /* sweep_nsec: when the next one is due */
+        bool starving;          /* there was no descriptor left for a child's guard since the last sweep */
+        uint64_t started_nsec, swept_nsec, sweep_nsec; /* when the last one was, and the next one is due */
 } Server;
 
 static int watch(Server *server, int fd) {
@@ -92,34 +94,76 @@ static void on_forked(void *userdata, int fd) {
         server->unsent = true;
 }
 
-/* Those whose address space is gone. Nobody else notices that for us, see guard_is_dead(). */
-static void sweep(Server *server) {
+/* Those whose address space is gone. Nobody else notices that for us, see guard_is_dead(). How long it took to look at
+ * the others: each that is gone is looked at once. */
+static uint64_t sweep(Server *server) {
         Hold *hold = server->hold;
+        uint64_t in_vain_nsec = 0;
 
         for (int fd = 0; fd < hold->end; fd++) {
                 HoldEntry *entry = &hold->entries[fd];
+                uint64_t begun;
 
                 if (!entry->id)
                         continue;
+                begun = now_nsec();
                 if (!guard_is_dead(fd)) {
                         /* Most children do not live that long: the service manager is spared those. */
                         entry->stored = entry->stored || store_add(server->options->notify_fd, fd, entry->id);
+                        in_vain_nsec += now_nsec() - begun;
                         continue;
                 }
                 if (entry->stored)
                         store_remove(server->options->notify_fd, entry->id);
                 hold_drop(hold, fd);
         }
+        return in_vain_nsec;
 }
 
-/* Everything that could be read when it is called has been answered when it returns. */
-static int drain(Server *server) {
-        Hold *hold = server->hold;
+static void sweep_if_due(Server *server) {
+        uint64_t now = now_nsec();
 
-        for (int fd = 0; fd < hold->end; fd++)
-                if (hold->entries[fd].id && serve_read(hold, fd, DRAIN_MAX, on_forked, server))
-                        return -EBUSY;
-        return 0;
+        if (now < server->sweep_nsec && !(server->starving && now >= server->swept_nsec + SWEEP_NSEC))
+                return;
+        /* However many there are, looking after them takes one thousandth of the time. */
+        server->sweep_nsec = now + MAX_OF(SWEEP_NSEC, sweep(server) * 1000);
+        server->swept_nsec = now;
+        server->starving = false;
+}
+
+/* What of the events is a guard's; -EBUSY: one has more to say than max. */
+static int serve_guards(Server *server, const struct epoll_event *events, int n, unsigned max) {
+        Hold *hold = server->hold;
+        int n_guards = 0, r = 0;
+
+        for (int i = 0; i < n; i++) {
+                int fd = events[i].data.fd;
+
+                if (fd >= hold->end || !hold->entries[fd].id)
+                        continue;
+                n_guards++;
+                if (serve_read(hold, fd, max, on_forked, server))
+                        r = -EBUSY;
+        }
+        return r ?: n_guards;
+}
+
+/* Everything that could be read when it is called has been answered when it returns. All threads of a process stand
+ * meanwhile: only who has something to say is listened to. The kernel tells those in turn, in the order in which they
+ * had, so that nobody has to be waited for who goes on talking: after as many as there are each had his turn. */
+static int drain(Server *server) {
+        const KeeperStats *stats = server->hold->stats;
+        uint32_t rounds = (stats->guards + stats->mutes + OTHERS_MAX) / EVENTS_MAX + 1;
+        struct epoll_event events[EVENTS_MAX];
+        int r = 1;
+
+        _Static_assert(OTHERS_MAX < EVENTS_MAX, "a full round has a guard in it");
+        for (uint32_t i = 0; i < rounds && r > 0; i++) {
+                int n = epoll_wait(server->epoll_fd, events, EVENTS_MAX, 0);
+
+                r = n < 0 ? -errno : serve_guards(server, events, n, DRAIN_MAX);
+        }
+        return MIN_OF(r, 0);
 }
 
 static int add_held(Server *server, const KeeperMessage *request, int *fd) {
@@ -309,24 +353,20 @@ static int begin(Server *server) {
 
 static int one_round(Server *server) {
         struct epoll_event events[EVENTS_MAX];
-        uint64_t now = now_nsec(), starved = server->hold->stats->starved;
+        uint64_t starved = server->hold->stats->starved;
         int n;
 
-        if (now >= server->sweep_nsec) {
-                sweep(server);
-                /* However many there are, looking after them takes one thousandth of the time. */
-                server->sweep_nsec = now + MAX_OF(SWEEP_NSEC, (now_nsec() - now) * 1000);
-        }
+        sweep_if_due(server);
         if (server->unsent && server->daemon >= 0)
                 send_children(server);
         n = epoll_wait(server->epoll_fd, events, EVENTS_MAX, (int)(SWEEP_NSEC / NSEC_PER_MSEC));
         if (n < 0)
                 return errno == EINTR ? 0 : -errno;
-        for (int i = 0; i < n; i++)
-                if (events[i].data.fd < server->hold->end && server->hold->entries[events[i].data.fd].id)
-                        (void)serve_read(server->hold, events[i].data.fd, READ_MAX, on_forked, server);
-        if (server->hold->stats->starved != starved)
+        (void)serve_guards(server, events, n, READ_MAX);
+        if (server->hold->stats->starved != starved) {
+                server->starving = true;
                 usleep(1000); /* it stays readable */
+        }
         for (int i = 0; i < n; i++) {
                 int fd = events[i].data.fd;
 

@@ -6,6 +6,7 @@
  */
 #include "guard-child.h"
 
+#include "base/clock.h"
 #include "keeper/serve.h"
 #include "merge/remap-target.h"
 
@@ -14,6 +15,7 @@
 #include <signal.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
@@ -375,8 +377,87 @@ static void test_watches(void) {
         guarded_stop(&other);
 }
 
+/* So many children, which end at once when the last one is there. */
+static long order_brood(long n) {
+        pid_t group = 0;
+
+        for (long i = 0; i < n; i++) {
+                pid_t pid = fork();
+
+                if (pid == 0) {
+                        pause();
+                        _exit(1);
+                }
+                CHECK(pid > 0 && setpgid(pid, group) == 0);
+                group = group ?: pid;
+        }
+        CHECK(kill(-group, SIGKILL) == 0);
+        for (long i = 0; i < n; i++)
+                CHECK(waitpid(-group, NULL, 0) > 0);
+        return 0;
+}
+
+/* Until nobody's guard but that of the process itself is held. */
+static uint64_t await_swept(void) {
+        uint64_t begun = now_nsec();
+        KeeperStats stats;
+
+        do {
+                usleep(10000);
+                CHECK(keeper_dispatch(keeper) == 0 && keeper_stats(keeper, &stats) == 0);
+                CHECK(now_nsec() < begun + 20 * NSEC_PER_SEC, "%u guards are held", stats.guards);
+        } while (stats.guards > 1);
+        return now_nsec() - begun;
+}
+
+/* To let go of many guards at once is no reason to look for more the later: forks would make them grow without end. */
+static void test_sweep(void) {
+        Guarded guarded = guarded_start(PAGES, true);
+        uint64_t many, one;
+
+        CHECK(child_order(&guarded.child, order_brood, 800) == 0);
+        many = await_swept();
+        CHECK(child_order(&guarded.child, order_brood, 1) == 0);
+        one = await_swept();
+        printf("800 dead guards are let go of in %lu ms, one more in %lu ms\n", many / NSEC_PER_MSEC, one / NSEC_PER_MSEC);
+        CHECK(one < 2 * NSEC_PER_SEC, "%lu ms", one / NSEC_PER_MSEC);
+        guarded_stop(&guarded);
+}
+
+/* All threads of a target stand in a keeper_sync(): how many guards there are must not matter. */
+static void test_sync_time(void) {
+        enum { GUARDS = 2000, TIMES = 50 };
+        _cleanup_free_ int *fds = calloc(GUARDS, sizeof *fds);
+        Guarded guarded = guarded_start(PAGES, true);
+        KeeperOwner owner = { .pid = guarded.child.pid };
+        uint64_t before = UINT64_MAX, after = UINT64_MAX;
+
+        for (unsigned i = 0; i < 2 * TIMES; i++) {
+                uint64_t begun = now_nsec(), *least = i < TIMES ? &before : &after;
+
+                CHECK(keeper_sync(keeper) == 0);
+                *least = MIN_OF(*least, now_nsec() - begun);
+                for (unsigned k = 0; i == TIMES - 1 && k < GUARDS; k++) {
+                        fds[k] = child_userfaultfd(&guarded.child, GUARD_ZERO);
+                        CHECK(keeper_add(keeper, fds[k], &owner) == 0);
+                }
+        }
+        printf("keeper_sync(): %lu us, with %u guards %lu us\n", before / 1000, GUARDS, after / 1000);
+        CHECK(after < before + 500 * NSEC_PER_USEC, "%lu us, with %u guards %lu us", before / 1000, GUARDS, after / 1000);
+        for (unsigned k = 0; k < GUARDS; k++) {
+                CHECK(keeper_drop(keeper, guard_id(fds[k])) == 0);
+                safe_close(fds[k]);
+        }
+        guarded_stop(&guarded);
+}
+
 int main(int argc, char **argv) {
+        struct rlimit limit;
+
         CHECK(argc == 2);
+        CHECK(getrlimit(RLIMIT_NOFILE, &limit) == 0);
+        limit.rlim_cur = limit.rlim_max;
+        CHECK(setrlimit(RLIMIT_NOFILE, &limit) == 0);
         guard_test_begin(256, argv[1]);
         test_discard();
         test_kernel_access();
@@ -387,6 +468,8 @@ int main(int argc, char **argv) {
         test_protected_fork();
         test_protected_hole();
         test_watches();
+        test_sweep();
+        test_sync_time();
         guard_test_end();
         return 0;
 }
