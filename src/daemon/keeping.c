@@ -240,9 +240,15 @@ int manager_open_keeper(Manager *m, const char **ret_reason) {
         return 0;
 }
 
+static uint32_t max_sharing(const Manager *m) { return m->conf->daemon.max_page_sharing ?: 256; }
+
+void manager_limit_pools(Manager *m) {
+        for (size_t i = 0; m->remapping && i < m->remapping->n_pools; i++)
+                pool_set_max_sharing(m->remapping->pools[i]->pool, max_sharing(m));
+}
+
 const char *manager_open_pool(void *userdata, Slot *slot) {
         Manager *m = userdata;
-        uint32_t sharing = m->conf->daemon.max_page_sharing ?: 256;
         _cleanup_free_ char *name = NULL;
         const char *reason = NULL;
         Pool *pool = NULL;
@@ -261,12 +267,12 @@ const char *manager_open_pool(void *userdata, Slot *slot) {
         for (size_t i = 0; i < m->remapping->n_pools; i++)
                 if (strcmp(m->remapping->pools[i]->name, name) == 0) {
                         slot->pool = m->remapping->pools[i];
-                        pool_set_max_sharing(slot->pool->pool, sharing);
+                        pool_set_max_sharing(slot->pool->pool, max_sharing(m));
                         return NULL;
                 }
         if (!manager_keeper_ready(m))
                 return "route remap: the keeper cannot be reached";
-        r = pool_new(name, sharing, &pool, &reason);
+        r = pool_new(name, max_sharing(m), &pool, &reason);
         if (r < 0) {
                 log_warning("no pool can be made: %s: %s", reason, strerror(-r));
                 return reason;

@@ -329,6 +329,7 @@ static void swap_config(Manager *m) {
         m->conf = TAKE_PTR(m->new_conf);
         m->nodes_asked = false;
         roster_reconfigure(&m->roster, m->conf);
+        manager_limit_pools(m);
         if (old->daemon.probes != m->conf->daemon.probes) {
                 manager_close_probes(m);
                 if (manager_open_probes(m) < 0)

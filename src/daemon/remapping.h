@@ -46,6 +46,8 @@ void manager_close_keeper(Manager *manager);
 bool manager_keeper_ready(Manager *manager);
 /* RosterOpenPool. */
 const char *manager_open_pool(void *userdata, Slot *slot);
+/* The configuration was swapped: MaxPageSharing= counts from now on. */
+void manager_limit_pools(Manager *manager);
 /* What is in the pool of a domain that was opened just now goes into its tree. */
 void manager_learn_pool(Slot *slot);
 /* Gives back pages that nobody maps any more, after a look at so many; ends pools that are not needed. */

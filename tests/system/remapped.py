@@ -288,6 +288,23 @@ def grown():
         put_back_and_ended(host, group, daemon, before, *victims)
 
 
+def relimited():
+    """a reload changes MaxPageSharing= for a pool that is in use"""
+    with Host("remaprelimited") as host:
+        group = host.cgroup("a")
+        victims = [Growing(host, group, 64) for _ in range(2)]
+        host.configure("MaxPageSharing=2\n" + DAEMON + section(group))
+        daemon = host.daemon(host.dir / "test.conf")
+        wait_for("the first", lambda: host.passes() or all(pooled(v)[0] == 64 for v in victims), 60)
+        host.configure("MaxPageSharing=4\n" + DAEMON + section(group))
+        host.ctl("reload")
+        victims += [Growing(host, group, 64) for _ in range(2)]
+        wait_for("the others", lambda: host.passes() or all(pooled(v)[0] == 64 for v in victims), 60)
+        check(all(v.frames(False) == victims[0].frames(False) for v in victims), "other frames")
+        check(max_count(victims[0].frames(False)) == 4, "a frame is not mapped four times")
+        ended(host, daemon, *victims)
+
+
 def fork_is_over():
     """what a child shared when it was read is merged once the child has ended, though nobody writes it"""
     with Host("remapforkover") as host:
@@ -786,7 +803,7 @@ def control_pin():
 
 
 if __name__ == "__main__":
-    tests = [merged, grown, fork_is_over, lived, skipped, trusted, domains, abandoned, killed, restarted, confined, pinned,
-             outside, exact, strange]
+    tests = [merged, grown, relimited, fork_is_over, lived, skipped, trusted, domains, abandoned, killed, restarted, confined,
+             pinned, outside, exact, strange]
     controls = [control_domain, control_crowd, control_protect, control_written, control_pin]
     run_tests(*tests, *(controls if sys.argv[1:] else []))
