@@ -224,14 +224,18 @@ static uint32_t block_length(const Pool *pool, uint64_t start) {
         return (uint32_t)MIN_OF(pool->space.n - start, (uint64_t)BLOCK_PAGES);
 }
 
-/* Takes over what the kernel says of pages. */
+/* Takes over what the kernel says of pages. A reserved one that cannot be counted just now is taken for somebody's:
+ * pool_collect() counts it again, and left reserved it would never be. */
 static void take_over(Pool *pool, uint64_t page, uint32_t n_pages, const uint32_t *counts, bool reserved_too) {
         for (uint32_t i = 0; i < n_pages; i++) {
-                uint32_t word = pool->space.sharers[page + i];
+                uint32_t word = pool->space.sharers[page + i], count = counts[i];
 
-                if (word == POOL_FREE || (word == POOL_RESERVED && !reserved_too) || counts[i] == POOL_COUNT_BUSY)
+                if (word == POOL_FREE || (word == POOL_RESERVED && !reserved_too))
                         continue;
-                pool_space_set(&pool->space, page + i, counts[i] == POOL_COUNT_NONE ? POOL_FREE : counts[i]);
+                if (count == POOL_COUNT_BUSY && word != POOL_RESERVED)
+                        continue;
+                pool_space_set(&pool->space, page + i, count == POOL_COUNT_NONE ? POOL_FREE
+                                                     : count == POOL_COUNT_BUSY ? 1 : count);
         }
 }
 

@@ -8,6 +8,7 @@
 #include "guard-child.h"
 
 #include "base/io.h"
+#include "merge/pool-count.h"
 
 #include <linux/userfaultfd.h>
 #include <sys/ioctl.h>
@@ -236,6 +237,37 @@ static void test_refusals(void) {
         CHECK(dev != other_dev);
 }
 
+/* pool.c's calls of it. */
+int __real_pool_counter_count(PoolCounter *counter, uint64_t page, uint32_t n_pages, uint32_t *ret);
+int __wrap_pool_counter_count(PoolCounter *counter, uint64_t page, uint32_t n_pages, uint32_t *ret);
+
+static bool busy;
+int __wrap_pool_counter_count(PoolCounter *counter, uint64_t page, uint32_t n_pages, uint32_t *ret) {
+        int r = __real_pool_counter_count(counter, page, n_pages, ret);
+
+        for (uint32_t i = 0; i < n_pages && busy; i++)
+                ret[i] = POOL_COUNT_BUSY;
+        return r;
+}
+
+/* A page that the kernel moves while a new daemon counts is counted again by a later collection. */
+static void test_busy_recount(void) {
+        _cleanup_(pool_freep) Pool *first = NULL, *again = NULL;
+        char page[PAGE_BYTES] = { 1 };
+        uint64_t number, freed = 0;
+        PoolStats stats;
+
+        CHECK(pool_new("busy", 256, &first, NULL) == 0);
+        CHECK(pool_alloc(first, 1, NULL, 0, &number) == 0 && pool_write(first, number, 1, page) == 0);
+        CHECK(pool_open("busy", pool_mount_fd(first), 256, &again) == 0);
+        busy = true;
+        CHECK(pool_recount(again) == 0);
+        CHECK(pool_collect(again, PAGES, &freed) == 0 && freed == 0); /* it may be anybody's */
+        busy = false;
+        CHECK(pool_collect(again, PAGES, &freed) == 0 && freed == 1, "%lu", freed);
+        CHECK(pool_stats(again, &stats) == 0 && stats.pages == 0 && stats.frames == 0);
+}
+
 int main(int argc, char **argv) {
         CHECK(argc == 2);
         test_lock_ksm(); /* swap and shmem_enabled are everybody's */
@@ -245,6 +277,7 @@ int main(int argc, char **argv) {
         test_noswap();
         test_collapse();
         test_refusals();
+        test_busy_recount();
         guard_test_end();
         return 0;
 }
