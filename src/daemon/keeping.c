@@ -121,14 +121,14 @@ static int add_pool(Remapping *remapping, Pool *pool, const char *name, RemapPoo
         return 0;
 }
 
-static int take_over_pool(void *userdata, const KeeperItem *item, int *mount_fd) {
+static int take_over_pool(void *userdata, const KeeperItem *item, int mount_fd) {
         Remapping *remapping = userdata;
         _cleanup_free_ char *name = NULL;
         Pool *pool = NULL;
-        int r = pool_domain(*mount_fd, &name);
+        int r = pool_domain(mount_fd, &name);
 
         if (r == 0)
-                r = pool_open(name, *mount_fd, 256, &pool);
+                r = pool_open(name, mount_fd, 256, &pool);
         if (r == 0)
                 r = pool_recount(pool);
         if (r < 0) {

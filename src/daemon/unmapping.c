@@ -20,6 +20,7 @@
 #include "base/log.h"
 #include "daemon/notify.h"
 
+#include <fcntl.h>
 #include <string.h>
 
 #define ROUNDS_MAX 8U
@@ -48,24 +49,28 @@ typedef struct Search {
         const Member *member;
         uint64_t address;               /* in a mapping that a guard watches; 0: there is none */
         RemapGuard found;
-        uint64_t tried;
 } Search;
 
-/* The process's own are asked first; then the children's, whose process the keeper does not know. */
-static int try_guard(void *userdata, const KeeperItem *item, int *uffd) {
-        Search *search = userdata;
+static bool is_found(const Search *search, const KeeperItem *item, int uffd) {
         const Target *target = search->member->target;
         bool ours = item->owner.pid == target->pid && item->owner.start_ticks == target->start_ticks;
 
-        if (item->kind == GUARD_MUTE && ours && search->found.mute < 0 && !guard_is_dead(*uffd))
-                search->found.mute = TAKE_FD(*uffd);
-        if (item->kind == GUARD_ZERO && search->found.zero < 0 && search->address != 0 &&
-            (ours || item->owner.pid == 0) && remap_guard_watches(*uffd, target, search->address))
-                search->found.zero = TAKE_FD(*uffd);
-        else if (item->kind == GUARD_ZERO && search->found.zero < 0 && search->address == 0 && ours &&
-                 !guard_is_dead(*uffd))
-                search->found.zero = TAKE_FD(*uffd);
-        return 0;
+        if (item->kind == GUARD_ZERO && search->address != 0)
+                return (ours || item->owner.pid == 0) && remap_guard_watches(uffd, target, search->address);
+        return ours && !guard_is_dead(uffd);
+}
+
+/* Of children the keeper does not know whose they are. 1: both are found. */
+static int try_guard(void *userdata, const KeeperItem *item, int uffd) {
+        Search *search = userdata;
+        int *found = item->kind == GUARD_MUTE ? &search->found.mute : &search->found.zero;
+
+        if (*found < 0 && is_found(search, item, uffd)) {
+                *found = fcntl(uffd, F_DUPFD_CLOEXEC, 3);
+                if (*found < 0)
+                        return -errno;
+        }
+        return search->found.mute >= 0 && search->found.zero >= 0;
 }
 
 /* What an earlier daemon, or the process that forked it, remapped in the process, and nobody watches any more: both
@@ -114,7 +119,7 @@ int manager_find_guard(Manager *m, Member *member, const VmaList *vmas) {
                 for (size_t i = 0; i < vmas->n && search.address == 0; i++)
                         if (remapping_find_pool(m->remapping, &vmas->vmas[i]) && remap_vma_guarded(&vmas->vmas[i]))
                                 search.address = remap_guard_page(member->target, &vmas->vmas[i]);
-                r = keeper_list(m->remapping->keeper, try_guard, &search);
+                r = MIN_OF(keeper_list(m->remapping->keeper, try_guard, &search), 0);
                 /* A mapping has one guard, and a new one could never put back what another watches. */
                 if (r == 0 && search.address != 0 && search.found.zero < 0)
                         r = REMOTE_E_BUSY;

@@ -483,21 +483,14 @@ int keeper_drop(Keeper *keeper, uint64_t id) {
         return r;
 }
 
-/* Guards, or pools. */
+/* Guards, or pools: what is held there is copied here. */
 static int walk(Keeper *keeper, bool pools, KeeperHandler handler, void *userdata) {
-        KeeperMessage message = {};
+        int r = keeper_dispatch(keeper);
 
-        for (;;) {
-                _cleanup_close_ int fd = -EBADF;
-                int r = next(keeper, &message, &fd);
-
-                if (r == -ENOENT)
-                        return 0;
-                if (r == 0 && pools == (message.item.kind == GUARD_NONE))
-                        r = handler(userdata, &message.item, &fd);
-                if (r < 0)
-                        return r;
-        }
+        for (size_t i = 0; i < keeper->n_copies && r == 0; i++)
+                if (pools == (keeper->copies[i].item.kind == GUARD_NONE))
+                        r = handler(userdata, &keeper->copies[i].item, keeper->copies[i].fd);
+        return r;
 }
 
 int keeper_list(Keeper *keeper, KeeperHandler handler, void *userdata) {

@@ -75,9 +75,10 @@ typedef struct KeeperItem {
         KeeperOwner owner;      /* of a child: the one it was forked from, pid 0 */
 } KeeperItem;
 
-/* All guards held. uffd is closed after the handler unless it takes it (TAKE_FD(*uffd)). An error of the handler's ends
+/* All guards held, as far as we were told: of one that a child was forked with just now later. The keeper is not asked,
+ * there may be thousands. uffd is borrowed; the handler calls nothing that takes the keeper. Anything but 0 from it ends
  * it and is returned. */
-typedef int (*KeeperHandler)(void *userdata, const KeeperItem *item, int *uffd);
+typedef int (*KeeperHandler)(void *userdata, const KeeperItem *item, int uffd);
 int keeper_list(Keeper *keeper, KeeperHandler handler, void *userdata);
 
 /* Pools: the detached mount of each domain (merge/pool.h), which has the domain's name in it; one a domain (-EEXIST).

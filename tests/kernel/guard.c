@@ -424,13 +424,20 @@ static void test_sweep(void) {
         guarded_stop(&guarded);
 }
 
-/* All threads of a target stand in a keeper_sync(): how many guards there are must not matter. */
-static void test_sync_time(void) {
+static int count_guards(void *userdata, const KeeperItem *item, int uffd) {
+        ++*(unsigned *)userdata;
+        return 0;
+}
+
+/* All threads of a target stand in a keeper_sync(): how many guards there are must not matter. And each process that is new
+ * looks through all of them for its own. */
+static void test_many_guards(void) {
         enum { GUARDS = 2000, TIMES = 50 };
         _cleanup_free_ int *fds = calloc(GUARDS, sizeof *fds);
         Guarded guarded = guarded_start(PAGES, true);
         KeeperOwner owner = { .pid = guarded.child.pid };
-        uint64_t before = UINT64_MAX, after = UINT64_MAX;
+        uint64_t before = UINT64_MAX, after = UINT64_MAX, listed;
+        unsigned n = 0;
 
         for (unsigned i = 0; i < 2 * TIMES; i++) {
                 uint64_t begun = now_nsec(), *least = i < TIMES ? &before : &after;
@@ -444,6 +451,10 @@ static void test_sync_time(void) {
         }
         printf("keeper_sync(): %lu us, with %u guards %lu us\n", before / 1000, GUARDS, after / 1000);
         CHECK(after < before + 500 * NSEC_PER_USEC, "%lu us, with %u guards %lu us", before / 1000, GUARDS, after / 1000);
+        listed = now_nsec();
+        CHECK(keeper_list(keeper, count_guards, &n) == 0 && n >= GUARDS, "%u", n);
+        listed = now_nsec() - listed;
+        CHECK(listed < 5 * NSEC_PER_MSEC, "listed in %lu us", listed / 1000);
         for (unsigned k = 0; k < GUARDS; k++) {
                 CHECK(keeper_drop(keeper, guard_id(fds[k])) == 0);
                 safe_close(fds[k]);
@@ -469,7 +480,7 @@ int main(int argc, char **argv) {
         test_protected_hole();
         test_watches();
         test_sweep();
-        test_sync_time();
+        test_many_guards();
         guard_test_end();
         return 0;
 }

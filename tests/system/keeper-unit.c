@@ -100,8 +100,8 @@ static void leave(void) {
         puts("left");
 }
 
-static int find(void *userdata, const KeeperItem *item, int *uffd) {
-        CHECK(guard_id(*uffd) == item->id && guard_kind(*uffd) == GUARD_ZERO && item->kind == GUARD_ZERO);
+static int find(void *userdata, const KeeperItem *item, int uffd) {
+        CHECK(guard_id(uffd) == item->id && guard_kind(uffd) == GUARD_ZERO && item->kind == GUARD_ZERO);
         for (unsigned i = 0; i < VICTIMS; i++) {
                 KeeperOwner owner = owner_of(i);
 
@@ -109,7 +109,7 @@ static int find(void *userdata, const KeeperItem *item, int *uffd) {
                         continue;
                 CHECK(item->parent == 0 && memcmp(&item->owner, &owner, sizeof owner) == 0);
                 CHECK(victims[i].guard < 0, "listed twice");
-                victims[i].guard = TAKE_FD(*uffd);
+                victims[i].guard = fcntl(uffd, F_DUPFD_CLOEXEC, 3);
                 return 0;
         }
         CHECK(item->parent == victims[0].id && item->owner.pid == 0 && !child_found);

@@ -278,8 +278,8 @@ static void check_privileges(pid_t pid) {
         closedir(directory);
 }
 
-static int count_items(void *userdata, const KeeperItem *item, int *uffd) {
-        CHECK(guard_id(*uffd) == item->id && guard_kind(*uffd) == item->kind);
+static int count_items(void *userdata, const KeeperItem *item, int uffd) {
+        CHECK(guard_id(uffd) == item->id && guard_kind(uffd) == item->kind);
         *(unsigned *)userdata += item->owner.pid != 0;
         return 0;
 }
