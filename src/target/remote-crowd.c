@@ -7,9 +7,11 @@
 #include <sys/ptrace.h>
 
 /*
- * All threads of a process, made to stand at once: while they do, none of them maps, forks, closes or writes. Threads
- * are interrupted first and waited for afterwards, so that they stop side by side; the list of them is read again until
- * a look at it that began when all stood shows nobody new (only one that runs can start another).
+ * All threads of a process, made to stand at once: while they do, none of them maps, forks, closes or writes. All are
+ * looked at and seized first, which stops nobody; then they are interrupted, one right after the other, and waited for
+ * afterwards: the first stands until the last does, and looking at one takes twenty times as long as interrupting it. The
+ * list of them is read again until a look at it that began when all stood shows nobody new (only one that runs can start
+ * another).
  *
  * Nothing is run in these threads: each has its interrupted call repaired the moment it stands, for we may die, and is
  * let go with its registers as they are. A thread in a restartable sequence may stand there; the kernel restarts it as
@@ -30,8 +32,24 @@ static bool is_known(const RemoteCrowd *crowd, pid_t tid) {
         return false;
 }
 
+typedef struct Newcomer {
+        pid_t tid;
+        RemoteThreadStatus status;
+} Newcomer;
+
+typedef struct Newcomers {
+        Newcomer *list;
+        size_t n, allocated;
+} Newcomers;
+
+static void newcomers_done(Newcomers *newcomers) { free(newcomers->list); }
+
+static bool is_out_of_patience(const RemoteCrowd *crowd) {
+        return crowd->stood_nsec && now_nsec() - crowd->stood_nsec > crowd->patience_nsec;
+}
+
 /* A thread that ended meanwhile is no failure, here and below. */
-static int interrupt(Remote *remote, const Target *target, pid_t tid, RemoteCrowd *crowd) {
+static int look_at(const Target *target, pid_t tid, RemoteCrowd *crowd, Newcomers *newcomers) {
         RemoteThreadStatus status;
         if (remote_is_worker(target, tid)) {
                 if (GROW(crowd->workers, crowd->n_workers, crowd->allocated_workers) < 0)
@@ -48,30 +66,47 @@ static int interrupt(Remote *remote, const Target *target, pid_t tid, RemoteCrow
                 return REMOTE_E_TRACED;
         if (status.state != 'S' && status.state != 'R')
                 return REMOTE_E_BUSY; /* in a fork of its own, in the kernel's hands, stopped or frozen */
+        if (crowd->n + newcomers->n >= crowd->n_max || is_out_of_patience(crowd))
+                return REMOTE_E_BUSY;
+        if (GROW(newcomers->list, newcomers->n, newcomers->allocated) < 0)
+                return -ENOMEM;
+        newcomers->list[newcomers->n++] = (Newcomer){tid, status};
+        return 0;
+}
+
+static int seize(Remote *remote, const Target *target, const Newcomer *newcomer, RemoteCrowd *crowd) {
         if (GROW(crowd->threads, crowd->n, crowd->allocated) < 0)
                 return -ENOMEM;
         RemoteThread *thread;
-        r = remote_thread_seize(remote, target, tid, &status, NULL, &thread);
-        if (r == REMOTE_E_GONE)
-                return 0;
-        if (r != 0)
-                return r;
-        crowd->threads[crowd->n++] = thread;
+        int r = remote_thread_seize(remote, target, newcomer->tid, &newcomer->status, NULL, &thread);
+        if (r == 0)
+                crowd->threads[crowd->n++] = thread;
+        return r == REMOTE_E_GONE ? 0 : r;
+}
+
+static int interrupt(RemoteThread *thread, RemoteCrowd *crowd) {
+        uint64_t now = now_nsec();
+        int r = remote_thread_interrupt(thread);
+        thread->stopped_nsec = now; /* it is looked at when all are interrupted, and may stand since now */
         if (crowd->interrupted_nsec == 0)
-                crowd->interrupted_nsec = now_nsec();
-        r = remote_thread_interrupt(thread);
+                crowd->interrupted_nsec = now;
         remote_step(REMOTE_STEP_CROWD);
         return r == REMOTE_E_GONE ? 0 : r;
 }
 
 /* Interrupts whom it does not know yet. */
 static int gather(Remote *remote, const Target *target, DIR *tasks, pid_t only, RemoteCrowd *crowd, bool *ret_new) {
+        _cleanup_(newcomers_done) Newcomers newcomers = {};
         size_t before = crowd->n, seen = 0;
         int r = 0;
         rewinddir(tasks);
         for (pid_t tid; r == 0 && (tid = remote_tasks_next(tasks)) > 0; seen++)
                 if (!is_known(crowd, tid) && (!only || tid == only))
-                        r = interrupt(remote, target, tid, crowd);
+                        r = look_at(target, tid, crowd, &newcomers);
+        for (size_t i = 0; r == 0 && i < newcomers.n; i++)
+                r = seize(remote, target, &newcomers.list[i], crowd);
+        for (size_t i = before; r == 0 && i < crowd->n; i++)
+                r = interrupt(crowd->threads[i], crowd);
         *ret_new = crowd->n > before;
         return r == 0 && seen == 0 ? REMOTE_E_GONE : r;
 }
@@ -101,6 +136,8 @@ static int look_around(RemoteCrowd *crowd, bool *ret_all) {
                         crowd->threads[i] = crowd->threads[--crowd->n];
                         continue;
                 }
+                if (!thread->stopped && is_out_of_patience(crowd))
+                        return REMOTE_E_BUSY;
                 all &= thread->stopped;
                 i++;
         }
@@ -108,19 +145,21 @@ static int look_around(RemoteCrowd *crowd, bool *ret_all) {
         return 0;
 }
 
-/* Whom waking would harm is found before anybody is woken. */
-static int ask_leave(const Target *target, DIR *tasks, pid_t only) {
+/* Whom waking would harm, and that they are too many, is found before anybody is woken. */
+static int ask_leave(const Target *target, DIR *tasks, pid_t only, size_t n_max) {
+        size_t n = 0;
         for (pid_t tid; (tid = remote_tasks_next(tasks)) > 0;)
-                if ((!only || tid == only) && !remote_is_worker(target, tid) && remote_must_sleep_on(target, tid))
+                if ((!only || tid == only) && !remote_is_worker(target, tid) &&
+                    (++n > n_max || remote_must_sleep_on(target, tid)))
                         return REMOTE_E_BUSY;
         return 0;
 }
 
-int remote_crowd_stop(Remote *remote, const Target *target, uint64_t patience_nsec, pid_t only, RemoteCrowd *crowd) {
+int remote_crowd_stop(Remote *remote, const Target *target, pid_t only, RemoteCrowd *crowd) {
         _cleanup_closedir_ DIR *tasks = NULL;
         int r = remote_tasks_open(target, &tasks);
         if (r == 0)
-                r = ask_leave(target, tasks, only);
+                r = ask_leave(target, tasks, only, crowd->n_max);
         if (r != 0)
                 return r;
         uint64_t started = now_nsec(), pause = CROWD_LOOK_NSEC;
@@ -137,8 +176,7 @@ int remote_crowd_stop(Remote *remote, const Target *target, uint64_t patience_ns
                         return r;
                 if (all)
                         continue;
-                uint64_t now = now_nsec();
-                if (now - started > CROWD_WAIT_NSEC || (crowd->stood_nsec && now - crowd->stood_nsec > patience_nsec))
+                if (now_nsec() - started > CROWD_WAIT_NSEC)
                         return REMOTE_E_BUSY;
                 remote_nap(pause);
                 pause = MIN_OF(pause + pause / 2, (uint64_t)CROWD_LOOK_MAX_NSEC);

@@ -242,12 +242,12 @@ static int await_done(RemoteThread *thread, size_t n, uint64_t deadline_nsec, Re
         }
 }
 
-static uint64_t run_deadline(uint64_t stood_nsec) {
+uint64_t remote_run_deadline(uint64_t stood_nsec, uint64_t run_nsec) {
         uint64_t now = now_nsec(), late = MIN_OF((now - stood_nsec) / 2, (uint64_t)RUN_LATE_MAX_NSEC);
 
         if (!remote_guards(REMOTE_GUARD_LATE))
-                return stood_nsec + REMOTE_RUN_NSEC;
-        return MAX_OF(stood_nsec + REMOTE_RUN_NSEC, now + late);
+                return stood_nsec + run_nsec;
+        return MAX_OF(stood_nsec + run_nsec, now + late);
 }
 
 int remote_run(RemoteThread *thread, RemoteCall *calls, size_t n, uint64_t stood_nsec, size_t *ret_done,
@@ -265,7 +265,7 @@ int remote_run(RemoteThread *thread, RemoteCall *calls, size_t n, uint64_t stood
                 return r;
 
         RemoteResults results;
-        r = await_done(thread, n, run_deadline(stood_nsec), &results);
+        r = await_done(thread, n, remote_run_deadline(stood_nsec, REMOTE_RUN_NSEC), &results);
         uint64_t ran = now_nsec() - started;
         if (r == REMOTE_E_GONE)
                 return r;

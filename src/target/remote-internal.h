@@ -144,7 +144,7 @@ struct RemoteThread {
         bool seccomp;           /* it has a filter that may not let it clean up when nobody traces it */
         int inject;             /* a signal it had taken already when it stopped: goes back with the next resume */
         uint64_t interrupted_nsec;
-        uint64_t stopped_nsec;  /* it stands since this time or later */
+        uint64_t stopped_nsec;  /* when it was last not seen standing: it stands since then or later */
         RemoteCode code;
         RemoteRegs regs;        /* as found */
         uint64_t mask;
@@ -207,6 +207,8 @@ int remote_write(const RemoteThread *thread, const void *data, size_t size, uint
 bool remote_in_program(const RemoteThread *thread);
 /* Of the 2 ms of a stop this much is for getting in and the calls; the rest is for getting out. */
 #define REMOTE_RUN_NSEC (1100 * NSEC_PER_USEC)
+/* When no more is to be begun in a stop that has run_nsec, of a thread that stands since stood_nsec and is ready now. */
+uint64_t remote_run_deadline(uint64_t stood_nsec, uint64_t run_nsec);
 /* Runs as many of the calls as there is time for, one at least; one of them at most may be one to take from. *ret_done:
  * made. May be called once after remote_enter(). stood_nsec: since when it stands. */
 int remote_run(RemoteThread *thread, RemoteCall *calls, size_t n, uint64_t stood_nsec, size_t *ret_done,
@@ -273,10 +275,12 @@ struct RemoteCrowd {
         size_t n, allocated;
         pid_t *workers;         /* those that cannot be stopped */
         size_t n_workers, allocated_workers;
-        uint64_t interrupted_nsec, stood_nsec; /* when the first was interrupted; since when one of them stands */
+        uint64_t interrupted_nsec, stood_nsec; /* when the first was interrupted; since when, at most, one of them stands */
+        uint64_t patience_nsec; /* in: so long those that stand wait for those that do not yet */
+        size_t n_max;           /* in: of more threads none is stopped */
 };
 /* only: 0, or the one thread to stop (tests). 0: all stand. REMOTE_E_*, -errno: call remote_crowd_done() all the same. */
-int remote_crowd_stop(Remote *remote, const Target *target, uint64_t patience_nsec, pid_t only, RemoteCrowd *crowd);
+int remote_crowd_stop(Remote *remote, const Target *target, pid_t only, RemoteCrowd *crowd);
 RemoteThread *remote_crowd_find(const RemoteCrowd *crowd, pid_t tid); /* NULL: not among them */
 void remote_crowd_done(RemoteCrowd *crowd); /* lets all of them go */
 

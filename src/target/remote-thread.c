@@ -104,7 +104,6 @@ int remote_thread_wait(RemoteThread *thread, uint64_t timeout_nsec, int *ret_sta
                                 return REMOTE_E_GONE;
                         }
                         thread->stopped = true;
-                        thread->stopped_nsec = now;
                         *ret_status = status;
                         if (status >> 16 == 0 && WSTOPSIG(status) != (SIGTRAP | 0x80))
                                 remote_step(REMOTE_STEP_SIGNAL);
@@ -114,6 +113,7 @@ int remote_thread_wait(RemoteThread *thread, uint64_t timeout_nsec, int *ret_sta
                         thread->dead = true; /* ECHILD: taken over by an exec in another thread */
                         return REMOTE_E_GONE;
                 }
+                thread->stopped_nsec = now;
                 now = now_nsec();
                 if (now >= until)
                         return REMOTE_E_BUSY;
@@ -144,6 +144,7 @@ int remote_thread_interrupt(RemoteThread *thread) {
         if (ptrace(PTRACE_INTERRUPT, thread->tid, 0, 0) < 0)
                 return errno == ESRCH ? remote_thread_gone(thread) : -errno;
         remote_step(REMOTE_STEP_INTERRUPTED);
+        thread->stopped_nsec = now_nsec();
         return thread->stopped ? remote_thread_resume(thread, PTRACE_CONT) : 0;
 }
 

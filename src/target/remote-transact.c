@@ -81,9 +81,11 @@ static int answer(RemoteThread *thread, RemoteProgram *program, const Target *ta
         return 0;
 }
 
-/* Until the program has ended. */
-static int attend(RemoteThread *thread, RemoteProgram *program, const Target *target, uint64_t deadline_nsec,
-                  uint64_t expect_nsec, uint64_t *ret_ran_nsec) {
+/* Until the program has ended. How long it may go on is known once its first question is answered: until then the other
+ * threads are parked, of which each takes its time. */
+static int attend(RemoteThread *thread, RemoteProgram *program, const Target *target, uint64_t stood_nsec,
+                  uint64_t run_nsec, uint64_t expect_nsec, uint64_t *ret_ran_nsec) {
+        uint64_t deadline_nsec = program->n_questions > 0 ? UINT64_MAX : remote_run_deadline(stood_nsec, run_nsec);
         uint64_t results_at = thread->region + REMOTE_REGION_RESULTS_OFFSET, started = now_nsec(), answered = 0;
         uint64_t quiet_since = started, begun = started;
         for (bool told = false;;) {
@@ -104,7 +106,10 @@ static int attend(RemoteThread *thread, RemoteProgram *program, const Target *ta
                         r = answer(thread, program, target, results.asked);
                         if (r != 0)
                                 return r;
-                        begun = answered ? begun : now;
+                        if (!answered) {
+                                begun = now;
+                                deadline_nsec = remote_run_deadline(stood_nsec, run_nsec);
+                        }
                         answered = results.asked;
                         quiet_since = now;
                 }
@@ -145,9 +150,8 @@ static int run(RemoteThread *thread, const Target *target, RemoteTransaction *tr
         thread->program = true;
         r = remote_launch(thread, 0);
         if (r == 0)
-                r = attend(thread, program, target,
-                           stood_nsec + (transaction->run_nsec ? transaction->run_nsec : RUN_NSEC), transaction->expect_nsec,
-                           &transaction->ran_nsec);
+                r = attend(thread, program, target, stood_nsec, transaction->run_nsec ? transaction->run_nsec : RUN_NSEC,
+                           transaction->expect_nsec, &transaction->ran_nsec);
         if (r == 0)
                 r = read_words(thread, program);
         remote_step(REMOTE_STEP_DONE);
@@ -227,8 +231,7 @@ static int transact(Remote *remote, Target *target, RemoteTransaction *transacti
             remote_guards(REMOTE_GUARD_CALM) && remote_cpus_are_contended(remote, REMOTE_CONTENDED_THREADS))
                 return REMOTE_E_BUSY;
         pid_t only = remote_guards(REMOTE_GUARD_CROWD) ? 0 : n_candidates > 0 ? candidates[0].tid : target->pid;
-        r = remote_crowd_stop(remote, target, transaction->patience_nsec ? transaction->patience_nsec : PATIENCE_NSEC,
-                              only, crowd);
+        r = remote_crowd_stop(remote, target, only, crowd);
         if (r != 0)
                 return r;
         transaction->threads = crowd->n;
@@ -246,8 +249,6 @@ static int transact(Remote *remote, Target *target, RemoteTransaction *transacti
                 r = remote_thread_status(target, chosen->tid, &status);
         if (r == 0 && (status.shadow_stack ||
                        (status.seccomp == SECCOMP_MODE_STRICT && remote_guards(REMOTE_GUARD_FILTER))))
-                r = REMOTE_E_UNFIT;
-        if (r == 0 && transaction->program->holds && crowd->n > REMOTE_PARKED_MAX)
                 r = REMOTE_E_UNFIT;
         if (r == 0)
                 r = remote_thread_suspend_seccomp(chosen);
@@ -273,7 +274,10 @@ int remote_transact(Remote *remote, Target *target, RemoteTransaction *transacti
                 return REMOTE_E_GONE;
         if (remote_lingers_inside(remote, target))
                 return REMOTE_E_BUSY;
-        RemoteCrowd crowd = {};
+        RemoteCrowd crowd = {
+                .patience_nsec = transaction->patience_nsec ? transaction->patience_nsec : PATIENCE_NSEC,
+                .n_max = transaction->program->holds ? REMOTE_PARKED_MAX : SIZE_MAX,
+        };
         transaction->threads = transaction->workers = 0;
         transaction->stop_nsec = transaction->ran_nsec = 0;
         {

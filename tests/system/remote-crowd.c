@@ -1,0 +1,157 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "target/remote-internal.h"
+#include "tests/test.h"
+
+#include <pthread.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+
+/*
+ * How many threads are made to stand: nobody stands while others are still being looked at, what is said of a stop is no
+ * shorter than it was, and a process with more threads than can be parked is not stopped at all. Prints what it
+ * measured. Built with the remote sources of its own (REMOTE_TEST), whose steps tell when something happens.
+ */
+#define TRIES 60U
+#define PATIENCE_NSEC (20 * NSEC_PER_MSEC)
+
+unsigned remote_test_leave_out;
+uint64_t remote_test_program_wait_nsec = NSEC_PER_SEC;
+static unsigned interrupted, seized_late;
+static uint64_t first_nsec, all_nsec, last_nsec;
+
+void remote_test_step(RemoteStep step) {
+        if (step == REMOTE_STEP_SEIZED)
+                seized_late += interrupted > 0;
+        if (step == REMOTE_STEP_CROWD && interrupted++ == 0)
+                first_nsec = now_nsec();
+        if (step == REMOTE_STEP_STANDING)
+                all_nsec = now_nsec();
+        if (step == REMOTE_STEP_DETACHED)
+                last_nsec = now_nsec();
+}
+
+static void *sleep_on(void *unused) {
+        pause();
+        return NULL;
+}
+
+static pid_t start(unsigned n_threads) {
+        int fds[2];
+        char byte;
+
+        CHECK(pipe2(fds, O_CLOEXEC) == 0);
+        pid_t pid = fork();
+        CHECK(pid >= 0);
+        if (pid == 0) {
+                prctl(PR_SET_PDEATHSIG, SIGKILL);
+                for (unsigned i = 1; i < n_threads; i++) {
+                        pthread_t thread;
+                        CHECK(pthread_create(&thread, NULL, sleep_on, NULL) == 0);
+                }
+                CHECK(write(fds[1], "", 1) == 1);
+                (void)sleep_on(NULL);
+        }
+        CHECK(read(fds[0], &byte, 1) == 1);
+        close(fds[0]);
+        close(fds[1]);
+        usleep(20000); /* all of them sleep */
+        return pid;
+}
+
+/* A thread that did not stop in time is still ours, and its end too. */
+static void end(Remote *remote, pid_t pid) {
+        kill(pid, SIGKILL);
+        while (waitpid(pid, NULL, WNOHANG) == 0) {
+                remote_reap(remote);
+                usleep(1000);
+        }
+}
+
+static int transact(Remote *remote, Target *target, bool hold, RemoteTransaction *transaction) {
+        _cleanup_(remote_program_freep) RemoteProgram *program = NULL;
+
+        CHECK(remote_program_new(&program) == 0);
+        unsigned fd = remote_program_words(program, 1), out = remote_program_label(program);
+        int null = open("/dev/null", O_RDONLY | O_CLOEXEC);
+        if (hold)
+                remote_program_hold(program);
+        remote_program_give(program, &null, 1, fd, out);
+        remote_program_here(program, out);
+        remote_program_close(program, fd);
+        *transaction = (RemoteTransaction){ .program = program, .patience_nsec = PATIENCE_NSEC };
+        interrupted = 0;
+        first_nsec = last_nsec = 0;
+        int r = remote_transact(remote, target, transaction);
+        transaction->program = NULL;
+        close(null);
+        return r;
+}
+
+static int compare(const void *a, const void *b) {
+        uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+
+        return x < y ? -1 : x > y;
+}
+
+static void test_stop(Remote *remote, unsigned n_threads) {
+        _cleanup_(target_freep) Target *target = NULL;
+        uint64_t stood[TRIES], stand[TRIES];
+        size_t n = 0, said_whole = 0;
+        pid_t pid = start(n_threads);
+
+        CHECK(target_new(pid, &target) == 0);
+        seized_late = 0;
+        for (unsigned i = 0; i < TRIES; i++) {
+                RemoteTransaction transaction;
+                int r = transact(remote, target, true, &transaction);
+
+                CHECK(r >= 0, "%s", strerror(-r));
+                if (r != 0) { /* somebody got no CPU in time, and is to be let go first */
+                        usleep(5000);
+                        continue;
+                }
+                stood[n] = last_nsec - first_nsec;
+                stand[n] = all_nsec - first_nsec;
+                said_whole += transaction.stop_nsec >= stood[n++];
+        }
+        end(remote, pid);
+        CHECK(seized_late == 0, "%u were seized while others stood", seized_late);
+        if (n == 0) {
+                printf("%u threads: not one transaction of %u, the CPUs are too busy\n", n_threads, TRIES);
+                return;
+        }
+        /* Of the others the first had to wait for a CPU before it stood. */
+        CHECK(said_whole > 0 || n < TRIES / 2, "not one of %zu stops was as long as was said", n);
+        qsort(stood, n, sizeof *stood, compare);
+        qsort(stand, n, sizeof *stand, compare);
+        printf("%u threads: until all stand p50 %lu us, the whole p50 %lu, max %lu us; of %zu stops %zu counted from the first "
+               "interrupt on\n", n_threads, stand[n / 2] / 1000, stood[n / 2] / 1000, stood[n - 1] / 1000, n, said_whole);
+}
+
+static void test_too_many(Remote *remote) {
+        _cleanup_(target_freep) Target *target = NULL;
+        RemoteTransaction transaction;
+        pid_t pid = start(REMOTE_PARKED_MAX + 1);
+
+        CHECK(target_new(pid, &target) == 0);
+        int r = transact(remote, target, true, &transaction);
+        CHECK(r == REMOTE_E_BUSY && interrupted == 0, "%s, %u interrupted", remote_error_name(r), interrupted);
+        CHECK(transaction.stop_nsec == 0 && target->stood_nsec == 0);
+        r = transact(remote, target, false, &transaction);
+        CHECK(interrupted == REMOTE_PARKED_MAX + 1, "who parks nobody may stop more: %s, %u interrupted",
+              remote_error_name(r), interrupted);
+        end(remote, pid);
+}
+
+int main(void) {
+        _cleanup_(remote_freep) Remote *remote = NULL;
+
+        test_need_root();
+        CHECK(remote_new(&remote) == 0);
+        for (unsigned n = 1; n <= 250; n = n == 1 ? 8 : n == 8 ? 64 : n == 64 ? 250 : 251)
+                test_stop(remote, n);
+        test_too_many(remote);
+        return 0;
+}
