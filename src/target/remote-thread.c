@@ -34,6 +34,16 @@ int remote_thread_suspend_seccomp(RemoteThread *thread) {
         return errno == ESRCH ? remote_thread_gone(thread) : !thread->seccomp ? 0 : REMOTE_E_DENIED;
 }
 
+/* EPERM is also what ptrace(2) says of a thread that is ending, or that somebody else has begun to trace meanwhile. */
+static int why_refused(const Target *target, pid_t tid) {
+        RemoteThreadStatus status;
+        int r = remote_thread_status(target, tid, &status);
+        if (r != 0)
+                return r;
+        return status.state == 'Z' || status.state == 'X' ? REMOTE_E_GONE
+             : status.tracer ? REMOTE_E_TRACED : REMOTE_E_DENIED;
+}
+
 int remote_thread_seize(Remote *remote, const Target *target, pid_t tid, const RemoteThreadStatus *status, int *memfd,
                         RemoteThread **ret) {
         _cleanup_free_ RemoteThread *thread = calloc(1, sizeof *thread);
@@ -48,7 +58,8 @@ int remote_thread_seize(Remote *remote, const Target *target, pid_t tid, const R
                 r = ptrace(PTRACE_SEIZE, tid, 0, options);
         if (r < 0)
                 return errno == ESRCH ? REMOTE_E_GONE
-                     : errno == EPERM || errno == EINVAL || errno == EIO ? REMOTE_E_DENIED : -errno;
+                     : errno == EPERM ? why_refused(target, tid)
+                     : errno == EINVAL || errno == EIO ? REMOTE_E_DENIED : -errno;
         thread->remote = remote;
         thread->pid = target->pid;
         thread->tid = tid;

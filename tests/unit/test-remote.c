@@ -11,6 +11,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/ptrace.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -184,6 +185,44 @@ static void test_sleeps(void **state) {
         assert_true(remote_sleep_repeatable(SYS_rt_sigtimedwait));
 }
 
+static pid_t start_child(int *ret_held) {
+        int fds[2];
+        char byte;
+        assert_int_equal(pipe2(fds, O_CLOEXEC), 0);
+        pid_t pid = fork();
+        if (pid == 0) {
+                close(fds[1]);
+                _exit((int)read(fds[0], &byte, 1)); /* 0, when the other end is closed */
+        }
+        close(fds[0]);
+        *ret_held = fds[1];
+        return pid;
+}
+
+/* ptrace(2) says EPERM of all three; only one of them is an answer for ever. */
+static void test_seize_refused(void **state) {
+        RemoteThreadStatus status = {.state = 'S', .seccomp = -1};
+        for (int traced = 0; traced < 2; traced++) {
+                _cleanup_(target_freep) Target *target = NULL;
+                RemoteThread *thread = NULL;
+                siginfo_t info;
+                int held;
+                pid_t pid = start_child(&held);
+                assert_int_equal(target_new(pid, &target), 0);
+                if (traced)
+                        assert_int_equal(ptrace(PTRACE_SEIZE, pid, 0, 0), 0);
+                else {
+                        close(held);
+                        assert_int_equal(waitid(P_PID, (id_t)pid, &info, WEXITED | WNOWAIT), 0);
+                }
+                assert_int_equal(remote_thread_seize(NULL, target, pid, &status, NULL, &thread),
+                                 traced ? REMOTE_E_TRACED : REMOTE_E_GONE);
+                if (traced)
+                        close(held);
+                assert_int_equal(waitpid(pid, NULL, 0), pid);
+        }
+}
+
 static void test_percentile(void **state) {
         RemoteStats stats = {};
         assert_int_equal(remote_stop_percentile(&stats, 990), 0);
@@ -338,6 +377,7 @@ int main(void) {
                 cmocka_unit_test(test_stack_floor_of_thread),
                 cmocka_unit_test(test_stack_floor_of_pieces),
                 cmocka_unit_test(test_sleeps),
+                cmocka_unit_test(test_seize_refused),
                 cmocka_unit_test(test_percentile),
 #if defined(__x86_64__)
                 cmocka_unit_test(test_snippets),
