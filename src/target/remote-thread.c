@@ -225,21 +225,8 @@ static RemoteThread *destroy(RemoteThread *thread) {
         return NULL;
 }
 
-/* A standing thread goes on as it would have. False: it is not possible yet. */
-static bool let_go(RemoteThread *thread) {
-        /* In the middle of a program it must not be called back: it ends by itself, as if we had died. */
-        if (thread->stage == REMOTE_STAGE_INSIDE && remote_in_program(thread)) {
-                remote_boost_end(thread->remote);
-                if (ptrace(PTRACE_DETACH, thread->tid, 0, thread->inject) < 0)
-                        (void)remote_thread_gone(thread);
-                return true;
-        }
-        if (thread->stage == REMOTE_STAGE_PARKED && !thread->deserted && remote_unpark(thread) != 0)
-                return false;
-        if (thread->stage == REMOTE_STAGE_INSIDE && remote_leave(thread) != 0)
-                return false;
-        if (!thread->inject && thread->stage != REMOTE_STAGE_PARKED)
-                remote_thread_repair(thread);
+/* False: it was killed, and its end is still to be collected. */
+static bool detach(RemoteThread *thread) {
         remote_boost_end(thread->remote);
         if (ptrace(PTRACE_DETACH, thread->tid, 0, thread->inject) < 0) {
                 (void)remote_thread_gone(thread);
@@ -247,6 +234,20 @@ static bool let_go(RemoteThread *thread) {
         }
         remote_step(REMOTE_STEP_DETACHED);
         return true;
+}
+
+/* A standing thread goes on as it would have. False: it is not possible yet. */
+static bool let_go(RemoteThread *thread) {
+        /* In the middle of a program it must not be called back: it ends by itself, as if we had died. */
+        if (thread->stage == REMOTE_STAGE_INSIDE && remote_in_program(thread))
+                return detach(thread);
+        if (thread->stage == REMOTE_STAGE_PARKED && !thread->deserted && remote_unpark(thread) != 0)
+                return false;
+        if (thread->stage == REMOTE_STAGE_INSIDE && remote_leave(thread) != 0)
+                return false;
+        if (!thread->inject && thread->stage != REMOTE_STAGE_PARKED)
+                remote_thread_repair(thread);
+        return detach(thread);
 }
 
 RemoteThread *remote_thread_free(RemoteThread *thread) {
