@@ -37,15 +37,6 @@ int remote_mask_set(pid_t tid, uint64_t mask) {
         return ptrace(PTRACE_SETSIGMASK, tid, sizeof mask, &mask) < 0 ? -errno : 0;
 }
 
-/* A stop that is not the awaited one: a signal goes back where it came from. One that our own instructions caused
- * (they can only if somebody unmapped the region under them) is dropped: the frame still leads home. */
-static void keep_signal(RemoteThread *thread, int status) {
-        int sig = WSTOPSIG(status);
-        if (status >> 16 == 0 && sig != (SIGTRAP | 0x80) && sig != SIGSEGV && sig != SIGBUS && sig != SIGILL &&
-            sig != SIGFPE)
-                thread->inject = sig;
-}
-
 static bool ours(const RemoteThread *thread, const RemoteRegs *regs) {
         uint64_t sp = remote_arch_sp(regs);
         return remote_arch_cookie(regs) == thread->cookie && sp >= thread->frame && sp <= thread->frame + 8;
@@ -82,7 +73,7 @@ static int call_once(RemoteThread *thread, long nr, const uint64_t args[6], Remo
                 if ((r = remote_thread_resume(thread, PTRACE_SYSCALL)) != 0 ||
                     (r = remote_thread_wait(thread, REMOTE_STEP_NSEC, &status)) != 0)
                         return r;
-                keep_signal(thread, status);
+                remote_thread_keep_signal(thread, status);
         } while (WSTOPSIG(status) != (SIGTRAP | 0x80));
         remote_step(entry);
 
@@ -194,7 +185,7 @@ int remote_tend(RemoteThread *thread) {
         int status, r = remote_thread_wait(thread, 0, &status);
         if (r != 0)
                 return r == REMOTE_E_BUSY ? 0 : r;
-        keep_signal(thread, status);
+        remote_thread_keep_signal(thread, status);
         return remote_thread_resume(thread, PTRACE_CONT);
 }
 

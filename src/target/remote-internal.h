@@ -175,6 +175,10 @@ bool remote_thread_in_region(const RemoteThread *thread);
 int remote_thread_suspend_seccomp(RemoteThread *thread); /* REMOTE_E_*: it cannot be had */
 /* Waits for the next stop of any kind; *ret_status as from waitpid(). REMOTE_E_BUSY: not in time. REMOTE_E_GONE. */
 int remote_thread_wait(RemoteThread *thread, uint64_t timeout_nsec, int *ret_status);
+/* It stands with this status, which is not what was waited for: a signal goes back where it came from with the next
+ * resume. One that our own instructions caused (they can only if somebody unmapped the region under them) is dropped:
+ * the frame still leads home. */
+void remote_thread_keep_signal(RemoteThread *thread, int status);
 int remote_thread_resume(RemoteThread *thread, int request);
 RemoteThread *remote_thread_free(RemoteThread *thread);
 DEFINE_CLEANUP(RemoteThread, remote_thread_free)

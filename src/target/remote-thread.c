@@ -149,6 +149,14 @@ int remote_thread_resume(RemoteThread *thread, int request) {
         return 0;
 }
 
+/* SIGTRAP | 0x80: no signal, but the stop of a system call. */
+void remote_thread_keep_signal(RemoteThread *thread, int status) {
+        int sig = WSTOPSIG(status);
+        bool fault = sig == SIGSEGV || sig == SIGBUS || sig == SIGILL || sig == SIGFPE;
+        if (status >> 16 == 0 && sig != (SIGTRAP | 0x80) && !(fault && thread->stage != REMOTE_STAGE_SEIZED))
+                thread->inject = sig;
+}
+
 static bool is_interrupt_stop(int status) { return status >> 16 == PTRACE_EVENT_STOP; }
 
 int remote_thread_interrupt(RemoteThread *thread) {
@@ -175,9 +183,8 @@ int remote_thread_await(RemoteThread *thread, uint64_t until) {
                 if (is_interrupt_stop(status))
                         /* A group-stop of the whole process shows as the stop of the signal that began it. */
                         return WSTOPSIG(status) == SIGTRAP || thread->stage == REMOTE_STAGE_INSIDE ? 0 : REMOTE_E_BUSY;
-                /* It had taken a signal already: that takes its course, the interrupt comes right after it. */
-                if (status >> 16 == 0 && WSTOPSIG(status) != (SIGTRAP | 0x80))
-                        thread->inject = WSTOPSIG(status);
+                /* The signal takes its course, the interrupt comes right after it. */
+                remote_thread_keep_signal(thread, status);
                 r = remote_thread_resume(thread, PTRACE_CONT);
                 if (r != 0)
                         return r;
@@ -273,8 +280,7 @@ void remote_reap(Remote *remote) {
                 if (!thread->stopped && !thread->dead && remote_thread_wait(thread, 0, &status) == 0 &&
                     !is_interrupt_stop(status)) {
                         /* A signal on its way in comes first; the interrupt is still owed to us. */
-                        if (status >> 16 == 0 && WSTOPSIG(status) != (SIGTRAP | 0x80))
-                                thread->inject = WSTOPSIG(status);
+                        remote_thread_keep_signal(thread, status);
                         ptrace(PTRACE_INTERRUPT, thread->tid, 0, 0);
                         (void)remote_thread_resume(thread, PTRACE_CONT);
                 }

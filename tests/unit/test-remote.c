@@ -10,6 +10,7 @@
 #include <stdarg.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <signal.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/socket.h>
@@ -223,6 +224,22 @@ static void test_seize_refused(void **state) {
         }
 }
 
+/* A fault is the thread's own until its registers are ours. */
+static void test_keep_signal(void **state) {
+        static const int signals[] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGUSR1};
+        for (size_t i = 0; i < ELEMENTSOF(signals); i++)
+                for (RemoteStage stage = REMOTE_STAGE_SEIZED; stage <= REMOTE_STAGE_PARKED; stage++) {
+                        RemoteThread thread = {.stage = stage};
+                        remote_thread_keep_signal(&thread, signals[i] << 8 | 0x7f);
+                        bool kept = stage == REMOTE_STAGE_SEIZED || signals[i] == SIGUSR1;
+                        assert_int_equal(thread.inject, kept ? signals[i] : 0);
+                }
+        RemoteThread thread = {.stage = REMOTE_STAGE_SEIZED};
+        remote_thread_keep_signal(&thread, (SIGTRAP | 0x80) << 8 | 0x7f);
+        remote_thread_keep_signal(&thread, PTRACE_EVENT_STOP << 16 | SIGSTOP << 8 | 0x7f);
+        assert_int_equal(thread.inject, 0);
+}
+
 static void test_percentile(void **state) {
         RemoteStats stats = {};
         assert_int_equal(remote_stop_percentile(&stats, 990), 0);
@@ -378,6 +395,7 @@ int main(void) {
                 cmocka_unit_test(test_stack_floor_of_pieces),
                 cmocka_unit_test(test_sleeps),
                 cmocka_unit_test(test_seize_refused),
+                cmocka_unit_test(test_keep_signal),
                 cmocka_unit_test(test_percentile),
 #if defined(__x86_64__)
                 cmocka_unit_test(test_snippets),
