@@ -309,7 +309,7 @@ int remote_leave(RemoteThread *thread) {
                 if (r != 0)
                         return r;
         }
-        if (thread->region) {
+        if (thread->region && !thread->leaves_region) {
                 const uint64_t args[6] = {thread->region, thread->region_bytes};
                 int64_t unmapped;
                 r = call_once(thread, SYS_munmap, args, REMOTE_STEP_UNMAP_ENTRY, &unmapped);
@@ -337,6 +337,11 @@ int remote_leave(RemoteThread *thread) {
                 return r == -ESRCH ? remote_thread_gone(thread) : r;
         (void)write_all(thread->memfd, thread->below, thread->below_size, thread->frame);
         remote_step(REMOTE_STEP_STACK_BACK);
+        if (thread->region) {
+                const uint64_t yes = 1;
+                (void)write_all(thread->memfd, &yes, sizeof yes,
+                                thread->region + REMOTE_REGION_RESULTS_OFFSET + offsetof(RemoteResults, home));
+        }
         thread->stage = REMOTE_STAGE_SEIZED;
         return 0;
 }

@@ -156,6 +156,7 @@ struct RemoteThread {
         uint64_t region_bytes;  /* with the frames of parked threads */
         uint64_t wanted;        /* where it is being mapped */
         bool deserted;          /* parked: the program runs on without us, and it is to wait for that */
+        bool leaves_region;     /* others are in it: it goes home without, and the next visit takes it away */
         uint8_t *below;         /* what stood below the stack, and is to stand there again */
         size_t below_size;
 };
@@ -295,7 +296,7 @@ int remote_crowd_park(RemoteCrowd *crowd, RemoteThread *runner);
 uint64_t remote_park_bytes(const RemoteThread *runner); /* that one needs behind the region */
 int remote_unpark(RemoteThread *thread); /* -errno, REMOTE_E_GONE */
 /* The program ended, or (deserted) goes on without us. */
-void remote_crowd_unpark(RemoteCrowd *crowd, const RemoteThread *runner, bool deserted);
+void remote_crowd_unpark(RemoteCrowd *crowd, RemoteThread *runner, bool deserted);
 
 /* The snippets of one process, verified before each use. */
 typedef struct RemoteCodeCache {

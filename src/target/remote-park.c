@@ -93,8 +93,9 @@ int remote_unpark(RemoteThread *thread) {
         return 0;
 }
 
-/* Whom we take back does not count itself out. */
-void remote_crowd_unpark(RemoteCrowd *crowd, const RemoteThread *runner, bool deserted) {
+/* Whom we take back does not count itself out. The others need the region for as long as they have not come to a CPU,
+ * even if the program has ended by then and the one that ran it is taken back. */
+void remote_crowd_unpark(RemoteCrowd *crowd, RemoteThread *runner, bool deserted) {
         uint64_t left = 0;
         for (size_t i = 0; i < crowd->n; i++) {
                 RemoteThread *thread = crowd->threads[i];
@@ -103,6 +104,7 @@ void remote_crowd_unpark(RemoteCrowd *crowd, const RemoteThread *runner, bool de
                 thread->deserted = deserted;
                 left += deserted || (remote_unpark(thread) != 0 && !thread->dead);
         }
+        runner->leaves_region = left > 0;
         if (left == 0 && runner->region)
                 (void)count(runner, 0);
 }

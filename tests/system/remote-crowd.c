@@ -3,14 +3,17 @@
 #include "tests/test.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
 /*
  * How many threads are made to stand: nobody stands while others are still being looked at, what is said of a stop is no
- * shorter than it was, and a process with more threads than can be parked is not stopped at all. Prints what it
+ * shorter than it was, a process with more threads than can be parked is not stopped at all, and those that are
+ * parked come home when we lost patience with the program. Prints what it
  * measured. Built with the remote sources of its own (REMOTE_TEST), whose steps tell when something happens.
  */
 #define TRIES 60U
@@ -19,6 +22,7 @@
 unsigned remote_test_leave_out;
 uint64_t remote_test_program_wait_nsec = NSEC_PER_SEC;
 static unsigned interrupted, seized_late;
+static bool desert;
 static uint64_t first_nsec, all_nsec, last_nsec;
 
 void remote_test_step(RemoteStep step) {
@@ -26,10 +30,14 @@ void remote_test_step(RemoteStep step) {
                 seized_late += interrupted > 0;
         if (step == REMOTE_STEP_CROWD && interrupted++ == 0)
                 first_nsec = now_nsec();
+        if (step == REMOTE_STEP_ANSWERED && desert)
+                remote_test_program_wait_nsec = 0; /* it runs on without us, the others parked */
         if (step == REMOTE_STEP_STANDING)
                 all_nsec = now_nsec();
         if (step == REMOTE_STEP_DETACHED)
                 last_nsec = now_nsec();
+        if (step == REMOTE_STEP_DETACHED && remote_test_program_wait_nsec == 0)
+                usleep(1000); /* the program ends */
 }
 
 static void *sleep_on(void *unused) {
@@ -37,7 +45,13 @@ static void *sleep_on(void *unused) {
         return NULL;
 }
 
-static pid_t start(unsigned n_threads) {
+static void *sleep_last(void *unused) {
+        CHECK(setpriority(PRIO_PROCESS, 0, 19) == 0); /* of this thread */
+        return sleep_on(NULL);
+}
+
+/* last: all on one CPU, which the first thread has before all others. */
+static pid_t start(unsigned n_threads, bool last) {
         int fds[2];
         char byte;
 
@@ -46,9 +60,13 @@ static pid_t start(unsigned n_threads) {
         CHECK(pid >= 0);
         if (pid == 0) {
                 prctl(PR_SET_PDEATHSIG, SIGKILL);
+                cpu_set_t one;
+                CPU_ZERO(&one);
+                CPU_SET(0, &one);
+                CHECK(!last || sched_setaffinity(0, sizeof one, &one) == 0);
                 for (unsigned i = 1; i < n_threads; i++) {
                         pthread_t thread;
-                        CHECK(pthread_create(&thread, NULL, sleep_on, NULL) == 0);
+                        CHECK(pthread_create(&thread, NULL, last ? sleep_last : sleep_on, NULL) == 0);
                 }
                 CHECK(write(fds[1], "", 1) == 1);
                 (void)sleep_on(NULL);
@@ -99,7 +117,7 @@ static void test_stop(Remote *remote, unsigned n_threads) {
         _cleanup_(target_freep) Target *target = NULL;
         uint64_t stood[TRIES], stand[TRIES];
         size_t n = 0, said_whole = 0;
-        pid_t pid = start(n_threads);
+        pid_t pid = start(n_threads, false);
 
         CHECK(target_new(pid, &target) == 0);
         seized_late = 0;
@@ -123,17 +141,43 @@ static void test_stop(Remote *remote, unsigned n_threads) {
                 return;
         }
         /* Of the others the first had to wait for a CPU before it stood. */
-        CHECK(said_whole > 0 || n < TRIES / 2, "not one of %zu stops was as long as was said", n);
+        CHECK(said_whole > 0 || n < TRIES / 2 || n_threads < 64, "not one of %zu stops was as long as was said", n);
         qsort(stood, n, sizeof *stood, compare);
         qsort(stand, n, sizeof *stand, compare);
         printf("%u threads: until all stand p50 %lu us, the whole p50 %lu, max %lu us; of %zu stops %zu counted from the first "
                "interrupt on\n", n_threads, stand[n / 2] / 1000, stood[n / 2] / 1000, stood[n - 1] / 1000, n, said_whole);
 }
 
+/* The program ends while we let go of the others: they come to the CPU when the one that ran it has gone. */
+static void test_deserted(Remote *remote) {
+        _cleanup_(target_freep) Target *target = NULL;
+        unsigned lost = 0;
+        pid_t pid = start(4, true);
+
+        CHECK(target_new(pid, &target) == 0);
+        desert = true;
+        for (unsigned i = 0; i < 2 * TRIES; i++) {
+                RemoteTransaction transaction;
+
+                remote_test_program_wait_nsec = NSEC_PER_SEC;
+                lost += transact(remote, target, true, &transaction) == REMOTE_E_LOST;
+                for (unsigned wait = 0; wait < 1000 && (remote_has_lingering(remote) || wait < 2); wait++) {
+                        usleep(200);
+                        remote_reap(remote);
+                }
+                CHECK(target_alive(target), "the process was killed after %u", lost);
+        }
+        desert = false;
+        remote_test_program_wait_nsec = NSEC_PER_SEC;
+        printf("deserted in %u of %u\n", lost, 2 * TRIES);
+        CHECK(lost > 0);
+        end(remote, pid);
+}
+
 static void test_too_many(Remote *remote) {
         _cleanup_(target_freep) Target *target = NULL;
         RemoteTransaction transaction;
-        pid_t pid = start(REMOTE_PARKED_MAX + 1);
+        pid_t pid = start(REMOTE_PARKED_MAX + 1, false);
 
         CHECK(target_new(pid, &target) == 0);
         int r = transact(remote, target, true, &transaction);
@@ -153,5 +197,6 @@ int main(void) {
         for (unsigned n = 1; n <= 250; n = n == 1 ? 8 : n == 8 ? 64 : n == 64 ? 250 : 251)
                 test_stop(remote, n);
         test_too_many(remote);
+        test_deserted(remote);
         return 0;
 }
