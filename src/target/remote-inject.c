@@ -61,6 +61,11 @@ static int aim(RemoteThread *thread, const RemoteRegs *regs) {
         return r == -ESRCH ? remote_thread_gone(thread) : r;
 }
 
+static uint64_t left(uint64_t until_nsec) {
+        uint64_t now = now_nsec();
+        return until_nsec > now ? until_nsec - now : 0;
+}
+
 /* One call through the borrowed instruction. Ends in an interrupt-stop right behind it. */
 static int call_once(RemoteThread *thread, long nr, const uint64_t args[6], RemoteStep entry, int64_t *ret) {
         RemoteRegs regs = thread->regs;
@@ -69,16 +74,17 @@ static int call_once(RemoteThread *thread, long nr, const uint64_t args[6], Remo
         if (r != 0)
                 return r;
         remote_step(nr == SYS_munmap ? REMOTE_STEP_UNMAP_REGS : REMOTE_STEP_MASKED);
+        uint64_t until = now_nsec() + REMOTE_STEP_NSEC;
         do {
                 if ((r = remote_thread_resume(thread, PTRACE_SYSCALL)) != 0 ||
-                    (r = remote_thread_wait(thread, REMOTE_STEP_NSEC, &status)) != 0)
+                    (r = remote_thread_wait(thread, left(until), &status)) != 0)
                         return r;
                 remote_thread_keep_signal(thread, status);
         } while (WSTOPSIG(status) != (SIGTRAP | 0x80));
         remote_step(entry);
 
         /* It stands at the entry. Interrupted now, it stops next when the call is done, where restarts are made. */
-        r = remote_thread_stop(thread, REMOTE_STEP_NSEC);
+        r = remote_thread_stop(thread, left(until));
         if (r != 0)
                 return r;
         r = remote_arch_get_regs(thread->tid, &regs);
@@ -288,6 +294,25 @@ int remote_run(RemoteThread *thread, RemoteCall *calls, size_t n, uint64_t stood
         return 0;
 }
 
+static int take_region_away(RemoteThread *thread, const RemoteRegs *regs) {
+        uint64_t held;
+        if (remote_guards(REMOTE_GUARD_CLOSE) && remote_still_held(thread, regs, &held)) {
+                const uint64_t args[6] = {held};
+                int64_t closed;
+                int r = call_once(thread, SYS_close, args, REMOTE_STEP_RELEASED, &closed);
+                if (r != 0)
+                        return r;
+        }
+        const uint64_t args[6] = {thread->region, thread->region_bytes};
+        int64_t unmapped;
+        int r = call_once(thread, SYS_munmap, args, REMOTE_STEP_UNMAP_ENTRY, &unmapped);
+        if (r != 0)
+                return r;
+        remote_step(REMOTE_STEP_UNMAPPED);
+        thread->region = 0;
+        return 0;
+}
+
 int remote_leave(RemoteThread *thread) {
         RemoteRegs regs;
         int r = remote_arch_get_regs(thread->tid, &regs);
@@ -301,22 +326,13 @@ int remote_leave(RemoteThread *thread) {
         if (inside && !thread->region && remote_arch_called(&regs, thread->code.call) &&
             (uint64_t)remote_arch_result(&regs) == thread->wanted)
                 thread->region = thread->wanted;
-        uint64_t held;
-        if (thread->region && remote_guards(REMOTE_GUARD_CLOSE) && remote_still_held(thread, &regs, &held)) {
-                const uint64_t args[6] = {held};
-                int64_t closed;
-                r = call_once(thread, SYS_close, args, REMOTE_STEP_RELEASED, &closed);
-                if (r != 0)
-                        return r;
-        }
         if (thread->region && !thread->leaves_region) {
-                const uint64_t args[6] = {thread->region, thread->region_bytes};
-                int64_t unmapped;
-                r = call_once(thread, SYS_munmap, args, REMOTE_STEP_UNMAP_ENTRY, &unmapped);
-                if (r != 0)
+                r = take_region_away(thread, &regs);
+                if (r != 0) {
+                        /* Somebody may see to it that this fails each time, and each time we would wait for it. */
+                        thread->leaves_region = true;
                         return r;
-                remote_step(REMOTE_STEP_UNMAPPED);
-                thread->region = 0;
+                }
         }
 
         regs = thread->regs;

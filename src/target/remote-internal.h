@@ -156,7 +156,7 @@ struct RemoteThread {
         uint64_t region_bytes;  /* with the frames of parked threads */
         uint64_t wanted;        /* where it is being mapped */
         bool deserted;          /* parked: the program runs on without us, and it is to wait for that */
-        bool leaves_region;     /* others are in it: it goes home without, and the next visit takes it away */
+        bool leaves_region;     /* others are in it, or it could not be unmapped: the next visit takes it away */
         uint8_t *below;         /* what stood below the stack, and is to stand there again */
         size_t below_size;
 };
