@@ -41,7 +41,7 @@ static const SleepRule sleep_rules[] = {
         {SYS_pause, REMOTE_SLEEP_EXACT, false, 0, 0},
 #endif
         {SYS_rt_sigsuspend, REMOTE_SLEEP_EXACT, false, 0, 0},
-        {SYS_read, REMOTE_SLEEP_EXACT, false, 0, 0},
+        {SYS_read, REMOTE_SLEEP_EXACT, true, 0, 0}, /* of a socket with SO_RCVTIMEO; others are restarted */
         {SYS_wait4, REMOTE_SLEEP_EXACT, false, 0, 0},
         {SYS_waitid, REMOTE_SLEEP_EXACT, false, 0, 0},
         {SYS_accept, REMOTE_SLEEP_EXACT, true, 0, 0},
@@ -60,7 +60,7 @@ static const SleepRule sleep_rules[] = {
         {SYS_semop, REMOTE_SLEEP_AGAIN, true, 0, 0},
         {SYS_semtimedop, REMOTE_SLEEP_AGAIN, true, 0, 0},
         {SYS_mq_timedreceive, REMOTE_SLEEP_AGAIN, true, 0, 0},
-        {SYS_io_getevents, REMOTE_SLEEP_AGAIN, true, 0, 0},
+        {SYS_io_getevents, REMOTE_SLEEP_AGAIN, true, 2, ~(uint64_t)1}, /* of more than one it may return some */
         {SYS_io_uring_enter, REMOTE_SLEEP_AGAIN, true, 2, UINT64_MAX}, /* submits nothing, only waits */
 };
 

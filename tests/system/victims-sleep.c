@@ -68,6 +68,11 @@ static int sleep_recv(void) {
         int r = (int)recv(sockets[0], &byte, 1, 0);
         return r < 0 && errno == EAGAIN ? 0 : r;
 }
+static int sleep_read_socket(void) {
+        char byte;
+        int r = (int)read(sockets[0], &byte, 1);
+        return r < 0 && errno == EAGAIN ? 0 : r;
+}
 static int sleep_uring(void) {
         struct __kernel_timespec ts = {.tv_nsec = TIMEOUT_MSEC * 1000000};
         struct io_uring_cqe *cqe;
@@ -91,7 +96,7 @@ static Sleep sleeps[] = {
         {"futex", sleep_futex, true, 0},      {"poll", sleep_poll, true, 0},           {"ppoll", sleep_ppoll, true, 0},
         {"select", sleep_select, true, 0},    {"sigtimedwait", sleep_sigtimedwait, true, 0},
         {"semtimedop", sleep_semop, true, 0}, {"recv", sleep_recv, true, 0},           {"io_uring", sleep_uring, true, 0},
-        {"read", sleep_read, false, 0},
+        {"read", sleep_read, false, 0},       {"read of a socket", sleep_read_socket, true, 0},
 };
 
 void victim_eintr(void) {
