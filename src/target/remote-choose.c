@@ -127,34 +127,35 @@ int remote_thread_status(const Target *target, pid_t tid, RemoteThreadStatus *re
         return 0;
 }
 
-/* What one thread is doing: as the file says. False: it ended, or may not be looked at. */
+/* What one thread is doing: as the file says. */
 typedef struct Activity {
         bool running;
         long nr;                /* -1: blocked, but not in a call */
         uint64_t args[6], sp, pc;
 } Activity;
 
-static bool look_at(const Target *target, pid_t tid, Activity *ret) {
+/* REMOTE_E_GONE, -errno: it cannot be looked at. */
+static int look_at(const Target *target, pid_t tid, Activity *ret) {
         char path[64], text[256];
         snprintf(path, sizeof path, "task/%d/syscall", tid);
         _cleanup_close_ int fd = openat(target->procfd, path, O_RDONLY | O_CLOEXEC);
         ssize_t n = fd >= 0 ? read(fd, text, sizeof text - 1) : -1;
-        if (n <= 0)
-                return false;
+        if (n < 0)
+                return errno == ENOENT || errno == ESRCH ? REMOTE_E_GONE : -errno;
         text[n] = '\0';
         Activity a = {.running = strncmp(text, "running", 7) == 0};
         if (!a.running &&
             sscanf(text, "%ld %lx %lx %lx %lx %lx %lx %lx %lx", &a.nr, &a.args[0], &a.args[1], &a.args[2], &a.args[3],
                    &a.args[4], &a.args[5], &a.sp, &a.pc) != 9 &&
             (sscanf(text, "%ld %lx %lx", &a.nr, &a.sp, &a.pc) != 3 || a.nr != -1))
-                return false;
+                return -EBADMSG;
         *ret = a;
-        return true;
+        return 0;
 }
 
 static RemoteSleep judge(const Target *target, const RemoteMaps *maps, pid_t tid) {
         Activity a;
-        if (!look_at(target, tid, &a))
+        if (look_at(target, tid, &a) != 0)
                 return REMOTE_SLEEP_REFUSE;
         if (a.running)
                 return REMOTE_SLEEP_NONE;
@@ -168,7 +169,8 @@ static RemoteSleep judge(const Target *target, const RemoteMaps *maps, pid_t tid
 
 bool remote_must_sleep_on(const Target *target, pid_t tid) {
         Activity a;
-        return look_at(target, tid, &a) && !a.running && remote_sleep_class(a.nr, a.args) == REMOTE_SLEEP_REFUSE;
+        int r = look_at(target, tid, &a);
+        return r < 0 || (r == 0 && !a.running && remote_sleep_class(a.nr, a.args) == REMOTE_SLEEP_REFUSE);
 }
 
 /* io_uring's workers and vhost's: threads of the process that never return to user mode (PF_IO_WORKER, PF_USER_WORKER
@@ -191,7 +193,7 @@ bool remote_nobody_inside(const Target *target) {
         size_t threads = 0, elsewhere = 0;
         for (pid_t tid; (tid = remote_tasks_next(tasks)) > 0; threads++) {
                 Activity a;
-                elsewhere += look_at(target, tid, &a) && !a.running && !remote_region_has(a.pc);
+                elsewhere += look_at(target, tid, &a) == 0 && !a.running && !remote_region_has(a.pc);
         }
         return threads == 1 || elsewhere == threads;
 }

@@ -113,7 +113,7 @@ bool remote_nobody_inside(const Target *target);
 /* Opens /proc/PID/task: REMOTE_E_GONE, -errno. */
 int remote_tasks_open(const Target *target, DIR **ret);
 pid_t remote_tasks_next(DIR *tasks); /* 0: no more */
-/* It sleeps in a call that must not be interrupted, or cannot be looked at. */
+/* It sleeps in a call that must not be interrupted, or cannot be looked at. One that ended does neither. */
 bool remote_must_sleep_on(const Target *target, pid_t tid);
 bool remote_is_worker(const Target *target, pid_t tid); /* one of the kernel's own threads in the process */
 

@@ -78,7 +78,7 @@ bool target_image_replaced(const Target *target);
 int target_maps_fingerprint(Target *target, uint64_t *ret);
 
 /* It holds a userfaultfd of its own, or looks as if it will: not to be tracked by one of ours. Reads every link of
- * /proc/PID/fd (0.6 us each). */
+ * /proc/PID/fd (0.6 us each). Also true if they cannot be read. */
 bool target_has_userfaultfd(const Target *target);
 
 const char *target_skip_name(TargetSkip skip);

@@ -41,9 +41,10 @@ static bool takes_in_a_migration(int procfd) {
 bool target_has_userfaultfd(const Target *target) {
         _cleanup_closedir_ DIR *fds = NULL;
         bool found = false;
+        int r = open_directory(target->procfd, "fd", &fds);
 
-        if (open_directory(target->procfd, "fd", &fds) < 0)
-                return takes_in_a_migration(target->procfd);
+        if (r < 0)
+                return r != -ENOENT && r != -ESRCH;
         for (const struct dirent *entry; !found && (entry = readdir(fds));)
                 found = entry->d_name[0] != '.' && is_link_to_userfaultfd(dirfd(fds), entry->d_name);
         return found || takes_in_a_migration(target->procfd);

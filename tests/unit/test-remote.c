@@ -13,6 +13,7 @@
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -243,6 +244,22 @@ static void test_keep_signal(void **state) {
         assert_int_equal(thread.inject, 0);
 }
 
+/* What cannot be looked at is taken for what must be left alone; what is gone is not. */
+static void test_fails_closed(void **state) {
+        _cleanup_(target_freep) Target *target = NULL;
+        struct rlimit before, none = {};
+        assert_int_equal(target_new(getpid(), &target), 0);
+        assert_false(target_has_userfaultfd(target));
+        assert_false(remote_must_sleep_on(target, getpid())); /* it runs */
+        assert_false(remote_must_sleep_on(target, 0));
+        assert_int_equal(getrlimit(RLIMIT_NOFILE, &before), 0);
+        none.rlim_max = before.rlim_max;
+        assert_int_equal(setrlimit(RLIMIT_NOFILE, &none), 0);
+        bool has = target_has_userfaultfd(target), must = remote_must_sleep_on(target, getpid());
+        assert_int_equal(setrlimit(RLIMIT_NOFILE, &before), 0);
+        assert_true(has && must);
+}
+
 static void test_percentile(void **state) {
         RemoteStats stats = {};
         assert_int_equal(remote_stop_percentile(&stats, 990), 0);
@@ -399,6 +416,7 @@ int main(void) {
                 cmocka_unit_test(test_sleeps),
                 cmocka_unit_test(test_seize_refused),
                 cmocka_unit_test(test_keep_signal),
+                cmocka_unit_test(test_fails_closed),
                 cmocka_unit_test(test_percentile),
 #if defined(__x86_64__)
                 cmocka_unit_test(test_snippets),
