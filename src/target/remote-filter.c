@@ -11,8 +11,8 @@
 
 /*
  * What a thread's seccomp filters would say of our calls. They are suspended while we trace it, but no longer: should
- * we die while the stub runs, what it calls is judged again. A filter that answers with an error does no harm; one
- * that kills, sends SIGSYS (all signals are blocked: that kills too), or asks a supervisor who knows nothing of us,
+ * we die while the stub runs, what it calls is judged again. A filter that answers with an error does no harm, but for
+ * rt_sigreturn(2), the way home, which has to be allowed; one that kills, sends SIGSYS (all signals are blocked: that kills too), or asks a supervisor who knows nothing of us,
  * does. Such a process is left alone.
  *
  * The programs are read back from the kernel (PTRACE_SECCOMP_GET_FILTER: CAP_SYS_ADMIN, CONFIG_CHECKPOINT_RESTORE, and
@@ -164,6 +164,33 @@ static bool is_harmless(uint32_t action) {
 
 static bool is_allowed(uint32_t action) { return action == SECCOMP_RET_ALLOW || action == SECCOMP_RET_LOG; }
 
+static bool may_return(Filters *filters, uint64_t sigreturn) {
+        const uint64_t none[6] = {};
+        return is_allowed(judge(filters, SYS_rt_sigreturn, none, sigreturn));
+}
+
+/* Bytes of a filter, the oldest is 0; -errno: there is none. */
+static long filter_size(pid_t tid, size_t nth) {
+        long n = ptrace(PTRACE_SECCOMP_GET_FILTER, tid, nth, 0);
+        return n < 0 ? -errno : n;
+}
+
+/* Threads have filters in common, inherited: with as many as the runner has, the last as long, they are taken for his, which
+ * were judged. To read and to run them all for each of many threads takes longer than a stop may. */
+int remote_filter_check_return(RemoteThread *thread, const RemoteThread *runner) {
+        size_t n = runner->n_filters;
+        long beyond = filter_size(thread->tid, n);
+        if (beyond < 0 && (n == 0 || filter_size(thread->tid, n - 1) == filter_size(runner->tid, n - 1)))
+                return beyond != -EACCES || !thread->seccomp ? 0 : REMOTE_E_UNFIT;
+        _cleanup_(filters_done) Filters filters = {};
+        int r = read_filters(thread->tid, &filters);
+        if (r == -ESRCH)
+                return remote_thread_gone(thread);
+        if (r < 0)
+                return r != -ENODATA ? r : thread->seccomp ? REMOTE_E_UNFIT : 0;
+        return may_return(&filters, runner->code.sigreturn) ? 0 : REMOTE_E_UNFIT;
+}
+
 int remote_filter_check(RemoteThread *thread, uint64_t region, const RemoteCall *calls, size_t n, bool must_allow) {
         const uint64_t results = region + REMOTE_REGION_RESULTS_OFFSET, stub = region + sizeof(RemoteHead);
         const RemoteCall own[] = {
@@ -172,19 +199,21 @@ int remote_filter_check(RemoteThread *thread, uint64_t region, const RemoteCall 
                 {.nr = SYS_madvise, .args = {region, REMOTE_REGION_BYTES, MADV_DONTFORK}},
                 {.nr = SYS_mprotect, .args = {results, REMOTE_REGION_BYTES - REMOTE_REGION_RESULTS_OFFSET,
                                               PROT_READ | PROT_WRITE}},
-                {.nr = SYS_rt_sigreturn},
                 /* Going home alone, if it may: */
                 {.nr = SYS_fstat, .args = {3, region + REMOTE_REGION_FOUND_OFFSET}},
                 {.nr = SYS_close, .args = {3}},
                 {.nr = SYS_munmap, .args = {region, REMOTE_REGION_BYTES}},
         };
-        const size_t home = 4;
+        const size_t home = 3;
         _cleanup_(filters_done) Filters filters = {};
         int r = read_filters(thread->tid, &filters);
         if (r == -ESRCH)
                 return remote_thread_gone(thread);
         if (r < 0)
                 return r != -ENODATA ? r : must_allow ? REMOTE_E_UNFIT : 0;
+        if (!may_return(&filters, thread->code.sigreturn) || !may_return(&filters, stub))
+                return REMOTE_E_UNFIT;
+        thread->n_filters = filters.n;
         bool may_clean_up = true;
         for (size_t i = 0; i < ELEMENTSOF(own); i++) {
                 bool borrowed = own[i].nr == SYS_mmap || own[i].nr == SYS_munmap;

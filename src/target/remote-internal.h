@@ -142,6 +142,7 @@ struct RemoteThread {
         RemoteStage stage;
         bool stopped, dead;
         bool seccomp;           /* it has a filter that may not let it clean up when nobody traces it */
+        size_t n_filters;       /* that were judged */
         int inject;             /* a signal it had taken already when it stopped: goes back with the next resume */
         uint64_t interrupted_nsec;
         uint64_t stopped_nsec;  /* when it was last not seen standing: it stands since then or later */
@@ -191,6 +192,8 @@ void remote_nap(uint64_t nsec);
  * middle. REMOTE_E_UNFIT: it could; REMOTE_E_GONE, -errno. Finds out whether it may clean up after us. must_allow: each
  * call has to work without us too, an error would be as bad as an end. */
 int remote_filter_check(RemoteThread *thread, uint64_t region, const RemoteCall *calls, size_t n, bool must_allow);
+/* Of another standing thread, that is to wait for the runner and to go home by rt_sigreturn(2): REMOTE_E_UNFIT, _GONE, -errno. */
+int remote_filter_check_return(RemoteThread *thread, const RemoteThread *runner);
 /* The action of one program; pure. *ret_only_nr: it looked at the number and the architecture only. */
 struct sock_filter;
 struct seccomp_data;

@@ -37,6 +37,8 @@ static int park(RemoteThread *thread, RemoteThread *runner, uint64_t nth, uint8_
                 return r;
         if (!remote_arch_fit(thread->tid, &thread->regs))
                 return REMOTE_E_UNFIT;
+        if (remote_guards(REMOTE_GUARD_FILTER) && (r = remote_filter_check_return(thread, runner)) != 0)
+                return r;
         if (remote_region_has(remote_arch_pc(&thread->regs)))
                 return REMOTE_E_BUSY; /* a dead caller's */
         thread->memfd = runner->memfd;

@@ -247,6 +247,8 @@ static int transact(Remote *remote, Target *target, RemoteTransaction *transacti
                 remote_boost_begin(remote, chosen->tid); /* all the others wait for what it does */
         if (r == 0)
                 r = remote_thread_status(target, chosen->tid, &status);
+        if (r == 0)
+                chosen->seccomp = status.seccomp > 0; /* as it stands: it may have got a filter since it was looked at */
         if (r == 0 && (status.shadow_stack ||
                        (status.seccomp == SECCOMP_MODE_STRICT && remote_guards(REMOTE_GUARD_FILTER))))
                 r = REMOTE_E_UNFIT;

@@ -248,6 +248,45 @@ void victim_filter(void) {
         _exit(0); /* its maps cannot be read from inside any more */
 }
 
+/* Answers rt_sigreturn(2) with an error. */
+static void refuse_return(void) {
+        struct sock_filter filter[] = {
+                BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+                BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_rt_sigreturn, 0, 1),
+                BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+                BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+        };
+        struct sock_fprog program = {.len = ELEMENTSOF(filter), .filter = filter};
+        CHECK(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0);
+        CHECK(prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0);
+}
+
+void victim_noreturn(void) {
+        refuse_return();
+        victim_ready();
+        while (victim_goes_on())
+                usleep(300);
+}
+
+static void *never_return(void *refused) {
+        refuse_return();
+        *(_Atomic bool *)refused = true;
+        for (;;)
+                usleep(300);
+        return NULL;
+}
+
+void victim_noreturn_thread(void) {
+        static _Atomic bool refused;
+        pthread_t thread;
+        CHECK(pthread_create(&thread, NULL, never_return, &refused) == 0);
+        while (!refused)
+                usleep(300);
+        victim_ready();
+        while (victim_goes_on())
+                usleep(300);
+}
+
 void victim_container(void) {
         confine_by_filter();
         victim_ready();

@@ -26,6 +26,8 @@ static const Victim victims[] = {
         {"closer", victim_closer, "a thread closes what it does not know"},
         {"container", victim_container, "a seccomp filter that refuses userfaultfd(2)"},
         {"filter", victim_filter, "a seccomp filter that kills on what it does not know"},
+        {"noreturn", victim_noreturn, "a seccomp filter that refuses rt_sigreturn(2)"},
+        {"noreturn-thread", victim_noreturn_thread, "the same, of another thread"},
         {"strict", victim_strict, "seccomp strict mode"},
         {"mdwe", victim_mdwe, "PR_SET_MDWE: no memory writable and executable"},
         {"namespaces", victim_namespaces, "other pid, mount and user namespaces"},

@@ -53,6 +53,8 @@ void victim_files(void);
 void victim_closer(void);
 void victim_container(void);
 void victim_filter(void);
+void victim_noreturn(void);
+void victim_noreturn_thread(void);
 void victim_strict(void);
 void victim_mdwe(void);
 void victim_namespaces(void);
