@@ -17,10 +17,6 @@
  * remote-<arch>.c (registers, frame, stub).
  */
 
-/* Addresses in the target of a system call instruction followed by a return, and of a complete rt_sigreturn. */
-typedef struct RemoteCode {
-        uint64_t call, sigreturn;
-} RemoteCode;
 int remote_code_find(const Target *target, int memfd, RemoteCode *ret); /* REMOTE_E_GONE, _DENIED, _UNFIT, -errno */
 bool remote_code_verify(int memfd, const RemoteCode *code);
 
@@ -39,7 +35,7 @@ typedef struct RemoteVisit {
         size_t n_leftovers;
 } RemoteVisit;
 
-int remote_visit_prepare(Remote *remote, Target *target, RemoteVisit *visit); /* REMOTE_E_*, -errno */
+int remote_visit_prepare(Target *target, RemoteVisit *visit); /* REMOTE_E_*, -errno */
 void remote_visit_done(RemoteVisit *visit);
 /* What is left over, once a thread stands: until then a deserted stub may have gone home, and closed what it held. */
 void remote_visit_look_again(RemoteVisit *visit);
@@ -301,15 +297,7 @@ int remote_unpark(RemoteThread *thread); /* -errno, REMOTE_E_GONE */
 /* The program ended, or (deserted) goes on without us. */
 void remote_crowd_unpark(RemoteCrowd *crowd, RemoteThread *runner, bool deserted);
 
-/* The snippets of one process, verified before each use. */
-typedef struct RemoteCodeCache {
-        pid_t pid;
-        uint64_t start_ticks;
-        RemoteCode code;
-} RemoteCodeCache;
-
 struct Remote {
-        RemoteCodeCache codes[64];
         RemoteThread *lingering;
         RemoteStats stats;
         uint64_t slow_stops, slow_stop_nsec; /* longer than they should be: how many, when the last was over, … */

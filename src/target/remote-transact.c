@@ -205,7 +205,7 @@ static int pick(RemoteCrowd *crowd, const RemoteVisit *visit, const RemoteCandid
 /* What dead callers left is taken away first, in a visit of its own. */
 static int prepare(Remote *remote, Target *target, RemoteVisit *visit) {
         for (unsigned try = 0;; try++) {
-                int r = remote_visit_prepare(remote, target, visit);
+                int r = remote_visit_prepare(target, visit);
                 if (r != 0 || visit->n_leftovers == 0 || try > 0)
                         return r;
                 RemoteCall nothing = {.nr = SYS_getppid};

@@ -77,7 +77,7 @@ void remote_visit_done(RemoteVisit *visit) {
         remote_maps_done(&visit->maps);
 }
 
-int remote_visit_prepare(Remote *remote, Target *target, RemoteVisit *visit) {
+int remote_visit_prepare(Target *target, RemoteVisit *visit) {
         /* The memory first: if the process executes something else meanwhile, this descriptor is dead and we notice. */
         visit->memfd = openat(target->procfd, "mem", O_RDWR | O_CLOEXEC);
         if (visit->memfd < 0)
@@ -86,15 +86,12 @@ int remote_visit_prepare(Remote *remote, Target *target, RemoteVisit *visit) {
         int r = remote_maps_open(target, &visit->maps);
         if (r != 0)
                 return r;
-        RemoteCodeCache *cached = &remote->codes[(uint32_t)target->pid % ELEMENTSOF(remote->codes)];
-        if (cached->pid != target->pid || cached->start_ticks != target->start_ticks ||
-            !remote_code_verify(visit->memfd, &cached->code)) {
-                r = remote_code_find(target, visit->memfd, &visit->code);
+        if (!remote_code_verify(visit->memfd, &target->code)) {
+                r = remote_code_find(target, visit->memfd, &target->code);
                 if (r != 0)
                         return r;
-                *cached = (RemoteCodeCache){target->pid, target->start_ticks, visit->code};
-        } else
-                visit->code = cached->code;
+        }
+        visit->code = target->code;
         visit->n_leftovers = find_leftovers(target, &visit->maps, visit->memfd, visit->leftovers, &visit->region);
         return visit->region ? 0 : REMOTE_E_BUSY;
 }

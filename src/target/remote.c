@@ -178,7 +178,7 @@ static int call_once_somewhere(Remote *remote, Target *target, RemoteCall *calls
         _cleanup_(remote_visit_done) RemoteVisit visit = {.target = target, .memfd = -EBADF, .maps.fd = -EBADF};
         RemoteCandidate candidates[REMOTE_CANDIDATES];
         size_t n_candidates = 0;
-        int r = remote_visit_prepare(remote, target, &visit);
+        int r = remote_visit_prepare(target, &visit);
         if (r == 0)
                 r = remote_choose(target, &visit.maps, candidates, &n_candidates);
         if (r != 0)

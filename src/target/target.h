@@ -32,6 +32,12 @@ enum {
         TARGET_E_DENIED,                /* the kernel refuses us */
 };
 
+/* Addresses in a process of a system call instruction followed by a return, and of a complete rt_sigreturn, which remote
+ * calls borrow. */
+typedef struct RemoteCode {
+        uint64_t call, sigreturn;
+} RemoteCode;
+
 typedef struct Target {
         pid_t pid;
         int pidfd;              /* poll(2)s readable when the process has ended */
@@ -39,6 +45,7 @@ typedef struct Target {
         int memfd;              /* /proc/PID/mem for reading; -EBADF until target_open_memory() */
         int pagemapfd;
         uint64_t stood_nsec;    /* for how long it has stood by our stops so far (target/remote.h) */
+        RemoteCode code;        /* as found by the first remote call, verified by each; zeros: not yet */
         uint64_t start_ticks;   /* stat field 22: with the pid, a name for files of ours that outlive us */
         char comm[16];
         struct VmaReader *vma_reader; /* borrowed; NULL: target_read_vma_flags() reads smaps */

@@ -283,6 +283,24 @@ static void test_snippets(void **state) {
         assert_true((size_t)(remote_stub_end - remote_stub_start) + sizeof(RemoteHead) <= REMOTE_REGION_HEAD_BYTES);
 }
 
+/* What was found in a process is verified, and not looked for again, however many others there are. */
+static void test_code_kept(void **state) {
+        static const uint8_t call[REMOTE_ARCH_SNIPPET_MAX] = {0x0f, 0x05, 0xc3};
+        static const uint8_t sigreturn[REMOTE_ARCH_SNIPPET_MAX] = {0xb8, 0x0f, 0, 0, 0, 0x0f, 0x05};
+        const RemoteCode kept = {(uintptr_t)call, (uintptr_t)sigreturn};
+        _cleanup_(target_freep) Target *target = NULL;
+        assert_int_equal(target_new(getpid(), &target), 0);
+        target->code = kept;
+        for (int good = 1; good >= 0; good--) {
+                _cleanup_(remote_visit_done) RemoteVisit visit = {.target = target, .memfd = -EBADF, .maps.fd = -EBADF};
+                target->code.call += good ? 0 : 1;
+                assert_int_equal(remote_visit_prepare(target, &visit), 0);
+                assert_int_equal(visit.code.call == kept.call && visit.code.sigreturn == kept.sigreturn, good);
+                assert_true(remote_code_verify(visit.memfd, &visit.code));
+                assert_int_equal(target->code.call, visit.code.call);
+        }
+}
+
 static void test_repair(void **state) {
         RemoteRegs regs = {.nr = SYS_epoll_wait, .r = {.rax = (uint64_t)-EINTR}};
         assert_true(remote_arch_repair(&regs));
@@ -420,6 +438,7 @@ int main(void) {
                 cmocka_unit_test(test_percentile),
 #if defined(__x86_64__)
                 cmocka_unit_test(test_snippets),
+                cmocka_unit_test(test_code_kept),
                 cmocka_unit_test(test_repair),
                 cmocka_unit_test(test_filter),
 #endif
