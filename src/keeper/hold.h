@@ -24,6 +24,7 @@ typedef struct HoldTable HoldTable;
 
 typedef struct Hold {
         HoldTable *table;       /* the shared memory */
+        uint64_t table_id;      /* guard_id() of its file */
         HoldEntry *entries;     /* in it: n of them, by descriptor */
         int n, end;             /* no descriptor held is at or above end */
         KeeperStats *stats;     /* in it; the counts of what is held are current */

@@ -107,7 +107,7 @@ static void take_over(Hold *hold, int notify_fd, int table_fd, int end) {
         }
         for (int fd = LISTEN_FDS_START; fd < end; fd++)
                 if (hold_is_table(fd))
-                        store_remove(notify_fd, guard_id(fd));
+                        (void)store_remove(notify_fd, guard_id(fd));
 }
 
 static void ignore_signals(void) {

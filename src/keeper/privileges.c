@@ -60,7 +60,7 @@ static int drop_capabilities(void) {
 
 /* What serving needs, whatever its arguments. */
 static const int allowed[] = {
-        SYS_read, SYS_pread64, SYS_write, SYS_close, SYS_fcntl, SYS_lseek, SYS_newfstatat, SYS_fstat, SYS_fstatfs,
+        SYS_read, SYS_pread64, SYS_write, SYS_close, SYS_fcntl, SYS_pipe2, SYS_lseek, SYS_newfstatat, SYS_fstat, SYS_fstatfs,
         SYS_getdents64, SYS_epoll_create1, SYS_epoll_ctl, SYS_epoll_pwait,
 #ifdef SYS_epoll_wait
         SYS_epoll_wait,

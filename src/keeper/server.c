@@ -114,7 +114,7 @@ static uint64_t sweep(Server *server) {
                         continue;
                 }
                 if (entry->stored)
-                        store_remove(server->options->notify_fd, entry->id);
+                        (void)store_remove(server->options->notify_fd, entry->id);
                 hold_drop(hold, fd);
         }
         return in_vain_nsec;
@@ -196,7 +196,7 @@ static int add_held(Server *server, const KeeperMessage *request, int *fd) {
 static int drop_pool(Server *server, int fd) {
         if (fd < 0)
                 return fd;
-        store_remove(server->options->notify_fd, guard_id(fd));
+        (void)store_remove(server->options->notify_fd, guard_id(fd));
         hold_pool_drop(server->hold, fd);
         return 0;
 }
@@ -210,7 +210,7 @@ static int drop_held(Server *server, uint64_t id) {
                         return drop_pool(server, hold->pools[i]);
         if (fd < 0)
                 return fd;
-        store_remove(server->options->notify_fd, id);
+        (void)store_remove(server->options->notify_fd, id);
         hold_drop(hold, fd);
         return 0;
 }
@@ -380,6 +380,21 @@ static int one_round(Server *server) {
         return 0;
 }
 
+/* Nobody needs what is stored any more: the manager would keep it after us, and with a pool all its memory. */
+static void empty_store(const Server *server) {
+        const Hold *hold = server->hold;
+
+        for (uint32_t i = 0; i <= hold->stats->pools; i++) {
+                uint64_t id = i < hold->stats->pools ? guard_id(hold->pools[i]) : hold->table_id;
+
+                if (!store_remove(server->options->notify_fd, id)) {
+                        store_await(server->options->notify_fd); /* it has not read the ones before yet */
+                        (void)store_remove(server->options->notify_fd, id);
+                }
+        }
+        store_await(server->options->notify_fd);
+}
+
 int server_run(Hold *hold, const ServerOptions *options) {
         Server server = { .hold = hold, .options = options, .epoll_fd = -EBADF, .daemon = -EBADF };
         int r = begin(&server);
@@ -391,6 +406,8 @@ int server_run(Hold *hold, const ServerOptions *options) {
                     (server.had_peer || now_nsec() - server.started_nsec > PATIENCE_NSEC))
                         r = SERVER_E_DONE;
         }
+        if (r == SERVER_E_DONE)
+                empty_store(&server);
         for (uint32_t i = 0; i < server.n_peers; i++)
                 safe_close(server.peers[i]);
         safe_close(server.epoll_fd);

@@ -3,10 +3,14 @@
 
 #include "base/io.h"
 
+#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/un.h>
+
+#define AWAIT_TRIES 200U
+#define AWAIT_USEC 10000U
 
 int store_open(void) {
         const char *path = getenv("NOTIFY_SOCKET");
@@ -39,11 +43,33 @@ bool store_add(int notify_fd, int fd, uint64_t id) {
         return tell(notify_fd, text, fd);
 }
 
-void store_remove(int notify_fd, uint64_t id) {
+bool store_remove(int notify_fd, uint64_t id) {
         char text[96];
 
         if (notify_fd < 0)
-                return;
+                return true;
         snprintf(text, sizeof text, "FDSTOREREMOVE=1\nFDNAME=%llx", (unsigned long long)id);
-        (void)tell(notify_fd, text, -EBADF);
+        return tell(notify_fd, text, -EBADF);
+}
+
+/* sd_notify_barrier(3): the manager closes the other end. */
+void store_await(int notify_fd) {
+        static const char barrier[] = "BARRIER=1";
+        bool told = false;
+        int ends[2];
+        char byte;
+
+        if (notify_fd < 0 || pipe2(ends, O_CLOEXEC | O_NONBLOCK) < 0)
+                return;
+        for (unsigned i = 0; i < AWAIT_TRIES; i++) {
+                if (!told && tell(notify_fd, barrier, ends[1])) {
+                        told = true;
+                        ends[1] = safe_close(ends[1]);
+                }
+                if (told && (read(ends[0], &byte, 1) == 0 || errno != EAGAIN))
+                        break;
+                usleep(AWAIT_USEC);
+        }
+        safe_close(ends[0]);
+        safe_close(ends[1]);
 }

@@ -16,4 +16,7 @@
 
 int store_open(void);           /* connected to $NOTIFY_SOCKET, or -EBADF: there is none */
 bool store_add(int notify_fd, int fd, uint64_t id);     /* false: not now */
-void store_remove(int notify_fd, uint64_t id);
+bool store_remove(int notify_fd, uint64_t id);
+/* Returns when the manager has read all that was told, which it does not believe of who is gone by then; or after some
+ * time. */
+void store_await(int notify_fd);

@@ -8,6 +8,7 @@
 
 #include "base/clock.h"
 #include "keeper/serve.h"
+#include "keeper/store.h"
 #include "merge/remap-target.h"
 
 #include <linux/userfaultfd.h>
@@ -16,7 +17,9 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 
 #define PAGES 128
@@ -462,6 +465,79 @@ static void test_many_guards(void) {
         guarded_stop(&guarded);
 }
 
+static int bind_socket(const char *path, int type) {
+        struct sockaddr_un address = { .sun_family = AF_UNIX };
+        int fd = socket(AF_UNIX, type | SOCK_CLOEXEC, 0);
+
+        snprintf(address.sun_path, sizeof address.sun_path, "%s", path);
+        CHECK(fd >= 0 && bind(fd, (struct sockaddr *)&address, sizeof address) == 0);
+        return fd;
+}
+
+/* A service manager: what is stored by names, until it is asked for a barrier. Returns how many it has. */
+static unsigned manage_store(int notify) {
+        char names[8][STORE_NAME_BYTES_MAX + 1] = {};
+        unsigned n = 0;
+
+        for (;;) {
+                char text[256] = {}, name[STORE_NAME_BYTES_MAX + 1];
+                char control[CMSG_SPACE(sizeof(int))];
+                struct iovec data = { text, sizeof text - 1 };
+                struct msghdr message = { .msg_iov = &data, .msg_iovlen = 1, .msg_control = control,
+                                          .msg_controllen = sizeof control };
+                struct cmsghdr *header;
+
+                CHECK(recvmsg(notify, &message, MSG_CMSG_CLOEXEC) > 0, "no word of the keeper");
+                header = CMSG_FIRSTHDR(&message);
+                if (header)
+                        close(*(const int *)(const void *)CMSG_DATA(header));
+                if (strcmp(text, "BARRIER=1") == 0)
+                        return n;
+                CHECK(sscanf(strstr(text, "FDNAME="), "FDNAME=%16s", name) == 1);
+                for (unsigned i = 0; i <= n && strncmp(text, "FDSTOREREMOVE", 13) == 0; i++) {
+                        CHECK(i < n, "%s is not stored", name);
+                        if (strcmp(names[i], name) != 0)
+                                continue;
+                        memcpy(names[i], names[--n], sizeof names[i]);
+                        break;
+                }
+                if (strncmp(text, "FDSTORE=1", 9) == 0)
+                        memcpy(names[n++], name, sizeof name);
+        }
+}
+
+/* With a pool in it the store of a service that ended would keep all the pool's memory. */
+static void test_store_emptied(const char *program) {
+        _cleanup_(pool_freep) Pool *other = NULL;
+        struct timeval patience = { .tv_sec = 20 };
+        char directory[] = "/tmp/ksmd-store-XXXXXX", path[64], notify_path[64];
+        int listening, notify, status;
+        Keeper *second;
+        pid_t pid;
+
+        CHECK(mkdtemp(directory));
+        snprintf(path, sizeof path, "%s/keeper", directory);
+        snprintf(notify_path, sizeof notify_path, "%s/notify", directory);
+        listening = bind_socket(path, SOCK_SEQPACKET);
+        CHECK(listen(listening, 8) == 0);
+        notify = bind_socket(notify_path, SOCK_DGRAM);
+        CHECK(setsockopt(notify, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience) == 0);
+        pid = fork();
+        if (pid == 0) {
+                CHECK(dup2(listening, 3) == 3 && fcntl(3, F_SETFD, 0) == 0 && setenv("NOTIFY_SOCKET", notify_path, 1) == 0);
+                execl(program, program, "--listen", "3", NULL);
+                _exit(127);
+        }
+        close(listening);
+        CHECK(pool_new("stored", 256, &other, NULL) == 0);
+        CHECK(keeper_new(directory, program, &second) == 0 && keeper_pool_add(second, pool_mount_fd(other)) == 0);
+        second = keeper_free(second);
+        CHECK(manage_store(notify) == 0, "something is stored after the end");
+        CHECK(waitpid(pid, &status, 0) == pid && status == 0);
+        close(notify);
+        CHECK(unlink(path) == 0 && unlink(notify_path) == 0 && rmdir(directory) == 0);
+}
+
 int main(int argc, char **argv) {
         struct rlimit limit;
 
@@ -481,6 +557,7 @@ int main(int argc, char **argv) {
         test_watches();
         test_sweep();
         test_many_guards();
+        test_store_emptied(argv[1]);
         guard_test_end();
         return 0;
 }
