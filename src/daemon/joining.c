@@ -43,7 +43,7 @@ static bool is_ready(const Tidying *t, const TidyPlan *plan, const TidyUnit *uni
                         return false;
         }
         for (size_t i = 0; i < unit->n_places; i++)
-                if (!tidying_fits(t->members[place_of(plan, unit, i)->member]))
+                if (!tidying_fitted(t, place_of(plan, unit, i)->member))
                         return false;
         return true;
 }

@@ -30,6 +30,7 @@
 static void tidying_done(Tidying *t) {
         free(t->members);
         free(t->looks);
+        free(t->fits);
         tidy_pieces_done(&t->pieces);
 }
 
@@ -41,9 +42,23 @@ bool tidying_breathe(Tidying *t) {
 
 bool tidying_has_time(const Tidying *t) { return !t->over && !t->lost && now_nsec() < t->until_nsec; }
 
-bool tidying_fits(const Member *member) {
+static bool could_fit(const Member *member) {
         return !passed_over(member) && member->skip == TARGET_OK &&
-               (!tidy_guards(TIDY_GUARD_FITS) || (!member->remap_refused && remap_target_fits(member->target) == 0));
+               (!tidy_guards(TIDY_GUARD_FITS) || !member->remap_refused);
+}
+
+bool tidying_fits(const Member *member) {
+        return could_fit(member) && (!tidy_guards(TIDY_GUARD_FITS) || remap_target_fits(member->target) == 0);
+}
+
+bool tidying_fitted(const Tidying *t, uint32_t k) {
+        const Member *member = t->members[k];
+
+        if (!could_fit(member))
+                return false;
+        if (t->fits[k] == TIDYING_NOT_ASKED)
+                t->fits[k] = tidying_fits(member) ? TIDYING_FITS : TIDYING_FITS_NOT;
+        return t->fits[k] == TIDYING_FITS;
 }
 
 /* The pool's page as it was mapped: neither written nor discarded. */
@@ -135,7 +150,8 @@ static int tell_all(Tidying *t) {
 
         t->members = calloc(pass->n_members + 1, sizeof(Member *));
         t->looks = calloc(pass->n_members + 1, sizeof *t->looks);
-        if (!t->members || !t->looks)
+        t->fits = calloc(pass->n_members + 1, sizeof *t->fits);
+        if (!t->members || !t->looks || !t->fits)
                 return -ENOMEM;
         for (size_t i = 0; i < pass->n_members && r == 0; i++) {
                 Member *member = pass->members[i];

@@ -7,6 +7,8 @@
  * Shared by what puts a pool in order: tidying.c (when, the look, what one process maps alone), joining.c (what lies
  * apart).
  */
+enum { TIDYING_NOT_ASKED, TIDYING_FITS, TIDYING_FITS_NOT };
+
 typedef struct Tidying {
         Pass *pass;
         Slot *slot;
@@ -14,6 +16,7 @@ typedef struct Tidying {
         PoolTidy *tidy;
         Member **members;               /* that map the pool: n of them */
         uint32_t *looks;                /* of each: how long what it has alone must have been so */
+        uint8_t *fits;                  /* of each: TIDYING_*, as it was when that was asked first */
         uint32_t n;
         TidyPieces pieces;
         uint64_t breath_pages;          /* since the event loop had its turn */
@@ -29,6 +32,8 @@ bool tidying_breathe(Tidying *t);
 bool tidying_has_time(const Tidying *t);
 /* The member could be called, and may be. */
 bool tidying_fits(const Member *member);
+/* The kth of the members could when it was asked first: for a plan, as asking goes through all processes of the host. */
+bool tidying_fitted(const Tidying *t, uint32_t k);
 /* The mapping, a pool's, is what it became by merging: it would be another one if it were put back. */
 static inline bool tidying_may_move(const Vma *vma) {
         return vma->write && !vma->exec && !vma->growsdown && !vma->huge_advised && !vma->sealed && !vma->keyed;
