@@ -34,7 +34,13 @@ int hold_init(Hold *hold, int n_fds, int *ret_table_fd) {
         if (table == MAP_FAILED)
                 return -errno;
         table->magic = TABLE_MAGIC;
-        *hold = (Hold){ .table = table, .table_id = guard_id(fd), .stats = &table->stats, .entries = table->entries, .n = n_fds };
+        *hold = (Hold){
+                .table = table,
+                .table_id = guard_id(fd),
+                .stats = &table->stats,
+                .entries = table->entries,
+                .n = n_fds,
+        };
         *ret_table_fd = TAKE_FD(fd);
         return 0;
 }

@@ -59,7 +59,8 @@ static void test_counted(void **state) {
 
 static void test_rings(void **state) {
         assert_true(may_pin(STATUS("0", "0"), "anon_inode:[io_uring]", MEMORY));
-        assert_true(may_pin(STATUS("0", "0"), NULL, MEMORY "7f0000001000-7f0000002000 rw-s 00000000 00:11 1 /[aio] (deleted)\n"));
+        assert_true(may_pin(STATUS("0", "0"), NULL,
+                            MEMORY "7f0000001000-7f0000002000 rw-s 00000000 00:11 1 /[aio] (deleted)\n"));
         assert_true(may_pin(STATUS("0", "0"), NULL,
                             MEMORY "7f0000001000-7f0000002000 rw-s 10000000 00:10 1034 anon_inode:[io_uring]\n"));
 }
