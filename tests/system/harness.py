@@ -44,7 +44,7 @@ def check(condition, message):
 
 
 def wait_for(what, condition, seconds=30.0, interval=0.05):
-    """Returns condition()'s first true value; fails naming what did not come."""
+    """Returns condition()'s first true value; fails naming what did not come: a text, or a function that makes one then."""
     seconds *= PATIENCE
     end = time.monotonic() + seconds
     while True:
@@ -52,7 +52,7 @@ def wait_for(what, condition, seconds=30.0, interval=0.05):
         if value:
             return value
         if time.monotonic() > end:
-            raise AssertionError(f"not within {seconds} s: {what}")
+            raise AssertionError(f"not within {seconds} s: {what() if callable(what) else what}")
         time.sleep(interval)
 
 
@@ -83,6 +83,10 @@ def cgroup_root():
 
 def knobs():
     return {name: (KSM / name).read_text().strip() for name in KNOBS if (KSM / name).exists()}
+
+
+def ksm_state():
+    return " ".join(f"{file.name}={file.read_text().strip()}" for file in sorted(KSM.iterdir()) if file.is_file())
 
 
 def ksmd_ticks():
@@ -272,6 +276,7 @@ class Host:
         self.dir = pathlib.Path(tempfile.mkdtemp(prefix=f"ksmd-user-{self.name}."))
         self.root = cgroup_root()
         self.groups, self.processes, self.daemons, self.logs, self.workloads = [], [], [], [], []
+        self.ksm_at_failure = None
         return self
 
     def __exit__(self, kind, value, trace):
@@ -300,8 +305,7 @@ class Host:
 
     def tell(self):
         """What somebody who reads of a failure on another machine wants to know."""
-        print(f"load {os.getloadavg()}; KSM:", *(f"{knob.name}={knob.read_text().strip()}" for knob in sorted(KSM.iterdir())
-                                                 if knob.is_file()))
+        print(f"load {os.getloadavg()}; KSM: {self.ksm_at_failure or ksm_state()}")
         for log in self.logs:
             print(f"{log.name}, its end:", *log.read_text(errors="replace").splitlines()[-100:], sep="\n")
         if any(daemon.poll() is None for daemon in self.daemons):
@@ -368,6 +372,9 @@ class Host:
             for name, value in values.items():
                 (KSM / name).write_text(str(value))
             yield knobs()
+        except Exception:
+            self.ksm_at_failure = ksm_state()  # before the knobs are back
+            raise
         finally:
             for name in sorted(values, key=lambda n: n == "run"):
                 (KSM / name).write_text(before[name])

@@ -150,7 +150,9 @@ def administrator_runs_ksmd():
     """an administrator who runs ksmd himself keeps his settings; pages merge all the same"""
     with Host("admin") as host:
         group = host.cgroup("a")
-        with host.knobs_set(pages_to_scan=2000, sleep_millisecs=10, run=1) as found:
+        # smart_scan leaves a page out of up to eight scans of nine: of twins that were marked at different times ksmd may never
+        # look at both in one scan. Whether he has it on is not what this is about.
+        with host.knobs_set(pages_to_scan=2000, sleep_millisecs=10, smart_scan=0, run=1) as found:
             load = host.workload(group)
             daemon = host.daemon(host.configure(opted_in(group, "ScanInterval=1s")))
             changed = []
@@ -158,7 +160,8 @@ def administrator_runs_ksmd():
             def merged():
                 changed.extend([] if knobs() == found else [knobs()])
                 return load.merged() >= load.mergeable * 0.99
-            wait_for("merged by his ksmd", merged, 30)
+            wait_for(lambda: f"merged by his ksmd: {load.merged()} of {load.mergeable} pages, {load.marked()} mappings marked, "
+                             f"his settings became {changed}", merged, 30)
             check(host.stop(daemon) == 0, "end")
             check(not changed and knobs() == found, f"his settings became {changed} {knobs()}")
             check(load.intact(), "contents")
