@@ -184,8 +184,8 @@ static void unmerge(bool tracked, bool control) {
         CHECK(waitpid(reader, NULL, 0) == reader);
         printf("%lu reads of %u pages from outside, %lu zero, %lu wrong; %zu mappings\n", shared->counters[READS],
                RUN_PAGES, shared->counters[ZEROS], shared->counters[WRONG], mappings_of_area(child));
-        CHECK(shared->counters[ZEROS] == 0 && shared->counters[WRONG] == 0);
-        CHECK(child_order(child, order_check_pool, PAGES) == 0);
+        CHECK_HARMLESS(shared->counters[ZEROS] == 0 && shared->counters[WRONG] == 0);
+        CHECK_HARMLESS(child_order(child, order_check_pool, PAGES) == 0);
         if (test_has_zero_page()) {
                 CHECK(mappings_of_area(child) == 1);
                 CHECK(child_order(child, order_grow, 0) == 0);

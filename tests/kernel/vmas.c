@@ -242,9 +242,9 @@ static void test_forgotten(void) {
                 CHECK(target_read_vma_flags(v.target, false, &list) == 0 && target_read_vmas(v.target, false, &smaps) == 0);
                 CHECK(list.n == smaps.n);
                 for (size_t i = 0; i < list.n; i++)
-                        CHECK(list.vmas[i].skip == smaps.vmas[i].skip || smaps.vmas[i].skip == VMA_SKIP_DEVICE,
-                              "bit %u forgotten: %llx is %s, and %s in smaps", bit, (unsigned long long)list.vmas[i].start,
-                              vma_skip_name(list.vmas[i].skip), vma_skip_name(smaps.vmas[i].skip));
+                        CHECK_HARMLESS(list.vmas[i].skip == smaps.vmas[i].skip || smaps.vmas[i].skip == VMA_SKIP_DEVICE,
+                                       "bit %u forgotten: %llx is %s, and %s in smaps", bit, (unsigned long long)list.vmas[i].start,
+                                       vma_skip_name(list.vmas[i].skip), vma_skip_name(smaps.vmas[i].skip));
                 CHECK(skip_at(&list, PLACE) == VMA_SKIP_LOCKED && skip_at(&list, PLACE + 2 * BLOCK_BYTES) == VMA_SKIP_DONTDUMP);
                 n_needed += !list.uncounted;
         }
@@ -323,7 +323,8 @@ static void test_exec(int when) {
         victim = begin(run_program);
         CHECK(compare(victim.target, 1, "public"));
         r = read_while(when, do_exec, &list);
-        CHECK(r == VMA_E_CHANGED, "%d: %s is what may not be read", r, r == 0 ? vma_skip_name(skip_at(&list, PLACE)) : "nothing");
+        CHECK_HARMLESS(r == VMA_E_CHANGED, "%d: %s is what may not be read", r,
+                       r == 0 ? vma_skip_name(skip_at(&list, PLACE)) : "nothing");
         armed = when;
         CHECK(target_read_vma_flags(victim.target, false, &again) == 0);
         CHECK(skip_at(&again, PLACE) == VMA_OK); /* which by now is public again */

@@ -4,7 +4,7 @@ import signal
 import sys
 import traceback
 
-from harness import BUILD, Host
+from harness import BUILD, NOTICED, Host
 
 TEST_DAEMON = BUILD / "tests/system/ksmd-user-test"
 
@@ -18,8 +18,8 @@ def on_alarm(signum, frame):
 
 
 def until_noticed(name, act, attempts=1, seconds=100):
-    """A daemon with a safeguard left out (daemon-test.c), until somebody notices: only that ends with 1. Whatever else goes
-    wrong proves nothing, and is told as if all were well, which is what must not be."""
+    """A daemon with a safeguard left out (daemon-test.c), until somebody notices: only that ends with NOTICED. Whatever else
+    goes wrong proves nothing."""
     signal.signal(signal.SIGALRM, on_alarm)
     for _ in range(attempts):
         try:
@@ -28,13 +28,13 @@ def until_noticed(name, act, attempts=1, seconds=100):
                 act(host)
         except Noticed as noticed:
             print(f"    noticed: {noticed}", flush=True)
-            sys.exit(1)
+            sys.exit(NOTICED)
         except Exception:
             traceback.print_exc()
         finally:
             signal.alarm(0)
     print("    nothing was noticed", flush=True)
-    sys.exit(0)
+    sys.exit(1)
 
 
 def test_daemon(host, config, variable, mask):

@@ -31,6 +31,7 @@ typedef struct Hammer {
         FILE *lines;
         uint64_t range, range_bytes;
         uint64_t outcomes[8];   /* by REMOTE_E_* */
+        unsigned reached[_REMOTE_STEP_MAX]; /* how many ended there */
         uint64_t kills, made, taken, transacted, moved;
         bool transact;          /* always; otherwise now and then */
         bool calls_only;        /* neither transactions nor adoptions */
@@ -57,6 +58,11 @@ void remote_test_step(RemoteStep step) {
                 usleep(slow_usec);
         if (step == REMOTE_STEP_SEIZED && late_usec)
                 usleep((useconds_t)random() % late_usec);
+}
+
+/* For what somebody must notice when these safeguards are left out. */
+static int status_without(unsigned guards) {
+        return (remote_test_leave_out & guards) == guards ? TEST_NOTICED : TEST_FAILED;
 }
 
 /* The victim's parent, which tells how it ended: its tracer, us, would collect an end that comes in a stop. */
@@ -184,7 +190,6 @@ static void hammer_until_killed(Hammer *hammer, Remote *remote) {
 
 /* A caller that dies, again and again; then one that lives finds and removes what they left. */
 static void hammer_and_die(Hammer *hammer, Remote *remote, uint64_t end_nsec) {
-        unsigned steps[_REMOTE_STEP_MAX] = {};
         for (unsigned i = 0; now_nsec() < end_nsec && listen_to_victim(hammer, 0); i++) {
                 int step = hammer->kill_at ? hammer->kill_at : hammer->kill_at_steps ? (int)(i % _REMOTE_STEP_MAX) : -1;
                 pid_t caller = fork();
@@ -215,14 +220,17 @@ static void hammer_and_die(Hammer *hammer, Remote *remote, uint64_t end_nsec) {
                         return;
                 }
                 if (step >= 0)
-                        steps[step] += !late;
+                        hammer->reached[step] += !late;
                 if (i % 8 == 0)
                         (void)hammer_once(hammer, remote);
                 usleep(2000);
         }
+}
+
+static void check_steps(const Hammer *hammer) {
         for (int step = 0; hammer->kill_at_steps && !hammer->kill_at && step < _REMOTE_STEP_MAX; step++)
                 /* Some victims have no other thread, and one only is sent signals. */
-                CHECK(steps[step] > 0 || step == REMOTE_STEP_PARK_REGS ||
+                CHECK(hammer->reached[step] > 0 || step == REMOTE_STEP_PARK_REGS ||
                               (step == REMOTE_STEP_SIGNAL && strcmp(hammer->kind, "signals") != 0),
                       "step %d was never reached", step);
 }
@@ -260,7 +268,7 @@ static void hammer_patiently_and_not(Hammer *hammer, Remote *remote, uint64_t en
                 CHECK(!insist || 16 * sum <= now_nsec() - began, "it stood for %lu of %lu us", sum / 1000, half / 1000);
         }
         printf("  %lu stops by patience, %lu insisting\n", made[0], made[1]);
-        CHECK(made[1] > made[0] + 2, "insisting gained nothing");
+        CHECK_AS(status_without(REMOTE_GUARD_INSIST), made[1] > made[0] + 2, "insisting gained nothing");
 }
 
 static void hammer_victim(Hammer *hammer) {
@@ -314,13 +322,19 @@ static void hammer_victim(Hammer *hammer) {
         CHECK(ended == hammer->parent, "%s: the victim's parent", hammer->kind);
         if (WIFEXITED(status) && WEXITSTATUS(status) == 77)
                 exit(77);
-        CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0, "%s: the victim ended with %#x", hammer->kind, status);
+        CHECK(WIFEXITED(status), "%s: the victim's parent ended with %#x", hammer->kind, status);
+        const int ended_with = WEXITSTATUS(status);
+        CHECK_AS(ended_with == TEST_NOTICED || ended_with > 128 ? TEST_NOTICED : TEST_FAILED, ended_with == 0,
+                 "%s: the victim ended with %d", hammer->kind, ended_with);
+        check_steps(hammer);
         /* However long it took to get there: each stop is refused or makes a call, and most of them make many. */
         if (hammer->calls_only && !hammer->insist) {
                 uint64_t refused = (stats.failures - hammer->outcomes[REMOTE_E_LOST]) * REMOTE_CANDIDATES;
 
-                CHECK(hammer->outcomes[REMOTE_E_LOST] <= hammer->outcomes[0], "stops were made for nothing");
-                CHECK(4 * stats.stops < stats.calls + 4 * refused, "stops were made for a call or two");
+                CHECK_AS(status_without(REMOTE_GUARD_FIRST), hammer->outcomes[REMOTE_E_LOST] <= hammer->outcomes[0],
+                         "stops were made for nothing");
+                CHECK_AS(remote_test_leave_out == REMOTE_GUARD_LATE ? TEST_NOTICED : TEST_FAILED,
+                         4 * stats.stops < stats.calls + 4 * refused, "stops were made for a call or two");
         }
         if (hammer->expect)
                 CHECK(hammer->outcomes[hammer->expect] > 0 && hammer->outcomes[0] == 0, "%s was expected", remote_error_name(hammer->expect));

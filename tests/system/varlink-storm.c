@@ -152,6 +152,8 @@ static bool call_once(int fd, const char *method, json_t **ret) {
         return r == 0;
 }
 
+static bool no_deadline;
+
 /* A new client that gets in as soon as one of 32 places is free. */
 static uint64_t admit(void) {
         uint64_t begin = now_nsec();
@@ -167,7 +169,7 @@ static uint64_t admit(void) {
                         return now_nsec() - begin;
                 usleep(2000);
         }
-        CHECK(false, "a new client was not admitted within 20 s");
+        CHECK_AS(no_deadline ? TEST_NOTICED : TEST_FAILED, false, "a new client was not admitted within 20 s");
         return 0;
 }
 
@@ -212,7 +214,6 @@ static void cleanup(void) {
 static json_int_t get(const json_t *stats, const char *name) { return json_integer_value(json_object_get(stats, name)); }
 
 int main(int argc, char **argv) {
-        bool no_deadline = argc > 1 && strcmp(argv[1], "--no-deadline") == 0;
         pid_t stormers[STORMERS];
         uint64_t begin, longest = 0, longest_admission = 0, cpu;
         unsigned fds_before, calls = 0, admitted = 0;
@@ -220,6 +221,7 @@ int main(int argc, char **argv) {
         long rss_before;
         int fd, good, status;
 
+        no_deadline = argc > 1 && strcmp(argv[1], "--no-deadline") == 0;
         CHECK(mkdtemp(directory), "mkdtemp");
         snprintf(path, sizeof path, "%s/socket", directory);
         CHECK(varlink_listen(path, &fd) == 0, "listen");

@@ -8,6 +8,7 @@
 
 uint64_t victim_end_nsec, victim_rounds, victim_eintrs;
 bool victim_tolerates_eintr;
+int victim_failed = TEST_FAILED;
 
 static const Victim victims[] = {
         {"eintr", victim_eintr, "dies of EINTR and of timeouts that come early"},
@@ -77,6 +78,7 @@ void victim_ready(void) {
         open_fds_before = count_fds();
         printf("ready %p %lu\n", (void *)own_range, OWN_BYTES);
         fflush(stdout);
+        victim_failed = TEST_NOTICED;
 }
 
 int main(int argc, char **argv) {

@@ -5,14 +5,18 @@
 
 /*
  * Processes that check themselves while something is done to them: `victims KIND SECONDS`. Each says "ready" when it may
- * be visited, with a range of its own memory for harmless advice, and ends with a line of counts; exit 1 and a
- * reason when anything was not as it must be.
+ * be visited, with a range of its own memory for harmless advice, and ends with a line of counts. What is not as it must be
+ * from then on was done to it: it ends with TEST_NOTICED and a reason.
  */
 typedef struct Victim {
         const char *kind;
         void (*run)(void);
         const char *what;
 } Victim;
+
+extern int victim_failed;       /* the exit status of a CHECK() here */
+#undef CHECK
+#define CHECK(condition, ...) test_check(victim_failed, condition, #condition, __VA_ARGS__)
 
 extern uint64_t victim_end_nsec;
 extern uint64_t victim_rounds;

@@ -110,7 +110,8 @@ static void hammer_and_die(Hammer *hammer, Zero *zero, uint64_t end_nsec) {
 
 int main(int argc, char **argv) {
         Hammer hammer = {.seconds = 10, .churn = true};
-        bool forks = true, right = true;
+        bool forks = true;
+        int failed = 0;
         static const struct option options[] = {
                 {"seconds", required_argument, NULL, 's'},  {"leave-out", required_argument, NULL, 'l'},
                 {"remote-leave-out", required_argument, NULL, 'r'}, {"kill", no_argument, NULL, 'k'},
@@ -151,7 +152,7 @@ int main(int argc, char **argv) {
                 usleep(1000);
         }
         for (unsigned i = 0; i < 2; i++)
-                right &= zero_victim_end(hammer.victims[i]);
+                failed = MAX_OF(failed, zero_victim_end(hammer.victims[i]));
         RemoteStats stats;
         remote_stats(remote, &stats);
         printf("%lu runs: %lu pages given back, %lu put back, %lu refused, %lu lost; %lu stops, p50 %lu p99 %lu max %lu us, %lu kills;",
@@ -162,7 +163,7 @@ int main(int argc, char **argv) {
                 if (hammer.outcomes[i])
                         printf(" %s %lu", remote_error_name(i), hammer.outcomes[i]);
         printf("\n");
-        CHECK(right, "a victim noticed");
+        CHECK_AS(failed, failed == 0, "a victim noticed, or does not end");
         if (zero_test_leave_out == 0 && hammer.kills == 0)
                 CHECK(hammer.result.pages_back > 0 && hammer.result.pages_refused > 0 && hammer.result.pages_lost == 0);
         CHECK(hammer.result.runs > 0, "nothing was tried");

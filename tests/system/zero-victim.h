@@ -28,5 +28,6 @@ typedef struct ZeroVictim {     /* shared with whoever runs the test */
 
 /* Starts one; mapped shared. forks: it has children all the while. */
 ZeroVictim *zero_victim_start(bool forks);
-/* Ends it and the outsider; false: something was not as it must be, and was printed. */
-bool zero_victim_end(ZeroVictim *victim);
+/* Ends it and the outsider. 0, or the exit status that is due: TEST_NOTICED, something was not as it must be, and was
+ * printed; TEST_FAILED, one of them does not end. */
+int zero_victim_end(ZeroVictim *victim);
