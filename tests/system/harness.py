@@ -28,6 +28,9 @@ BUILD = pathlib.Path(os.environ.get("KSMD_USER_BUILD_DIR", "."))
 DAEMON = pathlib.Path(os.environ.get("KSMD_USER_DAEMON", BUILD / "src/daemon/ksmd-user"))  # or one without a safeguard
 KSMCTL = BUILD / "src/ctl/ksmctl"
 PAGES = BUILD / "tests/bench-pages"
+LOCK = pathlib.Path("/run/lock/ksmd-user-tests.ksm")
+# KSM's knobs as the lock's holder found them. It is there while there is a holder, or when the last one was killed.
+FOUND = pathlib.Path("/run/lock/ksmd-user-tests.found")
 INTERFACE = interface.load()
 # How much longer than on an idle machine everything may take.
 PATIENCE = int(os.environ.get("KSMD_USER_TEST_PATIENCE", "1"))
@@ -105,6 +108,30 @@ def cgroup_root():
 
 def knobs():
     return {name: (KSM / name).read_text().strip() for name in KNOBS if (KSM / name).exists()}
+
+
+def put_back(found):
+    """KSM's knobs, as far as that can be. While an advisor is on, pages_to_scan is its own."""
+    def write(name, value):
+        with contextlib.suppress(OSError):
+            (KSM / name).write_text(value)
+    now = knobs()
+    changed = [name for name in found if now.get(name) != found[name] and name not in ("run", "advisor_mode")]
+    if "advisor_mode" in found:
+        write("advisor_mode", "none")
+    for name in [name for name in found if name == "run"] + changed:
+        write(name, found[name])
+    if "advisor_mode" in found:
+        write("advisor_mode", found["advisor_mode"].partition("[")[2].partition("]")[0])
+
+
+def end_in_order(process):
+    """On SIGTERM, which is how a test is told that it took too long, it ends as by an error, and leaves nothing behind."""
+    def on_term(signum, frame):
+        if os.getpid() != process:
+            os._exit(128 + signum)
+        sys.exit(128 + signum)
+    signal.signal(signal.SIGTERM, on_term)
 
 
 def ksm_state():
@@ -292,11 +319,18 @@ class Host:
     def __enter__(self):
         if os.geteuid() != 0:
             skip("needs root")
-        self.lock = open("/run/lock/ksmd-user-tests.ksm", "w")
+        self.lock = LOCK.open("w")
         fcntl.flock(self.lock, fcntl.LOCK_EX)
         if not KSM.exists():
             skip("this kernel has no KSM")
+        end_in_order(os.getpid())
+        if FOUND.exists():
+            print(f"the test before this one was killed: KSM's knobs are put back, {knobs()}", flush=True)
+            put_back(json.loads(FOUND.read_text()))
         self.knobs = knobs()
+        new = FOUND.with_suffix(".new")
+        new.write_text(json.dumps(self.knobs))
+        new.rename(FOUND)
         self.dir = pathlib.Path(tempfile.mkdtemp(prefix=f"ksmd-user-{self.name}."))
         self.root = cgroup_root()
         self.groups, self.processes, self.daemons, self.logs, self.workloads = [], [], [], [], []
@@ -311,21 +345,25 @@ class Host:
             with contextlib.suppress(OSError):
                 process.kill()
             process.wait()
+        # Leave the machine usable for the next test, whatever this one did: first of all, for there may be little time.
+        after = knobs()
+        if after != self.knobs:
+            put_back(self.knobs)
+        FOUND.unlink()
+        try:
+            self.remove_groups()
+        finally:
+            shutil.rmtree(self.dir, ignore_errors=True)
+            self.lock.close()
+        if kind is None:
+            check(after == self.knobs, f"KSM's knobs were left changed: {self.knobs} -> {after}")
+
+    def remove_groups(self):
         for group in reversed(self.groups):
             for pid in (self.root / group / "cgroup.procs").read_text().split() if (self.root / group).exists() else []:
                 with contextlib.suppress(OSError):
                     os.kill(int(pid), signal.SIGKILL)
             wait_for("an empty cgroup", lambda g=group: self.remove(g), 10)
-        after = knobs()
-        # Leave the machine usable for the next test, whatever this one did.
-        for name in ["run"] + [k for k in KNOBS if k != "run"]:
-            if after.get(name) != self.knobs.get(name) and name != "advisor_mode":
-                with contextlib.suppress(OSError):
-                    (KSM / name).write_text(self.knobs[name])
-        shutil.rmtree(self.dir, ignore_errors=True)
-        self.lock.close()
-        if kind is None:
-            check(after == self.knobs, f"KSM's knobs were left changed: {self.knobs} -> {after}")
 
     def tell(self):
         """What somebody who reads of a failure on another machine wants to know."""
@@ -400,8 +438,7 @@ class Host:
             self.ksm_at_failure = ksm_state()  # before the knobs are back
             raise
         finally:
-            for name in sorted(values, key=lambda n: n == "run"):
-                (KSM / name).write_text(before[name])
+            put_back({name: before[name] for name in values})
 
     def configure(self, text, name="test.conf"):
         """Writes a configuration whose control socket is ours; text is what follows in the [Daemon] section."""
