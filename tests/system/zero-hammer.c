@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "steps.h"
 #include "zero-victim.h"
 
 #include "merge/zero-program.h"
 #include "merge/zero.h"
-#include "target/remote-internal.h"
 
 #include <getopt.h>
 #include <signal.h>
@@ -22,6 +22,7 @@ typedef struct Hammer {
         bool kill_at_random, kill_at_steps, churn;
         ZeroResult result;
         uint64_t outcomes[8], kills;
+        Steps steps;
 } Hammer;
 
 unsigned remote_test_leave_out, zero_test_leave_out;
@@ -80,25 +81,32 @@ static void hammer_on(Hammer *hammer, Zero *zero, uint64_t end_nsec) {
 }
 
 static void hammer_and_die(Hammer *hammer, Zero *zero, uint64_t end_nsec) {
-        for (unsigned i = 0; now_nsec() < end_nsec; i++) {
-                int status;
+        const uint64_t last_nsec = end_nsec + (hammer->kill_at_steps ? STEPS_PATIENCE_NSEC : 0);
+        for (unsigned i = 0; now_nsec() < end_nsec || (now_nsec() < last_nsec && !steps_are_complete(&hammer->steps)); i++) {
+                int status, step = hammer->kill_at_steps ? (int)(i % _REMOTE_STEP_MAX) : -1;
+                bool late = false; /* it did not come there in time */
+                if (step >= 0 && !steps_wants(&hammer->steps, (unsigned)step, now_nsec() >= end_nsec))
+                        continue;
                 pid_t caller = fork();
                 CHECK(caller >= 0);
                 if (caller == 0) {
                         srandom(i);
-                        end_at_step = hammer->kill_at_steps ? (int)(i % _REMOTE_STEP_MAX) : -1;
+                        end_at_step = step;
                         end_after = (unsigned long)random() % 6;
                         hammer_on(hammer, zero, UINT64_MAX);
                 }
                 if (hammer->kill_at_random)
                         usleep(300 + (useconds_t)random() % 8000);
                 for (unsigned wait = 0; waitpid(caller, &status, WNOHANG) == 0; wait++) {
-                        if (hammer->kill_at_random || wait == 400)
+                        late |= wait == 1000;
+                        if (hammer->kill_at_random || late)
                                 kill(caller, SIGKILL);
                         usleep(100);
                 }
                 CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL, "the caller ended with %#x", status);
                 hammer->kills++;
+                if (step >= 0)
+                        hammer->steps.reached[step] += !late;
                 if (i % 8 == 0)
                         visit(hammer, zero, hammer->victims[i / 8 % 2]); /* one that lives, after it */
         }
@@ -164,6 +172,8 @@ int main(int argc, char **argv) {
                         printf(" %s %lu", remote_error_name(i), hammer.outcomes[i]);
         printf("\n");
         CHECK_AS(failed, failed == 0, "a victim noticed, or does not end");
+        if (hammer.kill_at_steps)
+                steps_check(&hammer.steps);
         if (zero_test_leave_out == 0 && hammer.kills == 0)
                 CHECK(hammer.result.pages_back > 0 && hammer.result.pages_refused > 0 && hammer.result.pages_lost == 0);
         CHECK(hammer.result.runs > 0, "nothing was tried");

@@ -3,15 +3,14 @@
 """Route zero by the whole daemon: what it gives back is counted in frames, before and after, and what it says is held against that."""
 import contextlib
 import os
-import signal
 import subprocess
 import time
 
+from controls import end_at_every_step
 from harness import BUILD, Frames, Host, PAGE, check, knobs, run_tests, wait_for
 
 DAEMON = "MinimumAge=0s\nScanInterval=300ms\n"
 NO_KSM = ["unshare", "-m", "--propagation", "private", "sh", "-ec", 'mount -t tmpfs none /sys/kernel/mm && exec "$@"', "sh"]
-TEST_DAEMON = BUILD / "tests/system/ksmd-user-test"
 
 
 def section(group, **keys):
@@ -117,17 +116,12 @@ def killed():
         group = host.cgroup("a")
         load = host.workload(group, processes=2, mib=8, duplicate=10, zero=50)
         config = host.configure(DAEMON + section(group, Route="zero"))
-        for step in range(29):  # of the protocol: _REMOTE_STEP_MAX
-            daemon = host.daemon(config, program=TEST_DAEMON, wait=False,
-                                 environment={"KSMD_USER_TEST_END_AT": f"{step}:{2 + step % 3}"})
-            try:
-                daemon.wait(1.2)
-            except subprocess.TimeoutExpired:
-                daemon.kill()
-                daemon.wait()
-            check(daemon.returncode == -signal.SIGKILL, f"step {step}: {daemon.returncode}")
-            check(load.intact(), f"contents after a kill at step {step}")
+
+        def look(step):
+            check(load.intact(), "contents after a kill")
             check(load.order("zero"), "rewriting zeros")
+        # Nothing is taken from it, and its threads are neither signalled nor many.
+        end_at_every_step(host, config, look, 1.2, {"SIGNAL", "STOPPED", "TAKEN", "RELEASED", "PARK_REGS", "BACK"})
         daemon = host.daemon(config)
         await_given(host, group, load.zero * 2)
         check(load.intact(), "contents")
