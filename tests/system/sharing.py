@@ -5,7 +5,7 @@ KSM and in our own trees; auto follows from what a mapping costs, measured."""
 import subprocess
 import sys
 
-from harness import KSM, Frames, Host, check, check_harmless, run_tests, skip
+from harness import KSM, Frames, Host, check, check_harmless, nothing_shared, run_tests, skip
 
 PAGES = 4096
 VICTIM = r"""
@@ -50,8 +50,9 @@ def knob(name):
 
 def forget_all():
     """KSM keeps nodes of frames that are gone, and its limit with them, until it is told to take everything apart."""
+    found = (KSM / "run").read_text()
     (KSM / "run").write_text("2")
-    (KSM / "run").write_text("0")
+    (KSM / "run").write_text(found)
 
 
 def under_limit(host, limit, more=""):
@@ -85,9 +86,9 @@ def under_limit(host, limit, more=""):
 def dups_follow_the_limit():
     """limits 2, 16, 256 and auto: ceil(4096 / limit) frames, each mapped that often at most; KSM's numbers and ours"""
     with Host("sharing") as host:
-        forget_all()
-        if knob("pages_shared") > 0:
+        if not nothing_shared(host):  # asked first: it takes everybody's apart
             skip("somebody else shares pages on this host: KSM's limit cannot change")
+        forget_all()
         for limit, more in (2, ""), (16, ""), (256, ""), ("auto", "MaxRmapWalk=50us\n"):
             counts, stats, kernel = under_limit(host, limit, more)
             force = stats["max_page_sharing"]
@@ -113,9 +114,9 @@ def dups_follow_the_limit():
 def across_nodes_by_reload():
     """MergeAcrossNodes= changed by a reload: put in force when no page is shared; till then it is said what to do"""
     with Host("across") as host:
-        forget_all()
-        if knob("pages_shared") > 0 or knob("merge_across_nodes") != 1:
+        if not nothing_shared(host) or knob("merge_across_nodes") != 1:
             skip("somebody else shares pages on this host, or keeps nodes apart")
+        forget_all()
         group = host.cgroup("a")
         twins = [Twins(host, group, PAGES // 4) for _ in range(2)]
 
