@@ -361,7 +361,6 @@ enum {
         REMOTE_GUARD_ORDER = 1 << 4,    /* registers before mask going in, after it going out */
         REMOTE_GUARD_SECCOMP = 1 << 5,
         REMOTE_GUARD_MASK = 1 << 6,     /* signals blocked meanwhile */
-        REMOTE_GUARD_DONTFORK = 1 << 7,
         REMOTE_GUARD_CLOSE = 1 << 8,    /* of a descriptor that was taken */
         REMOTE_GUARD_SAME = 1 << 9,     /* only if it is still that one */
         REMOTE_GUARD_FILTER = 1 << 10,  /* not where a seccomp filter would kill, should we die */
