@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "guard-child.h"
 
+#include "tests/keeper-directory.h"
+
 #include <linux/userfaultfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -11,7 +13,7 @@
 Pool *pool;
 Keeper *keeper;
 uint64_t pool_first;
-char guard_directory[] = "/tmp/ksmd-keeper-XXXXXX";
+const char *const guard_directory = keeper_directory;
 
 void page_fill(void *page, uint64_t number) {
         uint64_t x = number * 0x9e3779b97f4a7c15 + 1;
@@ -60,7 +62,7 @@ void guard_test_begin(uint32_t n_pages, const char *program) {
         }
         if (!program)
                 return;
-        CHECK(mkdtemp(guard_directory));
+        keeper_directory_make();
         r = keeper_new(guard_directory, program, &keeper);
         CHECK(r == 0, "keeper: %s", strerror(-r));
         CHECK(keeper_pool_add(keeper, pool_mount_fd(pool)) == 0);

@@ -12,7 +12,7 @@
  */
 extern Pool *pool;
 extern Keeper *keeper;
-extern char guard_directory[];  /* the keeper's */
+extern const char *const guard_directory; /* the keeper's */
 extern uint64_t pool_first;     /* the pool page of the area's first page */
 
 /* A pool with n_pages known pages (skips where the kernel cannot have one), and a keeper started in a directory of the

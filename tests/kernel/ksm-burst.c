@@ -28,7 +28,8 @@
 
 static const char *const knobs[] = { "advisor_mode", "pages_to_scan", "sleep_millisecs", "smart_scan", "use_zero_pages",
                                      "max_page_sharing", "merge_across_nodes", "run" };
-static char *found[ELEMENTSOF(knobs)];
+static char *found[ELEMENTSOF(knobs)]; /* but for run, which is 0 between the tests */
+static char *run_found;
 static char state[] = "/tmp/ksm-burst.XXXXXX", state_file[64];
 static pid_t children[N_CHILDREN], tester;
 
@@ -74,6 +75,7 @@ static void put_back(void) {
                 }
                 (void)write_text(AT_FDCWD, path, bracket ?: found[i]);
         }
+        (void)write_text(AT_FDCWD, SYSFS "run", run_found);
         (void)unlink(state_file);
         (void)unlink(strcat(state_file, ".new"));
         (void)rmdir(state);
@@ -375,16 +377,17 @@ int main(void) {
         CHECK(mkdtemp(state));
         snprintf(state_file, sizeof state_file, "%s/ksm", state);
         r = ksm_new(NULL, state_file, &ksm);
-        if (r < 0)
+        if (r < 0) {
+                (void)rmdir(state);
                 TEST_SKIP("KSM cannot be used here: %s", strerror(-r));
+        }
         for (size_t i = 0; i < ELEMENTSOF(knobs); i++)
                 found[i] = knob(knobs[i]);
         tester = getpid();
         CHECK(atexit(put_back) == 0);
-        if (strcmp(found[ELEMENTSOF(knobs) - 1], "0\n") != 0) {
-                knob_set("run", "0");
-                strcpy(found[ELEMENTSOF(knobs) - 1], "0\n");
-        }
+        run_found = found[ELEMENTSOF(knobs) - 1];
+        CHECK(run_found && (found[ELEMENTSOF(knobs) - 1] = strdup("0\n")));
+        knob_set("run", "0");
         memory = mmap(NULL, PAGES * PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         CHECK(memory != MAP_FAILED);
         CHECK(madvise(memory, PAGES * PAGE_BYTES, MADV_NOHUGEPAGE) == 0 || errno == EINVAL);

@@ -16,6 +16,7 @@
 #include "keeper/keeper.h"
 #include "merge/remap.h"
 #include "target/remote-internal.h"
+#include "tests/keeper-directory.h"
 #include "tests/test.h"
 
 #include <getopt.h>
@@ -151,17 +152,6 @@ static int await_storm(void *userdata) {
         return 0;
 }
 
-static char directory[] = "/tmp/remap-late.XXXXXX"; /* the keeper's */
-
-/* However this process ends; the keeper ends when it holds nothing. */
-static void remove_directory(void) {
-        char path[64];
-
-        snprintf(path, sizeof path, "%s/keeper", directory);
-        (void)unlink(path);
-        (void)rmdir(directory);
-}
-
 static Engine engine_new(pid_t pid, const char *keeper) {
         Engine engine = { .guard = REMAP_GUARD_NONE };
         KeeperOwner owner = { .pid = pid };
@@ -175,8 +165,8 @@ static Engine engine_new(pid_t pid, const char *keeper) {
         CHECK(r == 0, "guard: %d", r);
         if (!keeper)
                 return engine;
-        CHECK(mkdtemp(directory) && atexit(remove_directory) == 0, "directory");
-        CHECK(keeper_new(directory, keeper, &engine.keeper) == 0, "keeper");
+        keeper_directory_make();
+        CHECK(keeper_new(keeper_directory, keeper, &engine.keeper) == 0, "keeper");
         CHECK(keeper_add(engine.keeper, engine.guard.zero, &owner) == 0, "keeper");
         CHECK(keeper_add(engine.keeper, engine.guard.mute, &owner) == 0, "keeper");
         return engine;
