@@ -15,18 +15,12 @@ import pathlib
 import statistics
 import subprocess
 import sys
-import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "system"))
 import harness  # noqa: E402
-from harness import BUILD, KSM, PAGE, Host, check, wait_for  # noqa: E402, F401
+from harness import BUILD, KSM, PAGE, Host, check, cpu_nsec, wait_for  # noqa: E402, F401
 
 median = statistics.median
-
-
-def cpu_nsec(pid):
-    """CPU time of all threads of a process (or of a kernel thread), those that ended included."""
-    return time.clock_gettime_ns(~pid << 3 | 2)  # clock_getcpuclockid(3): CPUCLOCK_SCHED of a process
 
 
 def status_bytes(pid, field):

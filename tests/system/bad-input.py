@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 
-from harness import DAEMON, KSM, KSMCTL, Host, check, knobs, run_tests, skip, wait_for
+from harness import KSM, KSMCTL, NO_KSM, Host, check, in_namespace, knobs, run_tests, skip, wait_for
 
 URING = pathlib.Path("/proc/sys/kernel/io_uring_disabled")
 BROKEN = [b"", b"[", b"[]\n", b"=\n", b"\xff\xfe\0garbage\0", b"[Daemon\nScanInterval=1s\n", b"[Cgroup]\nMerge=yes\n",
@@ -238,37 +238,27 @@ def hostile_names():
                 wait_for("an empty cgroup", lambda p=path: not os.path.exists(p) or os.rmdir(p) is None, 5)
 
 
-def in_namespace(*setup):
-    """A command prefix: in a mount namespace of its own, after what is set up there."""
-    return ["unshare", "-m", "--propagation", "private", "sh", "-ec", " && ".join([*setup, 'exec "$@"']), "sh"]
-
-
 def ksm_absent_or_readonly():
     """without KSM, or with it read-only, the daemon is up, says so and marks nothing"""
     with Host("noksm") as host:
         group = host.cgroup("a")
         load = host.workload(group, mib=2)
-        for what, setup in {"absent": "mount -t tmpfs none /sys/kernel/mm",
+        for what, setup in {"absent": NO_KSM,
                             "empty": "mount -t tmpfs none /sys/kernel/mm/ksm",
                             "read-only": f"mount --bind {KSM} {KSM} && mount -o remount,ro,bind {KSM}"}.items():
             config = host.configure(section(group))
-            log = host.dir / "log"
-            process = subprocess.Popen([*in_namespace(setup), str(DAEMON), "--config", str(config)],
-                                       stderr=log.open("w"),
-                                       env={**os.environ, "RUNTIME_DIRECTORY": str(host.dir / "run")})
-            host.daemons.append(process)
-            wait_for(f"{what}: {log.read_text()}", lambda: host.serving() == process.pid, 10)
+            daemon = host.daemon(config, command=in_namespace(setup))
             host.passes(2)
             warnings = host.call("GetStatus")["warnings"]
             check(any("KSM cannot be used" in w for w in warnings), f"{what}: {warnings}")
-            check("KSM cannot be used" in log.read_text(), f"{what}: {log.read_text()}")
+            check("KSM cannot be used" in daemon.log(), f"{what}: {daemon.log()}")
             check(load.marked() == 0 and load.merged() == 0, f"{what}: marked")
             why = host.ctl("why", load.pids[0])
             check("no usable KSM" in why, f"{what}: {why}")
             doctor = subprocess.run([*in_namespace(setup), str(KSMCTL), "--config", str(config), "doctor"],
                                     stdout=subprocess.PIPE, text=True).stdout
             check("no KSM" in doctor or "cannot be changed" in doctor, f"{what}: {doctor}")
-            check(host.stop(process) == 0, what)
+            check(host.stop(daemon) == 0, what)
         check(knobs() == host.knobs, "knobs")
 
 

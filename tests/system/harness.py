@@ -136,6 +136,19 @@ def end_in_order(process):
     signal.signal(signal.SIGTERM, on_term)
 
 
+def cpu_nsec(pid):
+    """CPU time of all threads of a process (or of a kernel thread), those that ended included."""
+    return time.clock_gettime_ns(~pid << 3 | 2)  # clock_getcpuclockid(3): CPUCLOCK_SCHED of a process
+
+
+NO_KSM = "mount -t tmpfs none /sys/kernel/mm"
+
+
+def in_namespace(*setup):
+    """A command prefix: in a mount namespace of its own, after what is set up there."""
+    return ["unshare", "-m", "--propagation", "private", "sh", "-ec", " && ".join([*setup, 'exec "$@"']), "sh"]
+
+
 def ksm_state():
     return " ".join(f"{file.name}={file.read_text().strip()}" for file in sorted(KSM.iterdir()) if file.is_file())
 
@@ -463,14 +476,15 @@ class Host:
     def socket(self):
         return self.dir / "socket"
 
-    def daemon(self, config, *arguments, wait=True, environment=None, program=DAEMON, **options):
-        """Starts a daemon; what it logs can be read by its log(), without what is for us alone."""
+    def daemon(self, config, *arguments, wait=True, environment=None, program=DAEMON, command=(), **options):
+        """Starts a daemon, by a command before it if there is one; what it logs can be read by its log(), without what is
+        for us alone."""
         log = self.dir / f"daemon-{len(self.daemons)}.log"
         if "stderr" not in options:
             options["stderr"] = log.open("w")
             self.logs.append(log)
             environment = {"KSMD_USER_DEBUG": "1", "JOURNAL_STREAM": "log", **(environment or {})}
-        process = subprocess.Popen([str(program), "--config", str(config), *arguments],
+        process = subprocess.Popen([*command, str(program), "--config", str(config), *arguments],
                                    env={**os.environ, "RUNTIME_DIRECTORY": str(self.dir / "run"),
                                         **(environment or {})}, **options)
         self.daemons.append(process)
@@ -528,6 +542,9 @@ class Host:
 
     def stats(self):
         return self.call("GetStats")["daemon"]
+
+    def stats_of(self, group):
+        return next(one for one in self.call("GetStats")["cgroups"] if one["path"] == group)
 
     def stop(self, daemon, how=signal.SIGTERM):
         daemon.send_signal(how)

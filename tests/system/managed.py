@@ -8,17 +8,15 @@ nothing may be left in them. That each of them was acted on is seen from outside
 The first five are some kinds each. kills: the daemon is killed and restarted ten times, half of them in the middle
 of a stop. control-eintr: one safeguard is left out, and the victim must fail of it."""
 import os
-import pathlib
 import random
 import re
-import signal
 import struct
 import subprocess
 import sys
 import time
 
 from controls import STEPS, TEST_DAEMON
-from harness import BUILD, NOTICED, PAGE, Frames, Host, KSM, check, check_harmless, wait_for
+from harness import BUILD, NOTICED, PAGE, Frames, Host, check, check_harmless, wait_for
 
 VICTIMS = BUILD / "tests/system/victims"
 GUARD_EINTR = 1

@@ -12,14 +12,9 @@ import sys
 import threading
 import time
 
-from harness import BUILD, KSM, Host, check, knobs, ksmd_ticks, run_tests, wait_for
+from harness import BUILD, KSM, Host, check, cpu_nsec, knobs, ksmd_ticks, run_tests, wait_for
 
 BUSY = BUILD / "tests/system/busy-host.so"
-
-
-def cpu_nsec(pid):
-    """CPU time of all threads of a process, those that ended included."""
-    return time.clock_gettime_ns(~pid << 3 | 2)  # clock_getcpuclockid(3): CPUCLOCK_SCHED of a process
 
 
 def opted_in(group, quota, more="", merge="yes", busy=100):

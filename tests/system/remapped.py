@@ -13,13 +13,11 @@ import sys
 import threading
 import time
 
-from controls import Noticed, TEST_DAEMON, end_at_every_step, test_daemon, until_noticed
-from harness import BUILD, KSM, Frames, Host, PAGE, check, check_harmless, knobs, mappings, run_tests, skip, wait_for
+from controls import Noticed, end_at_every_step, test_daemon, until_noticed
+from harness import (BUILD, KSM, NO_KSM, Frames, Host, PAGE, check, check_harmless, in_namespace, knobs, mappings, run_tests,
+                     skip, wait_for)
 
 DAEMON = "MinimumAge=0s\nScanInterval=300ms\n"
-
-
-NO_KSM = ["unshare", "-m", "--propagation", "private", "sh", "-ec", 'mount -t tmpfs none /sys/kernel/mm && exec "$@"', "sh"]
 
 
 def ksm_counters():
@@ -62,10 +60,6 @@ def rss(pid, kind):
     raise AssertionError(kind)
 
 
-def stats(host, group):
-    return next(one for one in host.call("GetStats")["cgroups"] if one["path"] == group)
-
-
 def converge(host, *loads, share=0.99, passes=40, seconds=2):
     for _ in range(passes):
         host.passes(seconds=seconds)
@@ -81,13 +75,7 @@ def max_count(frames):
 
 def without_ksm(host, config):
     """A daemon that sees nothing of KSM, as on a kernel without it."""
-    log = host.dir / "log"
-    daemon = subprocess.Popen([*NO_KSM, str(BUILD / "src/daemon/ksmd-user"), "--config", str(config)],
-                              stderr=log.open("w"), env={**os.environ, "RUNTIME_DIRECTORY": str(host.dir / "run")})
-    host.daemons.append(daemon)
-    host.logs.append(log)
-    wait_for("the daemon", lambda: host.serving() == daemon.pid, 10)
-    return daemon
+    return host.daemon(config, command=in_namespace(NO_KSM))
 
 
 def merged():
@@ -102,7 +90,7 @@ def merged():
         daemon = without_ksm(host, host.configure(text + section(group)))
         converge(host, load, share=1)
         pages, frames = pooled(load)
-        got = stats(host, group)
+        got = host.stats_of(group)
         # Looked at before the contents are: on a kernel without a zero page (tests/test.h) reading takes pages.
         now = sum(rss(pid, "RssAnon") for pid in load.pids)
         print(f"    {pages} pages on {len(frames)} frames, of {load.mergeable}; RssAnon {anon >> 10} -> {now >> 10} KiB; {got}")
@@ -345,14 +333,14 @@ def lived():
                  any(t["pid"] == child and t["pages_merged"] > 0 for t in host.call("ListTargets")["targets"]))
         check(pool_lines(child), "the child does not map the pool")
         # What they share by fork is no saving.
-        sharing, mapped = stats(host, group)["pages_sharing"], sum(len(v.frames(False)) for v in victims)
+        sharing, mapped = host.stats_of(group)["pages_sharing"], sum(len(v.frames(False)) for v in victims)
         print(f"    {mapped} pages, {sharing} of them saved")
         check(sharing <= mapped - len(set.union(*(v.frames(False) for v in victims))) + 200, f"{sharing} of {mapped}")
         victims[1].order("write")
         for v in victims:
             v.order("check")
         # One process that is told to go, a child, and everything else.
-        before_pages = stats(host, group)["pages_sharing"]
+        before_pages = host.stats_of(group)["pages_sharing"]
         print(f"    {before_pages} pages saved; {host.ctl('unmerge', group).strip()}")
         wait_for_plain([child] + [v.pid for v in victims])
         for v in victims:
@@ -457,7 +445,7 @@ def restarted(kills=int(os.environ.get("KILLS", "24"))):
                 v.order(chance.choice(["check", "write", "discard", "check"]))
         daemon = host.daemon(config)
         host.passes(2)
-        got = stats(host, group)
+        got = host.stats_of(group)
         print(f"    {merged_ever} pages seen merged after {kills} kills; in the end {got['pages_shared']} + {got['pages_sharing']}")
         check(merged_ever > 0 and got["pages_sharing"] > 0, "nothing was merged")
         print("    " + unmerge(host, group))

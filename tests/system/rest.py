@@ -8,14 +8,9 @@ import resource
 import signal
 import time
 
-from harness import BUILD, KSM, Host, check, knobs, ksmd_ticks, run_tests, wait_for
+from harness import BUILD, KSM, Host, check, cpu_nsec, knobs, ksmd_ticks, run_tests, wait_for
 
 ODD_KNOBS = {"pages_to_scan": 137, "sleep_millisecs": 33, "use_zero_pages": 0, "smart_scan": 0}
-
-
-def cpu_nsec(pid):
-    """CPU time of all threads of a process, the kernel's workers for its io_uring included."""
-    return sum(int((task / "schedstat").read_text().split()[0]) for task in pathlib.Path(f"/proc/{pid}/task").iterdir())
 
 
 def opted_in(group, more=""):

@@ -10,9 +10,10 @@ import subprocess
 import sys
 import time
 
+from controls import TEST_DAEMON
 from harness import KSMCTL, PAGE, Host, check, run_tests, wait_for
-from remapped import (DAEMON, Noticed, TEST_DAEMON, Victim, converge, ended, entries, max_count, notice, pool_lines,
-                      pooled, put_back_and_ended, section, started, stats, unharmed, unmerge, until_noticed,
+from remapped import (DAEMON, Noticed, Victim, converge, ended, entries, max_count, notice, pool_lines,
+                      pooled, put_back_and_ended, section, started, unharmed, unmerge, until_noticed,
                       wait_for_plain, without_ksm)
 
 LOOKS = 8  # TIDY_LOOKS_MIN
@@ -57,13 +58,13 @@ def alone():
         # Two who share go on sharing.
         leave(three)
         host.passes(LOOKS + 2)
-        check(stats(host, group)["pool_pages_returned"] == 0 and len(one.frames(False) & two.frames(False)) >= one.mergeable,
+        check(host.stats_of(group)["pool_pages_returned"] == 0 and len(one.frames(False) & two.frames(False)) >= one.mergeable,
               "put back what two share")
         two.order("rewrite")
         wait_for("all plain", lambda: host.passes() or not pool_lines(one.pid), 150)
         one.order("seen")
         host.passes(2)
-        got = stats(host, group)
+        got = host.stats_of(group)
         print(f"    {got['pool_pages_returned']} pages given back, {pool_pages(daemon)} left in the pool; "
               f"{pieces(one)} mappings, {before_pieces} before")
         check(got["pool_pages_returned"] >= one.pages and got["pages_sharing"] == 0, f"{got}")
@@ -94,7 +95,7 @@ def written():
         own = {page: e & (1 << 55) - 1 for (_, page), e in entries(one).items() if page % 37 == 0 and page < one.pages // 2}
         leave(two)
         wait_for("half of it plain", lambda: host.passes() or
-                 stats(host, group)["pool_pages_returned"] >= one.pages // 2 - 64, 60)
+                 host.stats_of(group)["pool_pages_returned"] >= one.pages // 2 - 64, 60)
         host.passes(LOOKS)
         one.order("seen")
         now = {page: e & (1 << 55) - 1 for (_, page), e in entries(one).items() if page in own}
@@ -130,7 +131,7 @@ def pinned():
             for _ in range(64 + 2 * LOOKS):  # that it stands still is seen by then (LOOK_PASSES)
                 host.ctl("scan")
                 one.order("receive")
-            check(stats(host, host.groups[0])["pool_pages_returned"] == 0, "pages were put back")
+            check(host.stats_of(host.groups[0])["pool_pages_returned"] == 0, "pages were put back")
             two.process.send_signal(signal.SIGCONT)
             one.order("unpin")
             two.order("check")
@@ -157,8 +158,8 @@ def killed():
         converge(host, *victims)
         one.order("watch")
         leave(two)
-        wait_for("a beginning", lambda: host.passes() or stats(host, group)["pool_pages_returned"] > 0, 60, interval=0)
-        returned = stats(host, group)["pool_pages_returned"]
+        wait_for("a beginning", lambda: host.passes() or host.stats_of(group)["pool_pages_returned"] > 0, 60, interval=0)
+        returned = host.stats_of(group)["pool_pages_returned"]
         subprocess.Popen([str(KSMCTL), "--socket", str(host.socket), "scan"], stdout=subprocess.DEVNULL,
                          stderr=subprocess.DEVNULL)
         time.sleep(random.uniform(0, 0.02))
@@ -225,7 +226,7 @@ def apart():
         wait_for("no copy left", lambda: host.passes() or pool_pages(daemon) == victims[0].pages, 20)
         for v in victims:
             v.order("seen")
-        got = stats(host, group)
+        got = host.stats_of(group)
         print(f"    of {counts} mappings one is left: {got['pool_pieces_joined']} joined in both together")
         in_all = victims[0].pages // PIECE_PAGES
         check(min(counts) >= in_all, f"it was not in pieces: {counts}")
@@ -234,7 +235,7 @@ def apart():
         check(got["pages_sharing"] == victims[0].pages, f"{got}")
         # What lies together stays so, and is written and put back as ever.
         host.passes(LOOKS)
-        check(stats(host, group)["pool_pieces_joined"] == got["pool_pieces_joined"], "joined again")
+        check(host.stats_of(group)["pool_pieces_joined"] == got["pool_pieces_joined"], "joined again")
         for v in victims:
             v.order("calm")
         victims[0].order("rewrite")
@@ -301,12 +302,12 @@ def apart_chased():
             for v in victims:
                 v.order("seen")
             # At most 511 pages in a mapping, and what lies beside them may have begun in the other half.
-            return all(of_the_rest(v) <= 4 for v in victims) and stats(host, group)["pool_pieces_joined"] > 0
+            return all(of_the_rest(v) <= 4 for v in victims) and host.stats_of(group)["pool_pieces_joined"] > 0
         wait_for("the rest joined", joined, 150)
         host.passes(LOOKS)
         for v in victims:
             v.order("calm")
-        print(f"    {stats(host, group)['pool_pieces_joined']} mappings joined; {[pieces(v) for v in victims]} are left")
+        print(f"    {host.stats_of(group)['pool_pieces_joined']} mappings joined; {[pieces(v) for v in victims]} are left")
         put_back_and_ended(host, group, daemon, before, *victims)
 
 
@@ -465,7 +466,7 @@ def apart_killed():
         config = host.configure(DAEMON + section(group))
         daemon = host.daemon(config)
         come_apart(host, *victims)
-        wait_for("a beginning", lambda: host.passes() or stats(host, group)["pool_pieces_joined"] > 0, 60, interval=0)
+        wait_for("a beginning", lambda: host.passes() or host.stats_of(group)["pool_pieces_joined"] > 0, 60, interval=0)
         subprocess.Popen([str(KSMCTL), "--socket", str(host.socket), "scan"], stdout=subprocess.DEVNULL,
                          stderr=subprocess.DEVNULL)
         time.sleep(random.uniform(0, 0.05))

@@ -3,14 +3,12 @@
 """Route zero by the whole daemon: what it gives back is counted in frames, before and after, and what it says is held against that."""
 import contextlib
 import os
-import subprocess
 import time
 
 from controls import end_at_every_step
-from harness import BUILD, Frames, Host, PAGE, check, knobs, run_tests, wait_for
+from harness import Frames, Host, NO_KSM, PAGE, check, in_namespace, knobs, run_tests
 
 DAEMON = "MinimumAge=0s\nScanInterval=300ms\n"
-NO_KSM = ["unshare", "-m", "--propagation", "private", "sh", "-ec", 'mount -t tmpfs none /sys/kernel/mm && exec "$@"', "sh"]
 
 
 def section(group, **keys):
@@ -39,16 +37,12 @@ def zero_frames(load):
     return own, zero
 
 
-def stats(host, group):
-    return next(one for one in host.call("GetStats")["cgroups"] if one["path"] == group)
-
-
 def await_given(host, group, wanted):
     for _ in range(20):
         host.passes()
-        if stats(host, group)["pages_zero"] >= wanted * 0.99:
-            return stats(host, group)
-    raise AssertionError(f"{stats(host, group)['pages_zero']} of {wanted} pages given back: {stats(host, group)}")
+        if host.stats_of(group)["pages_zero"] >= wanted * 0.99:
+            return host.stats_of(group)
+    raise AssertionError(f"{host.stats_of(group)['pages_zero']} of {wanted} pages given back: {host.stats_of(group)}")
 
 
 def asked_for():
@@ -68,7 +62,7 @@ def asked_for():
         check(got["bytes_saved"] == (got["pages_zero"] + got["pages_sharing"]) * PAGE, f"{got}")
         check(load.marked() == 0 and load.merged() == 0, "marked or merged by KSM")
         check(load.intact(), "contents")
-        check(stats(host, group)["route"] == "zero", "route")
+        check(host.stats_of(group)["route"] == "zero", "route")
         daemon_stats = host.call("GetStats")["daemon"]
         print(f"    {daemon_stats['stops']} stops, p50 {daemon_stats['stop_nsec_p50'] / 1e6:.2f} p99 "
               f"{daemon_stats['stop_nsec_p99'] / 1e6:.2f} ms")
@@ -98,15 +92,10 @@ def left_open():
         group = host.cgroup("a")
         load = host.workload(group, mib=4, zero=30)
         _, zero = zero_frames(load)
-        log = host.dir / "log"
-        process = subprocess.Popen([*NO_KSM, str(BUILD / "src/daemon/ksmd-user"), "--config",
-                                    str(host.configure(DAEMON + section(group)))], stderr=log.open("w"),
-                                   env={**os.environ, "RUNTIME_DIRECTORY": str(host.dir / "run")})
-        host.daemons.append(process)
-        wait_for("the daemon", lambda: host.serving() == process.pid, 10)
+        daemon = host.daemon(host.configure(DAEMON + section(group)), command=in_namespace(NO_KSM))
         await_given(host, group, zero)
         check(load.marked() == 0 and zero_frames(load)[1] <= zero * 0.01 and load.intact(), "without KSM")
-        check(host.stop(process) == 0, "end")
+        check(host.stop(daemon) == 0, "end")
         check(knobs() == host.knobs, "knobs")
 
 
