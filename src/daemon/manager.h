@@ -182,7 +182,8 @@ enum { MANAGER_E_CUT = 1 };
 int manager_pass(Manager *manager);
 
 /* member.c: whether the member takes part in this pass: sets its skip, opens its memory, follows its mappings, and says
- * in faults whether it can have written anything. */
+ * in faults whether it can have written anything. Where an earlier pass left pages unread, this is about those; their
+ * blocks stay. */
 bool manager_member_ready(Manager *manager, Member *member);
 /* What it writes is followed no longer; everything of it is looked at now and then. */
 void manager_end_track(Member *member);

@@ -266,11 +266,12 @@ static bool refresh_is_due(const Manager *m, Member *member, const TargetActivit
 
 bool manager_member_ready(Manager *m, Member *member) {
         TargetActivity now;
-        bool active, look;
+        bool active, look, left;
         int r;
 
         if (target_image_replaced(member->target) && target_alive(member->target))
                 forget_image(m, member);
+        left = selection_left(&member->todo);
         r = target_activity(member->target, &now);
         if (r != 0) {
                 member->gone |= r == TARGET_E_GONE;
@@ -280,18 +281,20 @@ bool manager_member_ready(Manager *m, Member *member) {
                 manager_look_how_it_runs(member, 0);
         look = member->last_pass == 0 || member->look_again || m->once ||
                (member->group->slot->domain->pass + member->space.n) % LOOK_PASSES == 0;
-        active = look || memcmp(&now, &member->activity, sizeof now) != 0;
+        active = look || left || memcmp(&now, &member->activity, sizeof now) != 0;
         if ((active || member->skip != TARGET_OK || wants_track(m, member)) && !meet(m, member))
                 return false;
         r = 0;
-        if (refresh_is_due(m, member, &now, active))
-                r = manager_refresh(m, member);
+        if (refresh_is_due(m, member, &now, active)) {
+                r = left ? read_vmas(member) : manager_refresh(m, member);
+                member->vmas_changed |= left; /* what is new in them is looked for once that was read */
+        }
         if (r == TARGET_E_DENIED)
                 member->skip = TARGET_SKIP_DENIED;
         else if (r < 0)
                 log_debug("process %d cannot be read: %s", member->target->pid, strerror(-r));
-        if (r != 0)
-                return false;
+        if (r != 0 || left)
+                return r == 0;
         member->faults = look ? UINT64_MAX : now.faults - member->activity.faults;
         member->activity = now;
         member->look_again = false;

@@ -107,14 +107,10 @@ static void select_pages(const Pass *pass, Member *member) {
 }
 
 static int read_member(Pass *pass, Member *member) {
-        if (!selection_left(&member->todo)) {
-                if (!manager_member_ready(pass->manager, member))
-                        return 0;
-                select_pages(pass, member);
-        } else if (target_image_replaced(member->target)) {
-                member->gone = true;
+        if (!manager_member_ready(pass->manager, member))
                 return 0;
-        }
+        if (!selection_left(&member->todo))
+                select_pages(pass, member);
         domain_expect(pass_domain(member), MIN_OF(selection_count_new(&member->todo), SLICE_PAGES - pass->pages_read));
         while (selection_left(&member->todo)) {
                 int r = read_round(pass, member);
