@@ -186,7 +186,7 @@ static void let_go(Manager *m, Member *member) {
 static uint64_t own_flushes(const Manager *m) {
         struct probe_flushes flushes;
 
-        probes_flushes(m->probes, &flushes);
+        manager_flushes(m, &flushes);
         return flushes.count[PROBE_BY_KSMD][PROBE_FLUSH_REMOTE_SEND].flushes +
                flushes.count[PROBE_BY_DAEMON][PROBE_FLUSH_REMOTE_SEND].flushes;
 }

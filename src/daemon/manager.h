@@ -61,6 +61,13 @@ typedef struct UndoSlice {
         bool cut;                       /* the time was up: it can go on at once */
 } UndoSlice;
 
+/* Sums of what the probes counted (probe/probe.h). */
+typedef struct ProbeSums {
+        struct probe_flushes flushes;
+        struct probe_ksm ksm;
+        struct probe_walks walks;
+} ProbeSums;
+
 typedef struct Manager {
         Loop *loop;
         const char *config_path;        /* NULL: the default files */
@@ -90,6 +97,7 @@ typedef struct Manager {
         Probes *probes;
         LoopSource *probe_source, *refresh_soon_timer, *rest_timer;
         uint64_t probes_rested_nsec;    /* of those that were closed: a reload opens them anew */
+        ProbeSums probes_counted;       /* by those */
         VmaReader vma_reader;           /* all targets' */
         struct ProbeNews *news;         /* what the probes said and was not carried out yet */
         JudgeBudget judge_budget;       /* BreakQuota= */
@@ -240,6 +248,10 @@ int manager_open_probes(Manager *manager);
 void manager_close_probes(Manager *manager);
 /* Something happened to the cgroups: who is in them is read anew, at once, but not so often that it takes a share of a CPU. */
 int manager_refresh_soon(Manager *manager);
+/* What they counted since the daemon started, as probes_flushes() and so on. */
+void manager_flushes(const Manager *manager, struct probe_flushes *ret);
+void manager_ksm_counts(const Manager *manager, struct probe_ksm *ret);
+void manager_walks(const Manager *manager, struct probe_walks *ret);
 /* Who is managed may have changed: the probes are told. */
 void manager_watch(Manager *manager);
 

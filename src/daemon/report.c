@@ -159,9 +159,9 @@ static void add_probe_counts(const Manager *m, DaemonStats *stats, json_t **ret_
         *ret_flushes = json_object();
         *ret_reasons = json_object();
         *ret_ksm = json_object();
-        probes_flushes(m->probes, &flushes);
-        probes_walks(m->probes, &walks);
-        probes_ksm(m->probes, &ksm);
+        manager_flushes(m, &flushes);
+        manager_walks(m, &walks);
+        manager_ksm_counts(m, &ksm);
         stats->rmap_walks = walks.walks;
         stats->rmap_walk_nsec = walks.nsec;
         stats->rmap_walk_nsec_max = walks.nsec_max;

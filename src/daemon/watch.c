@@ -151,12 +151,46 @@ int manager_open_probes(Manager *m) {
         return 0;
 }
 
+/* Of structures that are nothing but sums. */
+static void add_sums(void *to, const void *from, size_t size) {
+        uint64_t *sums = to;
+        const uint64_t *more = from;
+
+        for (size_t i = 0; i < size / sizeof *sums; i++)
+                sums[i] += more[i];
+}
+
+void manager_flushes(const Manager *m, struct probe_flushes *ret) {
+        probes_flushes(m->probes, ret);
+        add_sums(ret, &m->probes_counted.flushes, sizeof *ret);
+}
+
+void manager_ksm_counts(const Manager *m, struct probe_ksm *ret) {
+        probes_ksm(m->probes, ret);
+        add_sums(ret, &m->probes_counted.ksm, sizeof *ret);
+}
+
+void manager_walks(const Manager *m, struct probe_walks *ret) {
+        const struct probe_walks *before = &m->probes_counted.walks;
+
+        probes_walks(m->probes, ret);
+        ret->walks += before->walks;
+        ret->nsec += before->nsec;
+        ret->nsec_max = MAX_OF(ret->nsec_max, before->nsec_max);
+}
+
 void manager_close_probes(Manager *m) {
+        ProbeSums sums;
+
         m->probe_source = loop_source_free(m->probe_source);
         m->refresh_soon_timer = loop_source_free(m->refresh_soon_timer);
         m->rest_timer = loop_source_free(m->rest_timer);
         m->breaks_found += m->probes ? probes_cow_breaks(m->probes) : 0;
         m->probes_rested_nsec += m->probes ? probes_rested(m->probes, now_nsec()) : 0;
+        manager_flushes(m, &sums.flushes);
+        manager_ksm_counts(m, &sums.ksm);
+        manager_walks(m, &sums.walks);
+        m->probes_counted = sums;
         vma_reader_close(&m->vma_reader);
         m->probes = probes_free(m->probes);
         free(m->news);

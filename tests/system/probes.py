@@ -52,6 +52,14 @@ def counted():
             # By ksmd only where the process runs, or ran last, on some CPU at that moment.
             check(stats["tlb_flushes_by"]["daemon"] > 0, "the daemon's calls flushed nothing")
             check(stats["tlb_flushes"] == sum(n for by, n in stats["tlb_flushes_by"].items() if by != "others"), "sum")
+        config = host.dir / "test.conf"
+        config.write_text(config.read_text().replace("[Daemon]", "[Daemon]\nProbes=no"))
+        host.ctl("reload")
+        wait_for("the probes to be closed", lambda: all(p["way"] == "none" for p in host.call("GetStatus")["probes"]))
+        after = host.stats()
+        check(after["ksm_results"]["merged"] >= stats["ksm_results"]["merged"] and
+              after["tlb_flushes"] >= stats["tlb_flushes"] and after["rmap_walks"] >= stats["rmap_walks"],
+              "a reload set counters back")
         check(host.stop(process) == 0, "end")
     with Host("uncounted") as host:
         _, process = start(host, daemon="Probes=off\n")
