@@ -226,6 +226,21 @@ static void untell(Manager *m, Member *member) {
         member->breaks_seen = 0;
 }
 
+void manager_untell(const Manager *m, const Member *member) {
+        const struct probe_block nothing = { 0 };
+
+        if (probes_blocks(m->probes, member->target->pid) == 0)
+                return;
+        for (size_t b = 0; b < member->space.n; b++) {
+                Block *block = member->space.blocks[b];
+
+                if (!block->judge || !page_set_any(block->judge->told))
+                        continue;
+                (void)probes_block_set(m->probes, member->target->pid, block->addr, &nothing);
+                memset(block->judge->told, 0, sizeof block->judge->told);
+        }
+}
+
 void manager_forget_told(Manager *m) { foreach_member(m, untell); }
 
 uint64_t manager_breaks_wait_nsec(Manager *m) {

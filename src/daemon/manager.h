@@ -271,6 +271,8 @@ void manager_end_looking(JudgeLooking *looking);
 void manager_judge(Manager *manager);
 /* PayBack= or Judgement= changed: everybody is let go. */
 void manager_forget_judgement(Manager *manager);
+/* Who leaves, or runs another program: the probes forget his blocks, one by one, where they would go through everybody's. */
+void manager_untell(const Manager *manager, const Member *member);
 /* The probes are others: they were told of no block. */
 void manager_forget_told(Manager *manager);
 /* For how long BreakQuota= has merging wait; 0: not now, and never with --once. */

@@ -131,6 +131,7 @@ int manager_refresh_vmas(Member *member) {
 /* execve(2): another program, with nothing of ours in it; it is met as if for the first time. */
 static void forget_image(Manager *m, Member *member) {
         advise_forget(m->advise, member->target, &member->marks);
+        manager_untell(m, member);
         probes_forget_blocks(m->probes, member->target->pid);
         marks_done(&member->marks);
         vma_list_done(&member->vmas);

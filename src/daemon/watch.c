@@ -230,7 +230,11 @@ void manager_watch(Manager *m) {
                 for (size_t k = 0; k < group->n_members; k++)
                         if (!group->members[k]->gone)
                                 pids[n_pids++] = group->members[k]->target->pid;
+                        else
+                                manager_untell(m, group->members[k]);
         }
+        for (size_t i = 0; i < m->roster.n_leaving; i++)
+                manager_untell(m, m->roster.leaving[i]);
         qsort(ids, n_ids, sizeof *ids, compare_ids);
         qsort(pids, n_pids, sizeof *pids, compare_pids);
         r = probes_watch_cgroups(m->probes, ids, n_ids);

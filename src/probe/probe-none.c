@@ -36,6 +36,8 @@ int probes_watch_targets(Probes *probes, const pid_t *pids, size_t n) { return 0
 
 void probes_forget_blocks(Probes *probes, pid_t pid) {}
 
+size_t probes_blocks(const Probes *probes, pid_t pid) { return 0; }
+
 int probes_event_fd(const Probes *probes) { return -EBADF; }
 
 void probes_read_events(Probes *probes, ProbeHandler handler, void *userdata) {}

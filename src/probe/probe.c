@@ -61,6 +61,11 @@ typedef struct Probe {
         ProbeState state;
 } Probe;
 
+typedef struct Watched {
+        pid_t pid;
+        size_t n_blocks;                /* that are set */
+} Watched;
+
 struct Probes {
         Probe probes[_PROBE_MAX];
         int shared[N_SHARED];           /* of maps that are loaded; -EBADF */
@@ -75,7 +80,7 @@ struct Probes {
         uint64_t blocks_max, n_blocks;
         uint64_t *cgroups;              /* told, ascending */
         size_t n_cgroups;
-        pid_t *targets;
+        Watched *targets;
         size_t n_targets;
 };
 
@@ -368,18 +373,38 @@ int probes_watch_cgroups(Probes *probes, const uint64_t *ids, size_t n) {
         return r;
 }
 
-static bool is_watched(const Probes *probes, uint32_t tgid) {
+static Watched *find_watched(const Probes *probes, uint32_t tgid) {
         size_t low = 0, high = probes->n_targets;
 
         while (low < high) {
                 size_t middle = low + (high - low) / 2;
 
-                if ((uint32_t)probes->targets[middle] < tgid)
+                if ((uint32_t)probes->targets[middle].pid < tgid)
                         low = middle + 1;
                 else
                         high = middle;
         }
-        return low < probes->n_targets && (uint32_t)probes->targets[low] == tgid;
+        return low < probes->n_targets && (uint32_t)probes->targets[low].pid == tgid ? &probes->targets[low] : NULL;
+}
+
+size_t probes_blocks(const Probes *probes, pid_t pid) {
+        const Watched *watched = probes ? find_watched(probes, (uint32_t)pid) : NULL;
+
+        return watched ? watched->n_blocks : 0;
+}
+
+static void count_block(Probes *probes, uint32_t tgid, bool set) {
+        Watched *watched = find_watched(probes, tgid);
+        int change = set ? 1 : -1;
+
+        probes->n_blocks += (uint64_t)change;
+        if (watched)
+                watched->n_blocks += (size_t)change;
+}
+
+static void delete_block(Probes *probes, const struct probe_block_key *key) {
+        if (bpf_map_delete_elem(probes->shared[SHARED_BLOCKS], key) == 0)
+                count_block(probes, key->tgid, false);
 }
 
 /* Deletes the blocks of one process, or (0) those of all that are not watched. Deleting the element before the next is
@@ -395,37 +420,39 @@ static void forget_blocks(Probes *probes, uint32_t tgid) {
         while (more) {
                 key = next;
                 more = bpf_map_get_next_key(fd, &key, &next) == 0;
-                if (tgid ? key.tgid == tgid : !is_watched(probes, key.tgid))
-                        probes->n_blocks -= bpf_map_delete_elem(fd, &key) == 0;
+                if (tgid ? key.tgid == tgid : !find_watched(probes, key.tgid))
+                        delete_block(probes, &key);
         }
 }
 
-void probes_forget_blocks(Probes *probes, pid_t pid) { forget_blocks(probes, (uint32_t)pid); }
+void probes_forget_blocks(Probes *probes, pid_t pid) {
+        if (probes_blocks(probes, pid) > 0)
+                forget_blocks(probes, (uint32_t)pid);
+}
 
 int probes_watch_targets(Probes *probes, const pid_t *pids, size_t n) {
         const struct probe_target nothing = { 0 };
         int fd = probes->shared[SHARED_TARGETS], r = 0;
         size_t i = 0, k = 0, left = 0;
-        pid_t *copy;
+        Watched *watched;
 
         if (fd < 0)
                 return 0;
-        copy = malloc((n + 1) * sizeof *copy);
-        if (!copy)
+        watched = calloc(n + 1, sizeof *watched);
+        if (!watched)
                 return -ENOMEM;
-        memcpy(copy, pids, n * sizeof *copy);
         while (i < n || k < probes->n_targets)
-                if (i < n && (k >= probes->n_targets || pids[i] < probes->targets[k]))
-                        note(&r, bpf_map_update_elem(fd, &pids[i++], &nothing, BPF_ANY));
-                else if (i >= n || probes->targets[k] < pids[i]) {
-                        note(&r, bpf_map_delete_elem(fd, &probes->targets[k++]));
-                        left++;
-                } else {
+                if (i < n && (k >= probes->n_targets || pids[i] < probes->targets[k].pid)) {
+                        note(&r, bpf_map_update_elem(fd, &pids[i], &nothing, BPF_ANY));
+                        watched[i].pid = pids[i];
                         i++;
-                        k++;
-                }
+                } else if (i >= n || probes->targets[k].pid < pids[i]) {
+                        note(&r, bpf_map_delete_elem(fd, &probes->targets[k].pid));
+                        left += probes->targets[k++].n_blocks;
+                } else
+                        watched[i++] = probes->targets[k++];
         free(probes->targets);
-        probes->targets = copy;
+        probes->targets = watched;
         probes->n_targets = n;
         if (left > 0)
                 forget_blocks(probes, 0);
@@ -453,11 +480,14 @@ int probes_block_set(Probes *probes, pid_t pid, uint64_t addr, const struct prob
         for (size_t i = 0; i < PROBE_BLOCK_WORDS; i++)
                 any |= block->merged[i];
         if (any == 0) {
-                probes->n_blocks -= bpf_map_delete_elem(fd, &key) == 0;
+                delete_block(probes, &key);
                 return 0;
         }
+        if (!find_watched(probes, key.tgid))
+                return -ESRCH; /* nobody would forget it */
         r = bpf_map_update_elem(fd, &key, block, BPF_NOEXIST);
-        probes->n_blocks += r == 0;
+        if (r == 0)
+                count_block(probes, key.tgid, true);
         if (r == -EEXIST)
                 r = bpf_map_update_elem(fd, &key, block, BPF_EXIST);
         return r == -E2BIG ? -ENOSPC : r;

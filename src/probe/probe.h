@@ -60,11 +60,14 @@ static inline bool probes_have(const Probes *probes, ProbeId id) {
 }
 
 /* Which cgroups (by inode) and processes the probes look at: all of them, ascending. What is forgotten of a process is
- * what was said of its blocks, too. -errno: some could not be told. */
+ * what was said of its blocks, too: to find those that are set still, all blocks of all processes are gone through. -errno:
+ * some could not be told. */
 int probes_watch_cgroups(Probes *probes, const uint64_t *ids, size_t n);
 int probes_watch_targets(Probes *probes, const pid_t *pids, size_t n);
 /* The process runs another program. */
 void probes_forget_blocks(Probes *probes, pid_t pid);
+/* How many blocks of a process that is watched are set. */
+size_t probes_blocks(const Probes *probes, pid_t pid);
 
 /* Readable when there are events; -EBADF without them. Never blocks. */
 int probes_event_fd(const Probes *probes);
@@ -85,7 +88,7 @@ uint64_t probes_rested(const Probes *probes, uint64_t now_nsec);
 
 /* What is merged of the 2 MiB at addr, as last set and less what was written to since: false when nothing was set. */
 bool probes_block_get(const Probes *probes, pid_t pid, uint64_t addr, struct probe_block *ret);
-/* Sets it, wholly; nothing merged is forgotten. -ENOSPC, -errno. */
+/* Sets it, wholly; nothing merged is forgotten. -ESRCH: the process is not watched; -ENOSPC, -errno. */
 int probes_block_set(Probes *probes, pid_t pid, uint64_t addr, const struct probe_block *block);
 
 /* Sums since the probes were attached; all zero without the probe. */

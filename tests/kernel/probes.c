@@ -132,6 +132,11 @@ static void test_faults(Probes *probes) {
         memory = shared_pages(&child);
         set_blocks(probes, memory, 1);
         CHECK(left(probes, memory) == PAGES, "set");
+        probes_forget_blocks(probes, self);
+        CHECK(left(probes, memory) == 0 && probes_blocks(probes, self) == 0, "forgotten");
+        CHECK(probes_block_set(probes, getppid(), (uintptr_t)memory, &(struct probe_block){ { 1 } }) == -ESRCH, "a stranger");
+        set_blocks(probes, memory, 1);
+        CHECK(probes_blocks(probes, self) == PAGES / BLOCK_PAGES, "%zu blocks", probes_blocks(probes, self));
         CHECK(probes_watch_targets(probes, NULL, 0) == 0 && left(probes, memory) == 0, "blocks outlive their process");
         end_child(child);
         printf("faults: %u provoked, %u counted\n", expected + PAGES, expected + PAGES);
