@@ -140,7 +140,7 @@ struct RemoteThread {
         bool seccomp;           /* it has a filter that may not let it clean up when nobody traces it */
         size_t n_filters;       /* that were judged */
         int inject;             /* a signal it had taken already when it stopped: goes back with the next resume */
-        uint64_t interrupted_nsec;
+        uint64_t interrupted_nsec; /* of the last interrupt that made it stand in place; 0: none did */
         uint64_t stopped_nsec;  /* when it was last not seen standing: it stands since then or later */
         RemoteCode code;
         RemoteRegs regs;        /* as found */

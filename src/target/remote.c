@@ -142,7 +142,7 @@ static int call_in_thread(Remote *remote, RemoteVisit *visit, RemoteCandidate ca
         uint64_t floor = 0, ran = 0;
         size_t done = 0;
         r = stop_in_place(thread, visit, &floor);
-        uint64_t interrupted = thread->interrupted_nsec, stood = thread->stopped_nsec;
+        uint64_t interrupted = thread->interrupted_nsec, stood = interrupted ? thread->stopped_nsec : 0;
         if (r == 0 && calls == visit->leftovers && remote_guards(REMOTE_GUARD_LEFT)) {
                 remote_visit_look_again(visit);
                 n = visit->n_leftovers;

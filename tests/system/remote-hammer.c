@@ -309,6 +309,7 @@ static void hammer_victim(Hammer *hammer) {
 
         RemoteStats stats;
         remote_stats(remote, &stats);
+        CHECK(stats.reach_nsec_max < (uint64_t)(hammer->seconds + 10) * NSEC_PER_SEC, "reached in %lu ns", stats.reach_nsec_max);
         printf("%s: %lu stops, %lu calls, %lu userfaultfds, %lu transactions (%lu pages moved), stop p50 %lu p99 %lu max %lu us, reached p50 %lu p99 %lu us, %lu kills;",
                hammer->kind, stats.stops, stats.calls, hammer->taken, hammer->transacted, hammer->moved,
                remote_stop_percentile(&stats, 500) / 1000, remote_stop_percentile(&stats, 990) / 1000,
