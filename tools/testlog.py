@@ -13,7 +13,7 @@ LINES = 15
 for line in open(sys.argv[1]):
     test = json.loads(line)
     out = (test.get("stdout") or "") + (test.get("stderr") or "")
-    reason = "; ".join(l.strip() for l in out.splitlines() if "SKIP" in l).replace("\t", " ")
+    reason = "; ".join(l.strip() for l in out.splitlines() if l.lstrip().startswith("SKIP: ")).replace("\t", " ")
     kind = KINDS.get(test["result"], "fail")
     if kind in ("fail", "error"):
         name = test["name"].rpartition(" / ")[2]

@@ -104,7 +104,7 @@ static int joined_add(Joined *joined, const char *line, size_t size, unsigned nu
                 joined->first = *line;
         } else if (joined->first == '[')
                 problem = "section header continued on another line";
-        else if (*line == '[') {
+        else if (size > 0 && *line == '[') {
                 joined->first = '[';
                 problem = "section header after a line that ends in a backslash";
         }

@@ -126,6 +126,8 @@ RemapLoop remap_loop_begin(RemapProgram *program, RemapResult only, bool until_s
         /* Else a machine on which getting here takes as long as a stop should would be stopped for nothing, for ever. */
         if (remap_guards(REMAP_GUARD_FIRST))
                 remote_program_jump(p, first);
+        else if (until_stopped)
+                remote_program_dawdle(p, 20 * REMAP_DAWDLE_NSEC); /* longer than we are ever patient (remote_run_deadline()) */
         remote_program_here(p, loop.again);
         REMOTE_OPERATE(p, REMOTE_OP_BELOW, body, REMOTE_NOTHING, remote_word(program->row),
                        remote_word(program->rows_end));

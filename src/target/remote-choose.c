@@ -18,6 +18,7 @@
  * was running a small chance remains that it enters such a call before the interrupt reaches it.
  */
 #define LOOK_AT_MAX 64U
+#define SIGNALS_BLOCKABLE 0xfffffffffffbfeffU /* all but SIGKILL and SIGSTOP */
 
 typedef struct SleepRule {
         long nr;
@@ -123,6 +124,8 @@ int remote_thread_status(const Target *target, pid_t tid, RemoteThreadStatus *re
                 status.seccomp = atoi(p + 10);
         if ((p = strstr(text, "\nx86_Thread_features:\t")))
                 status.shadow_stack = memmem(p, strcspn(p + 1, "\n") + 1, "shstk", 5);
+        if ((p = strstr(text, "\nSigBlk:\t")))
+                status.blocks_all = strtoull(p + 9, NULL, 16) == SIGNALS_BLOCKABLE;
         *ret = status;
         return 0;
 }
@@ -196,6 +199,19 @@ bool remote_nobody_inside(const Target *target) {
                 elsewhere += look_at(target, tid, &a) == 0 && !a.running && !remote_region_has(a.pc);
         }
         return threads == 1 || elsewhere == threads;
+}
+
+bool remote_anybody_leaves(const Target *target) {
+        _cleanup_closedir_ DIR *tasks = NULL;
+        if (remote_tasks_open(target, &tasks) != 0)
+                return true;
+        for (pid_t tid; (tid = remote_tasks_next(tasks)) > 0;) {
+                RemoteThreadStatus status;
+                int r = remote_thread_status(target, tid, &status);
+                if (r < 0 || (r == 0 && status.blocks_all && status.state != 'S'))
+                        return true;
+        }
+        return false;
 }
 
 static void insert(RemoteCandidate *list, size_t *n, RemoteCandidate candidate) {

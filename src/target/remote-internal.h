@@ -105,6 +105,9 @@ int remote_choose(const Target *target, const RemoteMaps *maps, RemoteCandidate 
 /* No thread but the one that is about to be stopped (and is looked at then) can be executing in a region of ours:
  * it is the only one, or all are asleep elsewhere. */
 bool remote_nobody_inside(const Target *target);
+/* A thread may have said that it is home and not be there yet: until rt_sigreturn(2) has read its frame, which lies in the
+ * region, it blocks all signals. True also if that cannot be told. */
+bool remote_anybody_leaves(const Target *target);
 
 /* Opens /proc/PID/task: REMOTE_E_GONE, -errno. */
 int remote_tasks_open(const Target *target, DIR **ret);
@@ -118,6 +121,7 @@ typedef struct RemoteThreadStatus {
         pid_t tracer;
         int seccomp;            /* -1: the kernel has none */
         bool shadow_stack;
+        bool blocks_all;        /* all signals that can be: as a thread in a region of ours does */
 } RemoteThreadStatus;
 int remote_thread_status(const Target *target, pid_t tid, RemoteThreadStatus *ret); /* REMOTE_E_GONE, -errno */
 

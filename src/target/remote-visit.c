@@ -38,7 +38,8 @@ static bool is_deserted(const Target *target, int memfd, uint64_t address, uint6
         if (head.magic[0] == 0 && head.magic[1] == 0)
                 return true;
         return head.magic[0] == REMOTE_MAGIC_0 && head.magic[1] == REMOTE_MAGIC_1 &&
-               (!head.armed || (results.home && (!head.holds || results.parked == 0)) || remote_nobody_inside(target));
+               (!head.armed || remote_nobody_inside(target) ||
+                (results.home && (!head.holds || results.parked == 0) && !remote_anybody_leaves(target)));
 }
 
 /* Where the region may go, and which ones of earlier stops are in the way. Nobody but us maps anything there. */
