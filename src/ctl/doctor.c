@@ -51,7 +51,6 @@ static json_t *features_json(const HostKernel *kernel) {
 
 static void on_warning(void *userdata, const char *file, unsigned line, const char *message) {
         Doctor *doctor = userdata;
-
         _cleanup_free_ char *text = NULL;
         int n = line ? asprintf(&text, "%s:%u: %s", file, line, message) : asprintf(&text, "%s: %s", file, message);
 

@@ -288,7 +288,8 @@ static int idle_due(const Marks *marks, Ranges *ret) {
 
 /* What a plan says of a target. */
 typedef struct Wish {
-        Ranges planned, mergeable, revoked, open, hot, unread;
+        Ranges planned, mergeable, revoked, open, hot;
+        const Ranges *unread;           /* the plan's */
         bool goes_on;
 } Wish;
 
@@ -298,19 +299,17 @@ static void wish_done(Wish *wish) {
         ranges_done(&wish->revoked);
         ranges_done(&wish->open);
         ranges_done(&wish->hot);
-        ranges_done(&wish->unread);
 }
 
 static int wish_read(const Plan *plan, Wish *ret) {
         int r = 0;
 
         ret->goes_on = plan->goes_on;
+        ret->unread = &plan->unread;
         for (size_t i = 0; i < plan->n && r == 0; i++)
                 r = ranges_append(&ret->planned, plan->ranges[i].start, plan->ranges[i].end);
         for (size_t i = 0; i < plan->n_hot && r == 0; i++)
                 r = ranges_append(&ret->hot, plan->hot[i].start, plan->hot[i].end);
-        for (size_t i = 0; i < plan->n_unread && r == 0; i++)
-                r = ranges_append(&ret->unread, plan->unread[i].start, plan->unread[i].end);
         for (size_t i = 0; i < plan->n_mergeable && r == 0; i++) {
                 const PlanMergeable *m = &plan->mergeable[i];
 
@@ -332,7 +331,7 @@ static int wish_calls(const Wish *wish, Marks *marks, Batch *batch) {
         if (r == 0)
                 r = ranges_subtract(&unwanted, &wish->planned, &unwanted);
         if (r == 0)
-                r = ranges_subtract(&unwanted, &wish->unread, &unwanted);
+                r = ranges_subtract(&unwanted, wish->unread, &unwanted);
         if (r == 0)
                 r = idle_update(marks, &unwanted, !wish->goes_on);
         if (r == 0)

@@ -176,17 +176,6 @@ static unsigned run_vmas(const Run *run) {
         return run->vma->mergeable ? 0 : (run->start > run->vma->start) + (run->end < run->vma->end);
 }
 
-static int unread_add(Plan *plan, uint64_t start, uint64_t end) {
-        if (plan->n_unread > 0 && plan->unread[plan->n_unread - 1].end == start) {
-                plan->unread[plan->n_unread - 1].end = end;
-                return 0;
-        }
-        if (GROW(plan->unread, plan->n_unread, plan->unread_allocated) < 0)
-                return -ENOMEM;
-        plan->unread[plan->n_unread++] = (PlanRange){ start, end };
-        return 0;
-}
-
 /* Runs of pages that are left alone, in a mapping that is mergeable. */
 static int hot_add(Plan *plan, const Block *block, unsigned from, unsigned to) {
         for (unsigned page = from; page < to;) {
@@ -288,7 +277,7 @@ static int block_add(Planner *p, const Block *block, unsigned from, unsigned to)
         if (p->vma->mergeable) {
                 r = hot_add(p->plan, block, from, to);
                 if (r == 0 && block->pass == 0)
-                        r = unread_add(p->plan, block->addr + from * PAGE_BYTES, block->addr + to * PAGE_BYTES);
+                        r = ranges_append(&p->plan->unread, block->addr + from * PAGE_BYTES, block->addr + to * PAGE_BYTES);
                 if (r < 0)
                         return r;
         }
@@ -488,7 +477,7 @@ void plan_done(Plan *plan) {
         free(plan->ranges);
         free(plan->mergeable);
         free(plan->hot);
-        free(plan->unread);
+        ranges_done(&plan->unread);
         *plan = (Plan){};
 }
 

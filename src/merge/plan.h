@@ -30,8 +30,7 @@ typedef struct Plan {
         size_t n_mergeable, mergeable_allocated;
         PlanRange *hot;         /* by address: mergeable, and to be left alone (block->alone): to be unmarked at once */
         size_t n_hot, hot_allocated;
-        PlanRange *unread;      /* by address: mergeable, and nothing was read of it yet: a mark of ours stays as it is */
-        size_t n_unread, unread_allocated;
+        Ranges unread;          /* mergeable, and nothing was read of it yet: a mark of ours stays as it is */
         bool goes_on;                   /* the caller's to set: made anew only because the one before was not carried out whole */
         uint64_t pages_wanted;          /* in mappings that may be merged: those in ranges + pages_left_… */
         uint64_t pages_marked;          /* in ranges, bridged gaps included */

@@ -63,8 +63,8 @@ static int register_range(int uffd, uint64_t start, uint64_t end) {
 
 static uint64_t next_multiple(uint64_t address, uint64_t unit) { return (address / unit + 1) * unit; }
 
-/* A mapping may have been ours, or an earlier daemon's, before: where mremap(2) merges what it moves with its new neighbours, the kernel
- * drops the registration of all of them and leaves the marks of protection in their pages
+/* A mapping may have been ours, or an earlier daemon's, before: where mremap(2) merges what it moves with its new
+ * neighbours, the kernel drops the registration of all of them and leaves the marks of protection in their pages
  * (mremap_userfaultfd_prep(), 6.18). What is written then lifts none of them, and would look protected once it is
  * registered again. So they are lifted here. */
 static void lift_old_marks(int uffd, uint64_t start, uint64_t end, uint64_t piece_bytes) {

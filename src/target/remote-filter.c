@@ -12,8 +12,8 @@
 /*
  * What a thread's seccomp filters would say of our calls. They are suspended while we trace it, but no longer: should
  * we die while the stub runs, what it calls is judged again. A filter that answers with an error does no harm, but for
- * rt_sigreturn(2), the way home, which has to be allowed; one that kills, sends SIGSYS (all signals are blocked: that kills too), or asks a supervisor who knows nothing of us,
- * does. Such a process is left alone.
+ * rt_sigreturn(2), the way home, which has to be allowed; one that kills, sends SIGSYS (all signals are blocked: that
+ * kills too), or asks a supervisor who knows nothing of us, does. Such a process is left alone.
  *
  * The programs are read back from the kernel (PTRACE_SECCOMP_GET_FILTER: CAP_SYS_ADMIN, CONFIG_CHECKPOINT_RESTORE, and
  * no filter of our own) and run here: classic BPF, jumps go forward only, what may be in one seccomp_check_filter()

@@ -136,6 +136,7 @@ typedef struct RemoteTransaction {
 
 /* Stops all threads, runs the program in one of them, lets go. 0: it ran to its end, its words are as it left them.
  * REMOTE_E_LOST: it was begun, and ends without us. Any other: it was not begun. REMOTE_E_BUSY: also if a thread did
- * not stop in time or sleeps in a call that must not be interrupted, or there are more than can be held. REMOTE_E_UNFIT: also if a seccomp filter
- * does not allow one of the calls: with us dies what suspends it. -errno; -E2BIG, -EINVAL: the program is none. */
+ * not stop in time or sleeps in a call that must not be interrupted, or there are more than can be held. REMOTE_E_UNFIT:
+ * also if a seccomp filter does not allow one of the calls: with us dies what suspends it. -errno; -E2BIG, -EINVAL: the
+ * program is none. */
 int remote_transact(Remote *remote, Target *target, RemoteTransaction *transaction);
