@@ -187,19 +187,22 @@ static bool undo_one(Manager *m, Member *member, UndoSlice *slice) {
         return member->undone;
 }
 
+static bool is_due(const Member *member) { return member->gone || member->undo_at_nsec <= now_nsec(); }
+
 bool manager_undo_leaving(Manager *m, uint64_t *ret_pages) {
         UndoSlice slice;
         bool born, wanting = false;
 
         for (size_t i = 0; i < m->roster.n_leaving; i++)
-                (void)manager_load_marks(m, m->roster.leaving[i]); /* manager_undo() says what is wrong */
+                if (is_due(m->roster.leaving[i]))
+                        (void)manager_load_marks(m, m->roster.leaving[i]); /* manager_undo() says what is wrong */
         slice = manager_undo_begin();
         for (size_t i = 0; i < m->roster.n_leaving && !slice.cut;) {
                 Member *member = m->roster.leaving[i];
 
                 if (now_nsec() >= slice.until_nsec)
                         slice.cut = true;
-                else if ((member->undo_at_nsec > now_nsec() && !member->gone) || undo_one(m, member, &slice))
+                else if (!is_due(member) || undo_one(m, member, &slice))
                         i++;
                 else
                         roster_drop(&m->roster, member);
