@@ -193,8 +193,13 @@ int manager_pass(Manager *manager);
  * in faults whether it can have written anything. Where an earlier pass left pages unread, this is about those; their
  * blocks stay. */
 bool manager_member_ready(Manager *manager, Member *member);
-/* What it writes is followed no longer; everything of it is looked at now and then. */
+/* What it writes is followed no longer; everything of it is looked at now and then. What is registered is to be given
+ * back. */
 void manager_end_track(Member *member);
+/* Gives it back until then (now_nsec()). true: nothing is registered any more. */
+bool manager_release_track(Member *member, uint64_t until_nsec);
+/* track_claim() for all that is registered. */
+void manager_claim_tracked(const Member *member, VmaList *vmas);
 /* Its mappings as they are: read again unless they were read a moment ago and have not changed. As target_read_vmas(). */
 int manager_refresh_vmas(Member *member);
 /* The same, at once, and where in them pages are present. TARGET_E_*, -errno. */

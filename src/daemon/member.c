@@ -24,7 +24,7 @@
 
 static bool wants_track(const Manager *m, const Member *member) {
         return member->group->track != CONF_NO && !member->group->slot->dry_run && !m->track_absent &&
-               !member->track_tried;
+               !member->track_tried && !member->track && !member->past_track;
 }
 
 static void begin_track(Manager *m, Member *member, int uffd) {
@@ -41,9 +41,21 @@ static void begin_track(Manager *m, Member *member, int uffd) {
 void manager_end_track(Member *member) {
         if (!member->track)
                 return;
-        member->track = track_free(member->track);
+        member->past_track = TAKE_PTR(member->track);
         for (size_t b = 0; b < member->space.n; b++)
                 member->space.blocks[b]->tracked = false;
+}
+
+bool manager_release_track(Member *member, uint64_t until_nsec) {
+        if (member->past_track && !track_release(member->past_track, until_nsec))
+                return false;
+        member->past_track = track_free(member->past_track);
+        return true;
+}
+
+void manager_claim_tracked(const Member *member, VmaList *vmas) {
+        track_claim(member->track, vmas);
+        track_claim(member->past_track, vmas);
 }
 
 /* First contact, before a page is read: is it dumpable, can it be called, what is marked already. */
@@ -112,7 +124,7 @@ static int read_vmas(Member *member) {
         r = (wants_sums(member) ? target_read_vmas : target_read_vma_flags)(
                         member->target, member->group->include_dontdump, &member->vmas);
         if (r == 0)
-                track_claim(member->track, &member->vmas);
+                manager_claim_tracked(member, &member->vmas);
         return r;
 }
 
@@ -137,6 +149,7 @@ static void forget_image(Manager *m, Member *member) {
         vma_list_done(&member->vmas);
         target_close_memory(member->target);
         member->track = track_free(member->track);
+        member->past_track = track_free(member->past_track);
         selection_done(&member->todo);
         space_done(&member->space);
         member->space = (Space){ .target = member->target, .table = &member->group->slot->domain->blocks,
@@ -326,11 +339,11 @@ static int undo(Manager *m, Member *member, UndoSlice *slice) {
 
         if (image_gone(member))
                 return 0;
-        if (member->track && !track_release(member->track, slice->until_nsec)) {
+        manager_end_track(member);
+        if (!manager_release_track(member, slice->until_nsec)) {
                 slice->cut = true;
                 return REMOTE_E_BUSY;
         }
-        manager_end_track(member);
         r = manager_unmap(m, member, NULL, slice);
         if (r == 0)
                 r = manager_load_marks(m, member);

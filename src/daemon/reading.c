@@ -22,6 +22,9 @@
 /* A pass ends after so many pages (2 GiB), so that what was found is merged, and newcomers get their turn. */
 #define SLICE_PAGES ((uint64_t)1 << 19)
 
+/* Giving tracking back takes 0.1 s a GiB: in one go, so much of it. */
+#define RELEASE_NSEC (5 * NSEC_PER_MSEC)
+
 /* Of the blocks of a process one in so many is asked each pass whether its frames are still what they were: a write is
  * told of, but not that a page moved to another NUMA node, nor the end of a child that shared it. */
 #define OUTDATED_PASSES 16U
@@ -138,8 +141,20 @@ static int read_member(Pass *pass, Member *member) {
         return 0;
 }
 
-int pass_read(Pass *pass) {
-        pass->first_read_nsec = now_nsec();
+/* What is registered keeps others from merging, and the process from a userfaultfd of its own, so it is not left to a
+ * later pass. */
+static int release_tracks(Pass *pass) {
+        for (size_t i = 0; i < pass->n_members; i++) {
+                Member *member = pass->members[i];
+
+                while (!passed_over(member) && !manager_release_track(member, now_nsec() + RELEASE_NSEC))
+                        if (manager_breathe(pass->manager, 0))
+                                return -ECANCELED;
+        }
+        return 0;
+}
+
+static int read_members(Pass *pass) {
         for (size_t i = 0; i < pass->n_members; i++) {
                 Member *member = pass->members[i];
                 int r;
@@ -159,6 +174,14 @@ int pass_read(Pass *pass) {
                         return r;
         }
         return 0;
+}
+
+int pass_read(Pass *pass) {
+        int r;
+
+        pass->first_read_nsec = now_nsec();
+        r = read_members(pass);
+        return r < 0 ? r : release_tracks(pass);
 }
 
 /* Protected pages that were written since they were read: left unprotected, they are reported again to the next pass. */

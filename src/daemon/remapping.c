@@ -523,9 +523,10 @@ static int leave_others(Manager *m, Member *member) {
         int r;
 
         manager_end_track(member);
-        do
-                r = manager_unmap(m, member, keep, &slice);
-        while (manager_undo_goes_on(m, member, &slice));
+        do {
+                slice.cut = !manager_release_track(member, slice.until_nsec);
+                r = slice.cut ? REMOTE_E_BUSY : manager_unmap(m, member, keep, &slice);
+        } while (manager_undo_goes_on(m, member, &slice));
         log_info("process %d: %lu pages of a pool that is not for it are its own again", member->target->pid, slice.pages);
         if (passed_over(member))
                 return 0;

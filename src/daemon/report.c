@@ -319,7 +319,7 @@ static json_t *skipped_json(const Member *member) {
 
         if (target_read_vmas(member->target, member->group->include_dontdump, &vmas) != 0)
                 return object;
-        track_claim(member->track, &vmas);
+        manager_claim_tracked(member, &vmas);
         for (size_t i = 0; i < vmas.n; i++)
                 if (vmas.vmas[i].skip != VMA_OK && vmas.vmas[i].skip != VMA_SKIP_SHARED)
                         pages[vmas.vmas[i].skip] += vmas.vmas[i].anonymous_bytes / PAGE_BYTES;

@@ -12,6 +12,7 @@ static Member *member_free(Member *member) {
                 return NULL;
         loop_source_free(member->exit_source);
         track_free(member->track);
+        track_free(member->past_track);
         selection_done(&member->todo);
         if (member->space_ready)
                 space_done(&member->space);

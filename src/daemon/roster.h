@@ -94,6 +94,7 @@ typedef struct Member {
         uint64_t vmas_nsec, vmas_fingerprint; /* … this time, looking like this */
         uint64_t refreshed_nsec;        /* when blocks and track were made to fit them; 0: they are to be */
         Track *track;                   /* NULL: its writes are not followed */
+        Track *past_track;              /* followed no longer: what is registered is being given back */
         TargetActivity activity;        /* as of the last pass that looked at it */
         uint64_t faults;                /* since the pass before (UINT64_MAX: unknown) */
         Standing standing;

@@ -377,7 +377,7 @@ int manager_put_back(Manager *m, Member *member, const RemapPool *pool, const Ra
 
         if (r != 0)
                 return remote_error(r);
-        track_claim(member->track, &vmas);
+        manager_claim_tracked(member, &vmas);
         r = manager_find_guard(m, member, &vmas);
         if (r != 0)
                 return r == -ENOTCONN || r == -ETIMEDOUT ? REMOTE_E_BUSY : r;

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Passes that read only what changed: nothing is missed that is written, mapped, dropped, forked or executed while they
 go on; nothing is read that was not; and registrations are gone when they should be."""
+import os
 import signal
 import subprocess
 import sys
@@ -75,6 +76,10 @@ class Victim:
 
     def tracked(self):
         return sum("uw" in flags for _, flags, _ in smaps(self.pid))
+
+
+def userfaultfds(daemon):
+    return sum("userfaultfd" in os.readlink(f"/proc/{daemon.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{daemon.pid}/fd"))
 
 
 def conf(group, track="auto", more="", daemon="", interval="1w"):
@@ -234,6 +239,12 @@ def released_when_asked():
         host.ctl("reload")
         host.passes(2)
         check(two.tracked() > 0 and one.tracked() == 0, "Track=auto did not begin it again")
+        before = userfaultfds(daemon)
+        host.configure(conf(group, "yes"))
+        host.ctl("reload")
+        two.order("map", 1)
+        host.passes(2)
+        check(userfaultfds(daemon) == before > 0, "Track=yes took another userfaultfd beside the one of Track=auto")
         host.stop(daemon, signal.SIGKILL)
         wait_for("the kernel to take registrations back", lambda: two.tracked() == 0)
         daemon = host.daemon(host.configure(conf(group)))
