@@ -109,11 +109,24 @@ static void select_pages(const Pass *pass, Member *member) {
         member->touched |= member->todo.settled;
 }
 
+/* What is registered keeps the process from a userfaultfd of its own, so neither the quota nor somebody who wants the pass
+ * to end has it wait. */
+static void release_track(Manager *m, Member *member) {
+        while (!passed_over(member) && !manager_release_track(member, now_nsec() + RELEASE_NSEC))
+                (void)manager_attend(m);
+}
+
 static int read_member(Pass *pass, Member *member) {
-        if (!manager_member_ready(pass->manager, member))
+        bool ready = manager_member_ready(pass->manager, member);
+
+        release_track(pass->manager, member);
+        if (!ready || passed_over(member))
                 return 0;
         if (!selection_left(&member->todo))
                 select_pages(pass, member);
+        release_track(pass->manager, member);
+        if (passed_over(member))
+                return 0;
         domain_expect(pass_domain(member), MIN_OF(selection_count_new(&member->todo), SLICE_PAGES - pass->pages_read));
         while (selection_left(&member->todo)) {
                 int r = read_round(pass, member);
@@ -141,20 +154,8 @@ static int read_member(Pass *pass, Member *member) {
         return 0;
 }
 
-/* What is registered keeps others from merging, and the process from a userfaultfd of its own, so it is not left to a
- * later pass. */
-static int release_tracks(Pass *pass) {
-        for (size_t i = 0; i < pass->n_members; i++) {
-                Member *member = pass->members[i];
-
-                while (!passed_over(member) && !manager_release_track(member, now_nsec() + RELEASE_NSEC))
-                        if (manager_breathe(pass->manager, 0))
-                                return -ECANCELED;
-        }
-        return 0;
-}
-
-static int read_members(Pass *pass) {
+int pass_read(Pass *pass) {
+        pass->first_read_nsec = now_nsec();
         for (size_t i = 0; i < pass->n_members; i++) {
                 Member *member = pass->members[i];
                 int r;
@@ -174,14 +175,6 @@ static int read_members(Pass *pass) {
                         return r;
         }
         return 0;
-}
-
-int pass_read(Pass *pass) {
-        int r;
-
-        pass->first_read_nsec = now_nsec();
-        r = read_members(pass);
-        return r < 0 ? r : release_tracks(pass);
 }
 
 /* Protected pages that were written since they were read: left unprotected, they are reported again to the next pass. */
