@@ -17,6 +17,7 @@
 
 #include "cgroup/tree.h"
 
+#include "base/clock.h"
 #include "base/log.h"
 
 #include <dirent.h>
@@ -26,6 +27,7 @@
 #include <string.h>
 #include <sys/inotify.h>
 
+#define DISPATCH_NSEC (5 * NSEC_PER_MSEC)
 #define WATCHED (IN_CREATE | IN_DELETE | IN_ONLYDIR | IN_DONT_FOLLOW)
 
 typedef struct Node {
@@ -397,19 +399,15 @@ static int event_handle(CgroupTree *tree, const struct inotify_event *event) {
 }
 
 int cgroup_tree_dispatch(CgroupTree *tree) {
-        _Alignas(struct inotify_event) char buffer[16384];
+        _Alignas(struct inotify_event) char buffer[4096];
+        uint64_t until = now_nsec() + DISPATCH_NSEC;
         int r, error = 0;
+        ssize_t n = 0;
 
-        for (;;) {
-                ssize_t n = read(tree->inotify, buffer, sizeof buffer);
-
-                if (n < 0) {
-                        if (errno == EINTR)
-                                continue;
-                        if (errno != EAGAIN)
-                                error = error ?: -errno;
-                        break;
-                }
+        while (n >= 0 && now_nsec() < until) {
+                n = read(tree->inotify, buffer, sizeof buffer);
+                if (n < 0 && errno != EAGAIN)
+                        error = error ?: -errno;
                 for (const char *p = buffer; p < buffer + n;) {
                         const struct inotify_event *event = (const struct inotify_event *)(const void *)p;
 
@@ -421,8 +419,8 @@ int cgroup_tree_dispatch(CgroupTree *tree) {
                         }
                 }
         }
-        /* Only now: what is still queued after an overflow is older than what is read here. */
-        if (tree->incomplete && error != -ENODEV)
+        /* Only with nothing queued: what is, after an overflow, is older than what is read here. */
+        if (n < 0 && tree->incomplete && error != -ENODEV)
                 error = read_everything(tree);
         return error;
 }

@@ -24,7 +24,8 @@ DEFINE_CLEANUP(CgroupTree, cgroup_tree_free)
 
 const char *cgroup_tree_root(const CgroupTree *tree);
 int cgroup_tree_fd(const CgroupTree *tree);     /* readable when something changed */
-/* Tells the handler of what happened since. A queue overflow is healed by reading the tree again. 0; -errno: some
+/* Tells the handler of what happened since, for some milliseconds: whoever makes cgroups may do so faster than they can be
+ * watched, and the descriptor stays readable. A queue overflow is healed by reading the tree again. 0; -errno: some
  * cgroup could not be watched (-ENOSPC) or the hierarchy was unmounted (-ENODEV); the rest goes on, and the next call
  * reads the whole tree again to find what was missed. */
 int cgroup_tree_dispatch(CgroupTree *tree);

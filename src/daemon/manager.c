@@ -17,6 +17,10 @@
 #define STATE_DIR "/run/ksmd-user"
 #define REFRESH_NSEC NSEC_PER_SEC
 #define BUSY_RETRY_NSEC NSEC_PER_SEC
+/* What comes and goes in the cgroup tree is followed at once, unless that takes longer than this: then it rests so many
+ * times as long. */
+#define TREE_NSEC NSEC_PER_MSEC
+#define TREE_REST_SHARE 20U
 /* For the last answers to be sent. */
 #define ANSWER_NSEC (10 * NSEC_PER_MSEC)
 /* A convergence (--once) ends after so many passes, however much still changes. */
@@ -101,14 +105,29 @@ static int on_signal(void *userdata, LoopSource *source, int signo, int pid) {
         return 0;
 }
 
+/* Whoever may make cgroups, anywhere on the host, must not keep us busy. */
 static int on_tree(void *userdata, LoopSource *source, int fd, uint32_t revents) {
         Manager *m = userdata;
+        uint64_t begun = now_nsec(), took;
         int r = cgroup_tree_dispatch(m->roster.tree);
 
         if (r < 0 && r != m->tree_error)
                 log_warning("the cgroup tree cannot be read: %s", strerror(-r));
         m->tree_error = r;
+        took = now_nsec() - begun;
+        if (took > TREE_NSEC) {
+                loop_source_set_events(m->tree_source, 0);
+                r = loop_source_set_timer(m->tree_timer, took * TREE_REST_SHARE, 0);
+                if (r < 0)
+                        return r;
+        }
         return manager_refresh_soon(m);
+}
+
+static int on_tree_rested(void *userdata, LoopSource *source) {
+        Manager *m = userdata;
+
+        return loop_source_set_events(m->tree_source, POLLIN);
 }
 
 static int on_refresh(void *userdata, LoopSource *source) {
@@ -155,6 +174,9 @@ static int watch_events(Manager *m) {
                         return r;
         }
         r = loop_add_io(m->loop, cgroup_tree_fd(m->roster.tree), POLLIN, on_tree, m, &m->tree_source);
+        if (r < 0)
+                return r;
+        r = loop_add_timer(m->loop, UINT64_MAX, 0, on_tree_rested, m, &m->tree_timer);
         if (r < 0)
                 return r;
         r = loop_add_timer(m->loop, REFRESH_NSEC, REFRESH_NSEC, on_refresh, m, &m->refresh_timer);
@@ -270,6 +292,7 @@ Manager *manager_free(Manager *m) {
         for (size_t i = 0; i < ELEMENTSOF(m->signals); i++)
                 loop_source_free(m->signals[i]);
         loop_source_free(m->tree_source);
+        loop_source_free(m->tree_timer);
         loop_source_free(m->refresh_timer);
         loop_source_free(m->watchdog_timer);
         manager_close_probes(m);

@@ -117,7 +117,7 @@ typedef struct Manager {
         Roster roster;
         Kept kept;                      /* what an earlier daemon knew and was not taken over yet */
         Service *service;
-        LoopSource *signals[4], *tree_source, *refresh_timer, *watchdog_timer;
+        LoopSource *signals[4], *tree_source, *tree_timer, *refresh_timer, *watchdog_timer;
         ManagerState state;
         bool in_pass, paused, stopping, once;
         bool reload_wanted;             /* SIGHUP came */

@@ -245,16 +245,20 @@ static uint32_t piece_of(const Work *w, uint32_t left, uint32_t room) {
 static void add_segment(Work *w, const Vma *vma, uint64_t start, uint32_t n_pages, uint64_t page) {
         const StopPace *pace = &w->pass->manager->remapping->pace[false];
 
-        for (uint32_t done = 0, n; done < n_pages && w->result == 0; done += n) {
+        for (uint32_t done = 0, n; done < n_pages; done += n) {
                 uint64_t at = start + done * PAGE_BYTES, units;
 
                 n = n_pages - done;
                 while (w->result == 0 && w->n > 0 &&
                        (w->n == REMAP_BATCH_MAX || room_pages(w, pace) < MIN_OF(n, STOP_PACE_PIECE_MIN)))
                         carry_out_and_pause(w);
+                if (w->result != 0) { /* not even who the member is may be known any more */
+                        w->again = true;
+                        return;
+                }
                 n = piece_of(w, n, room_pages(w, pace));
                 units = stop_pace_units(pace, n);
-                if (w->result != 0 || pool_take(w->pool, page + done, n, at) != 0) {
+                if (pool_take(w->pool, page + done, n, at) != 0) {
                         w->again = true;
                         continue;
                 }
