@@ -244,28 +244,38 @@ static void group_leave(Roster *roster, size_t i) {
         group_free(group);
 }
 
+/* NULL: it is not to be managed. */
+static const ConfCgroup *section_of(const Roster *roster, const char *path) {
+        const ConfCgroup *section = policy_find(roster->conf, path);
+
+        return section && section->merge != CONF_MERGE_NO ? section : NULL;
+}
+
+static void take_in(Roster *roster, const ConfCgroup *section, const char *path) {
+        if (roster->dismissed || roster_find_group(roster, path) || roster_is_blocked(roster, path))
+                return;
+        if (group_add(roster, section, path) < 0)
+                log_error("cgroup %s: out of memory, left alone", path);
+}
+
 static void on_cgroup(void *userdata, const char *path, bool appeared) {
         Roster *roster = userdata;
         const ConfCgroup *section;
 
-        if (!appeared) {
-                for (size_t i = 0; i < roster->n_groups; i++)
-                        if (strcmp(roster->groups[i]->path, path) == 0) {
-                                log_debug("cgroup %s is gone", path);
-                                group_leave(roster, i);
-                                return;
-                        }
+        if (!roster->tree) /* it is being read: take_in_all() comes */
+                return;
+        if (appeared) {
+                section = section_of(roster, path);
+                if (section)
+                        take_in(roster, section, path);
                 return;
         }
-        section = policy_find(roster->conf, path);
-        if (!roster->tree || (roster->turn && section != roster->turn))
-                return;
-        if (!section || section->merge == CONF_MERGE_NO || section->malformed || roster_find_group(roster, path))
-                return;
-        if (roster_is_blocked(roster, path))
-                return;
-        if (group_add(roster, section, path) < 0)
-                log_error("cgroup %s: out of memory, left alone", path);
+        for (size_t i = 0; i < roster->n_groups; i++)
+                if (strcmp(roster->groups[i]->path, path) == 0) {
+                        log_debug("cgroup %s is gone", path);
+                        group_leave(roster, i);
+                        return;
+                }
 }
 
 static int on_exit_of_target(void *userdata, LoopSource *source, int fd, uint32_t revents) {
@@ -392,14 +402,40 @@ void roster_refresh_cgroup(Roster *roster, uint64_t id) {
                         group_refresh(roster, roster->groups[i]);
 }
 
+typedef struct Candidate {
+        const ConfCgroup *section;
+        const char *path;
+} Candidate;
+
+typedef struct Candidates {
+        const Roster *roster;
+        Candidate *candidates;
+        size_t n, allocated;
+} Candidates;
+
+static void add_candidate(void *userdata, const char *path, bool appeared) {
+        Candidates *all = userdata;
+        const ConfCgroup *section = section_of(all->roster, path);
+
+        if (!section)
+                return;
+        if (GROW(all->candidates, all->n, all->allocated) < 0)
+                log_error("cgroup %s: out of memory, left alone", path);
+        else
+                all->candidates[all->n++] = (Candidate){ section, path };
+}
+
 /* All cgroups there are, in the order of the sections: which domain comes first must not depend on the order of
  * directories. */
-static void take_in(Roster *roster) {
-        for (size_t i = 0; i < roster->conf->n_cgroups; i++) {
-                roster->turn = &roster->conf->cgroups[i];
-                cgroup_tree_foreach(roster->tree, on_cgroup, roster);
-        }
-        roster->turn = NULL;
+static void take_in_all(Roster *roster) {
+        Candidates all = { .roster = roster };
+
+        (void)cgroup_tree_foreach(roster->tree, add_candidate, &all);
+        for (size_t i = 0; i < roster->conf->n_cgroups; i++)
+                for (size_t k = 0; k < all.n; k++)
+                        if (all.candidates[k].section == &roster->conf->cgroups[i])
+                                take_in(roster, all.candidates[k].section, all.candidates[k].path);
+        free(all.candidates);
         roster_refresh(roster);
 }
 
@@ -471,10 +507,11 @@ void roster_reconfigure(Roster *roster, const Conf *conf) {
         roster->ask_again = true;
         roster_prune_slots(roster);
         roster->ask_again = false;
-        take_in(roster);
+        take_in_all(roster);
 }
 
 void roster_dismiss(Roster *roster) {
+        roster->dismissed = true;
         roster_refresh(roster);
         while (roster->n_groups > 0)
                 group_leave(roster, roster->n_groups - 1);
@@ -573,7 +610,7 @@ int roster_init(Roster *roster, Loop *loop, const Conf *conf, const char *root, 
         r = cgroup_tree_new(root, on_cgroup, roster, &roster->tree);
         if (r < 0)
                 return r;
-        take_in(roster);
+        take_in_all(roster);
         return 0;
 }
 

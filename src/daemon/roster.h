@@ -150,7 +150,6 @@ typedef struct Roster {
         Loop *loop;                     /* borrowed */
         CgroupTree *tree;
         const Conf *conf;               /* borrowed */
-        const ConfCgroup *turn;         /* while all cgroups are taken in: the section whose turn it is */
         Slot **slots;
         size_t n_slots, slots_allocated;
         Group **groups;
@@ -163,6 +162,7 @@ typedef struct Roster {
         VmaReader *vma_reader;          /* borrowed: every target's */
         bool apart;                     /* pages of different nodes are kept apart, whatever is configured by now */
         RosterPools pools;
+        bool dismissed;                 /* nobody is taken in any more */
         bool ask_again;                 /* for pools that could not be had */
         bool ksm_available, zero_available;
         unsigned scan_threads;          /* as many as the daemon started with */
@@ -190,7 +190,7 @@ bool roster_is_blocked(const Roster *roster, const char *path);
 /* A process that an earlier daemon marked and that is managed no more joins the leaving. TARGET_E_GONE,
  * TARGET_E_DENIED, -errno. */
 int roster_add_orphan(Roster *roster, pid_t pid);
-/* Everything leaves. */
+/* Everything leaves, and nobody is taken in any more. */
 void roster_dismiss(Roster *roster);
 /* Frees a member of the leaving, whose undoing is over. Not during a pass. */
 void roster_drop(Roster *roster, Member *member);

@@ -170,13 +170,18 @@ def own_marks_stay():
         host.end(load)
 
 
-# 2,000 pages that the other process has too; at SIGUSR1 forks 40 children, one after the other, that stay.
+# 2,000 pages that the other process has too; at SIGUSR1 forks 40 children, one after the other, that stay: each in a new
+# cgroup in the one that is named.
 PREFORK = """
 import os, signal, sys, time
 data = b''.join(i.to_bytes(8, 'big') * 512 for i in range(1, 2001))
 def fork(*_):
     for _ in range(40):
         if os.fork() == 0:
+            if len(sys.argv) > 1:
+                new = f"{sys.argv[1]}/{os.getpid()}"
+                os.mkdir(new)
+                open(new + "/cgroup.procs", "w").write(str(os.getpid()))
             while True:
                 signal.pause()
         time.sleep(0.005)
@@ -215,6 +220,32 @@ def born_meanwhile():
         daemon, pids = forked_while_undone(host, Host.daemon)
         wait_for("unmarked", lambda: not any(marked(pid) for pid in pids()), 10)
         check(host.stop(daemon) == 0, "end")
+
+
+def born_elsewhere():
+    """the same while all is undone because the daemon ends, in cgroups that are new and would be managed"""
+    with Host("elsewhere") as host:
+        group = host.cgroup("a")
+        path = host.root / group
+        parents = [host.spawn(group, sys.executable, "-c", PREFORK, path, ready="ready") for _ in range(2)]
+        daemon = host.daemon(host.configure(conf(group, f"{group}/**", more="OnStop=unmerge")))
+        frames = Frames()
+        wait_for("merged", lambda: frames.ksm([parent.pid for parent in parents])[0] > 3900)
+        for parent in parents:
+            parent.send_signal(signal.SIGUSR1)
+        time.sleep(0.05)
+        daemon.send_signal(signal.SIGTERM)
+
+        def children():
+            return [int(one.name) for one in path.iterdir() if one.is_dir()]
+
+        before = len(children())
+        wait_for("the children", lambda: len(children()) == 80)
+        check(daemon.wait() == 0, "end")
+        host.groups += [f"{group}/{pid}" for pid in children()]
+        left = [pid for pid in children() + [parent.pid for parent in parents] if marked(pid)]
+        print(f"    {before} children when it was told to end, 80 in the end, {len(left)} marked")
+        check(before < 80 and not left, f"{left} are marked")
 
 
 def control_born():
@@ -336,6 +367,6 @@ def refuses_for_good():
 
 
 if __name__ == "__main__":
-    tests = [process_moved_out, section_removed, unmerge_command, on_stop, orphans, own_marks_stay, born_meanwhile,
+    tests = [process_moved_out, section_removed, unmerge_command, on_stop, orphans, own_marks_stay, born_meanwhile, born_elsewhere,
              route_changed, other_domain_after_restart, secrets_after_restart, refuses_for_good]
     run_tests(*tests, *([control_born] if sys.argv[1:] else []))
