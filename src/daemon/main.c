@@ -46,7 +46,7 @@ static int check_config(const char *path) {
                 return 1;
         }
         for (size_t i = 0; i < conf->n_cgroups; i++)
-                opted_in += conf->cgroups[i].merge != CONF_MERGE_NO && !conf->cgroups[i].malformed;
+                opted_in += conf->cgroups[i].merge != CONF_MERGE_NO;
         printf("%zu [Cgroup] sections, %zu of them opt cgroups in; warnings: %u\n", conf->n_cgroups, opted_in,
                conf->n_warnings);
         return conf->n_warnings ? 1 : 0;

@@ -67,8 +67,7 @@ static bool advise_taken(const Roster *roster) {
 
 static bool advise_claimed(const Conf *conf) {
         for (size_t i = 0; i < conf->n_cgroups; i++)
-                if (conf->cgroups[i].route == CONF_ROUTE_ADVISE && conf->cgroups[i].merge == CONF_MERGE_YES &&
-                    !conf->cgroups[i].malformed)
+                if (conf->cgroups[i].route == CONF_ROUTE_ADVISE && conf->cgroups[i].merge == CONF_MERGE_YES)
                         return true;
         return false;
 }
@@ -182,6 +181,16 @@ bool roster_is_blocked(const Roster *roster, const char *path) {
         return false;
 }
 
+/* The section of a cgroup may have been another so far. */
+static void group_configure(Group *group, const ConfCgroup *section) {
+        group->minimum_run_pages = section->minimum_run_pages;
+        group->huge_page_split = section->huge_page_split;
+        group->include_dontdump = section->include_dontdump;
+        for (size_t k = 0; k < group->n_members && group->track != section->track; k++)
+                group->members[k]->track_tried = false;
+        group->track = section->track;
+}
+
 static int group_add(Roster *roster, const ConfCgroup *section, const char *path) {
         _cleanup_(group_freep) Group *group = NULL;
         _cleanup_free_ char *domain = NULL;
@@ -201,10 +210,7 @@ static int group_add(Roster *roster, const ConfCgroup *section, const char *path
                 return r;
         (void)cgroup_id(roster->tree, path, &group->id);
         group->slot->n_groups++;
-        group->minimum_run_pages = section->minimum_run_pages;
-        group->huge_page_split = section->huge_page_split;
-        group->include_dontdump = section->include_dontdump;
-        group->track = section->track;
+        group_configure(group, section);
         roster->groups[roster->n_groups++] = TAKE_PTR(group);
         log_debug("cgroup %s is managed (domain %s)", path, domain);
         return 0;
@@ -295,6 +301,25 @@ static void member_open_space(Member *member) {
         }
 }
 
+/* In neither list yet; there is room among the leaving for it. */
+static int member_new(Roster *roster, pid_t pid, Member **ret) {
+        _cleanup_(member_freep) Member *member = NULL;
+        int r = reserve_leaving(roster);
+
+        if (r < 0)
+                return r;
+        member = calloc(1, sizeof *member);
+        if (!member)
+                return -ENOMEM;
+        member->guard = REMAP_GUARD_NONE;
+        r = target_new(pid, &member->target);
+        if (r != 0)
+                return r;
+        member->target->vma_reader = roster->vma_reader;
+        *ret = TAKE_PTR(member);
+        return 0;
+}
+
 static int member_add(Roster *roster, Group *group, pid_t pid, size_t at) {
         _cleanup_(member_freep) Member *member = NULL;
         int r;
@@ -304,18 +329,10 @@ static int member_add(Roster *roster, Group *group, pid_t pid, size_t at) {
         r = GROW(group->members, group->n_members, group->members_allocated);
         if (r < 0)
                 return r;
-        r = reserve_leaving(roster);
-        if (r < 0)
-                return r;
-        member = calloc(1, sizeof *member);
-        if (!member)
-                return -ENOMEM;
-        member->guard = REMAP_GUARD_NONE;
-        member->group = group;
-        r = target_new(pid, &member->target);
+        r = member_new(roster, pid, &member);
         if (r != 0)
                 return r;
-        member->target->vma_reader = roster->vma_reader;
+        member->group = group;
         r = loop_add_io(roster->loop, member->target->pidfd, POLLIN, on_exit_of_target, member, &member->exit_source);
         if (r < 0)
                 return r;
@@ -327,22 +344,12 @@ static int member_add(Roster *roster, Group *group, pid_t pid, size_t at) {
 }
 
 int roster_add_orphan(Roster *roster, pid_t pid) {
-        _cleanup_(member_freep) Member *member = NULL;
-        int r;
+        Member *member;
+        int r = member_new(roster, pid, &member);
 
-        r = reserve_leaving(roster);
-        if (r < 0)
-                return r;
-        member = calloc(1, sizeof *member);
-        if (!member)
-                return -ENOMEM;
-        member->guard = REMAP_GUARD_NONE;
-        r = target_new(pid, &member->target);
-        if (r != 0)
-                return r;
-        member->target->vma_reader = roster->vma_reader;
-        member_leave(roster, TAKE_PTR(member));
-        return 0;
+        if (r == 0)
+                member_leave(roster, member);
+        return r;
 }
 
 static void group_lose(Roster *roster, Group *group, size_t i) {
@@ -489,17 +496,12 @@ void roster_reconfigure(Roster *roster, const Conf *conf) {
                         stable_set_max_sharing(roster->slots[i]->domain->stable, max_sharing(conf));
         for (size_t i = 0; i < roster->n_groups;) {
                 Group *group = roster->groups[i];
-                const ConfCgroup *section = policy_find(conf, group->path);
+                const ConfCgroup *section = section_of(roster, group->path);
                 _cleanup_free_ char *domain = NULL;
 
-                if (section && section->merge != CONF_MERGE_NO && !section->malformed &&
-                    policy_domain(section, group->path, &domain) == 0 && slot_serves(group->slot, section, domain)) {
-                        group->minimum_run_pages = section->minimum_run_pages;
-                        group->huge_page_split = section->huge_page_split;
-                        group->include_dontdump = section->include_dontdump;
-                        for (size_t k = 0; k < group->n_members && group->track != section->track; k++)
-                                group->members[k]->track_tried = false;
-                        group->track = section->track;
+                if (section && policy_domain(section, group->path, &domain) == 0 &&
+                    slot_serves(group->slot, section, domain)) {
+                        group_configure(group, section);
                         i++;
                 } else
                         group_leave(roster, i);
