@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""testlog.py LOG DIR: one line "NAME<tab>ok|skip|fail|error<tab>REASON" for each test in meson's testlog.json; the last
-lines that a failed one said are left in DIR, in a file of its name. error: exit status 99, a failure that no second run makes
-good. REASON: why it was skipped, or parts of it were."""
+"""testlog.py LOG PREFIX: one line "NAME<tab>ok|skip|fail|error<tab>REASON" for each test in meson's testlog.json; the last
+lines that a failed one said are left in a file, PREFIX and its name with _ for /. error: exit status 99, a failure that no
+second run makes good. REASON: why it was skipped, or parts of it were."""
 import json
 import pathlib
 import sys
@@ -16,7 +16,6 @@ for line in open(sys.argv[1]):
     reason = "; ".join(l.strip() for l in out.splitlines() if l.lstrip().startswith("SKIP: ")).replace("\t", " ")
     kind = KINDS.get(test["result"], "fail")
     if kind in ("fail", "error"):
-        name = test["name"].rpartition(" / ")[2]
         said = [l[:300] for l in out.splitlines()[-LINES:]]
-        (pathlib.Path(sys.argv[2]) / name).write_text("\n".join([test["result"], *said, ""]))
+        pathlib.Path(sys.argv[2] + test["name"].replace("/", "_")).write_text("\n".join([test["result"], *said, ""]))
     print(test["name"], kind, reason, sep="\t")
