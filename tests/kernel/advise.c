@@ -135,8 +135,9 @@ static void put_back(void) {
 static void children_intact(void) {
         for (unsigned i = 0; i < N_CHILDREN; i++) {
                 char ok = 0;
-                CHECK(write(children[i].command, "c", 1) == 1 && read(children[i].answer, &ok, 1) == 1);
-                CHECK(ok, "child %u finds its memory changed", i);
+                CHECK_HARMLESS(write(children[i].command, "c", 1) == 1 && read(children[i].answer, &ok, 1) == 1,
+                               "child %u does not answer", i);
+                CHECK_HARMLESS(ok, "child %u finds its memory changed", i);
         }
 }
 

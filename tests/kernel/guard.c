@@ -29,15 +29,17 @@ static void test_discard(void) {
         Child *child = &guarded.child;
         uint32_t sharers[PAGES];
 
-        CHECK(child_order(child, order_check_pool, PAGES) == 0);
+        CHECK_HARMLESS(child_order(child, order_check_pool, PAGES) == 0);
         CHECK(pool_sharers(pool, pool_first, PAGES, sharers) == 0);
         for (unsigned i = 0; i < PAGES; i++)
                 CHECK(sharers[i] == 1, "page %u: %u", i, sharers[i]);
-        CHECK(child_order(child, order_discard, 5) == 0 && child_order(child, order_is_zero, 5) == 1);
-        CHECK(child_order(child, order_is_pool, 4) == 1 && child_order(child, order_is_pool, 6) == 1);
+        CHECK(child_order(child, order_discard, 5) == 0);
+        CHECK_HARMLESS(child_order(child, order_is_zero, 5) == 1);
+        CHECK_HARMLESS(child_order(child, order_is_pool, 4) == 1 && child_order(child, order_is_pool, 6) == 1);
         /* Again, after it was written to. */
-        CHECK(child_order(child, order_discard, 5) == 0 && child_order(child, order_is_zero, 5) == 1);
-        CHECK(child_order(child, order_check_pool, PAGES) == 1);
+        CHECK(child_order(child, order_discard, 5) == 0);
+        CHECK_HARMLESS(child_order(child, order_is_zero, 5) == 1);
+        CHECK_HARMLESS(child_order(child, order_check_pool, PAGES) == 1);
         CHECK(pool_sharers(pool, pool_first, PAGES, sharers) == 0 && sharers[5] == 0 && sharers[6] == 1);
         guarded_stop(&guarded);
 }
@@ -49,7 +51,8 @@ static long order_kernel_access(long page) {
         char byte = 1;
 
         CHECK(pipe2(fds, O_CLOEXEC) == 0);
-        CHECK(write(fds[1], p, 1) == 1 && read(fds[0], &byte, 1) == 1 && byte == 0);
+        CHECK(write(fds[1], p, 1) == 1 && read(fds[0], &byte, 1) == 1);
+        CHECK_HARMLESS(byte == 0);
         CHECK(madvise(p, PAGE_BYTES, MADV_DONTNEED) == 0);
         CHECK(write(fds[1], "x", 1) == 1 && read(fds[0], p, 1) == 1 && *p == 'x');
         *p = 0;
@@ -62,8 +65,8 @@ static void test_kernel_access(void) {
         Guarded guarded = guarded_start(PAGES, true);
 
         CHECK(child_order(&guarded.child, order_discard, 3) == 0);
-        CHECK(child_order(&guarded.child, order_kernel_access, 3) == 1);
-        CHECK(child_order(&guarded.child, order_check_pool, PAGES) == 1);
+        CHECK_HARMLESS(child_order(&guarded.child, order_kernel_access, 3) == 1);
+        CHECK_HARMLESS(child_order(&guarded.child, order_check_pool, PAGES) == 1);
         guarded_stop(&guarded);
 }
 
@@ -82,13 +85,14 @@ static long check_generation(long generations) {
                         CHECK(!!(entries[i] >> 63) == (i != 7 + (unsigned)generations), "page %u has no pte", i);
                 for (long i = 0; i < PAGES; i++)
                         if (i < 7 || i > 9)
-                                CHECK(order_is_pool(i), "page %ld in generation %ld", i, generations);
-                CHECK(order_is_zero(7 + generations));
+                                CHECK_HARMLESS(order_is_pool(i), "page %ld in generation %ld", i, generations);
+                CHECK_HARMLESS(order_is_zero(7 + generations));
                 if (generations > 0) {
                         CHECK(order_discard(7 + generations - 1) == 0);
                         _exit((int)check_generation(generations - 1));
                 }
-                CHECK(order_discard(100) == 0 && order_is_zero(100));
+                CHECK(order_discard(100) == 0);
+                CHECK_HARMLESS(order_is_zero(100));
                 *(volatile char *)area_page(101) = 1;
                 _exit(0);
         }
@@ -101,8 +105,9 @@ static void test_fork(void) {
         KeeperStats stats;
 
         CHECK(child_order(&guarded.child, order_discard, 9) == 0);
-        CHECK(child_order(&guarded.child, check_generation, 2) == 0);
-        CHECK(child_order(&guarded.child, order_is_pool, 100) == 1 && child_order(&guarded.child, order_is_pool, 101) == 1);
+        CHECK_HARMLESS(child_order(&guarded.child, check_generation, 2) == 0);
+        CHECK_HARMLESS(child_order(&guarded.child, order_is_pool, 100) == 1);
+        CHECK_HARMLESS(child_order(&guarded.child, order_is_pool, 101) == 1);
         CHECK(keeper_stats(keeper, &stats) == 0 && stats.forks >= 3);
         guarded_stop(&guarded);
 }
@@ -136,7 +141,7 @@ static void test_orphan(void) {
                 CHECK(i < 500, "the orphan waits");
                 usleep(10000);
         }
-        CHECK(shared->counters[8] == 1);
+        CHECK_HARMLESS(shared->counters[8] == 1);
 }
 
 /* The mapping grows in place, moves and grows, leaves its old place mapped: never a pool page that it had not. */
@@ -184,23 +189,27 @@ static long order_unmap_behind(long unused) { /* room to grow in place */
         return munmap((void *)area_page(32), ORDER_MAP_ROOM / 2);
 }
 
+/* An order that returns an error, or 1 + the first page that is wrong. */
+static void check_pages(const Guarded *guarded, long (*order)(long), long argument) {
+        long r = child_order(&guarded->child, order, argument);
+
+        CHECK(r >= 0, "%ld", r);
+        CHECK_HARMLESS(r == 0, "page %ld", r - 1);
+}
+
 static void test_mremap(void) {
         Guarded guarded = guarded_start(32, true);
         KeeperStats before, after;
-        long r;
 
         CHECK(keeper_stats(keeper, &before) == 0);
         CHECK(child_order(&guarded.child, order_unmap_behind, 0) == 0);
-        r = child_order(&guarded.child, order_grow, 64); /* over pool pages 32 … 63, which hold data */
-        CHECK(r == 0, "%ld", r);
+        check_pages(&guarded, order_grow, 64); /* over pool pages 32 … 63, which hold data */
         guarded_stop(&guarded);
         guarded = guarded_start(32, true);
-        r = child_order(&guarded.child, order_leave, 0);
-        CHECK(r == 0, "%ld", r);
+        check_pages(&guarded, order_leave, 0);
         guarded_stop(&guarded);
         guarded = guarded_start(32, true);
-        r = child_order(&guarded.child, order_move, 0);
-        CHECK(r == 0, "%ld", r);
+        check_pages(&guarded, order_move, 0);
         guarded_stop(&guarded);
         CHECK(keeper_stats(keeper, &after) == 0 && after.zeros > before.zeros && after.remaps > before.remaps);
 }
@@ -233,7 +242,8 @@ static void test_requeue(void) {
         usleep(50000);
         CHECK(read(guarded.guard, &msg, sizeof msg) == sizeof msg && msg.arg.pagefault.address == area_page(50));
         CHECK(keeper_add(keeper, guarded.guard, &owner) == 0);
-        CHECK(waitpid(pid, &status, 0) == pid && status == 0);
+        CHECK(waitpid(pid, &status, 0) == pid);
+        CHECK_HARMLESS(status == 0, "%#x", (unsigned)status);
         guarded_stop(&guarded);
 }
 
@@ -262,7 +272,7 @@ static void await_order(pid_t pid, const char *what, void (*meanwhile)(void *use
                         meanwhile(userdata);
                 usleep(1000);
         }
-        CHECK(status == 0, "%s: %d", what, status);
+        CHECK_HARMLESS(status == 0, "%s: %d", what, status);
 }
 
 static void *write_page(void *page) {
@@ -317,7 +327,8 @@ static void test_protected_fork(void) {
         (void)serve_read(&hand.hold, hand.fd, 1, note_nothing, NULL); /* the fault: they are told before events */
         CHECK(hand.hold.stats->faults == 1 && hand.hold.stats->forks == 0);
         await_order(pid, "who writes to a protected page", serve_by_hand, &hand);
-        CHECK(hand.hold.stats->forks == 1 && child_order(&guarded.child, order_is_pool, 41) == 1);
+        CHECK(hand.hold.stats->forks == 1);
+        CHECK_HARMLESS(child_order(&guarded.child, order_is_pool, 41) == 1);
         for (int fd = hand.hold.end - 1; fd >= 0; fd--)
                 if (hand.hold.entries[fd].id)
                         hold_drop(&hand.hold, fd);
@@ -332,7 +343,7 @@ static void test_protected_hole(void) {
         CHECK(child_order(&guarded.child, order_discard, 50) == 0);
         protect(&guarded, 50);
         await_order(begin_order(&guarded, order_is_zero_50, 0, 1), "who reads a protected hole", NULL, NULL);
-        CHECK(child_order(&guarded.child, order_is_pool, 51) == 1);
+        CHECK_HARMLESS(child_order(&guarded.child, order_is_pool, 51) == 1);
         guarded_stop(&guarded);
 }
 

@@ -59,10 +59,15 @@ static _Noreturn void obey(int from, int to) {
 }
 
 static long await_answer(const Child *child) {
+        int status = 0;
         long result;
 
-        CHECK(read(child->from, &result, sizeof result) == sizeof result, "the child ended");
-        return result;
+        if (read(child->from, &result, sizeof result) == sizeof result)
+                return result;
+        (void)waitpid(child->pid, &status, 0);
+        CHECK_HARMLESS(WIFEXITED(status) && WEXITSTATUS(status) != TEST_NOTICED, "the child: %#x", (unsigned)status);
+        CHECK(false, "the child ended itself");
+        return -1;
 }
 
 void child_begin_order(const Child *child, long (*run)(long), long argument) {
@@ -100,7 +105,7 @@ Child child_start(void) {
         }
         close(to[0]);
         close(from[1]);
-        child = (Child) { .from = from[0] };
+        child = (Child) { .pid = pid, .from = from[0] };
         await_answer(&child); /* it is who it is to be */
         child = child_of(pid);
         child.to = to[1];

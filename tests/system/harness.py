@@ -244,7 +244,30 @@ def mappings(pid):
     return len(smaps(pid))
 
 
-class Workload:
+class Obedient:
+    """A process (a subclass's self.process) that obeys lines and answers each by one; it knows what its memory has to hold."""
+
+    def ask(self, *words):
+        """The words of its answer; none from one that is dead."""
+        try:
+            print(*words, file=self.process.stdin, flush=True)
+        except BrokenPipeError:
+            return []
+        return self.process.stdout.readline().split()
+
+    def order(self, *words, expect="ok"):
+        """What it answers after the word that is expected. Whoever answers another, or not at all, was harmed."""
+        answer = self.ask(*words)
+        check_harmless(answer[:1] == [expect], f"process {self.process.pid}, {words}: {answer}, {self.process.poll()}")
+        return answer[1:]
+
+    def intact(self):
+        """True; it raises where the memory is not what was written to it."""
+        self.order("check")
+        return True
+
+
+class Workload(Obedient):
     """Processes of tests/bench/pages.c: known duplicates (of each other), known zero pages, contents they can check."""
 
     def __init__(self, process):
@@ -261,16 +284,6 @@ class Workload:
             raise AssertionError("the workload ended before it was ready")
         self.mergeable = self.duplicate * len(self.pids) if len(self.pids) > 1 else 0
         self.saveable = self.duplicate * (len(self.pids) - 1) + self.zero * len(self.pids)
-
-    def order(self, word):
-        self.process.stdin.write(word + "\n")
-        self.process.stdin.flush()
-        return self.process.stdout.readline().strip() == "ok"
-
-    def intact(self):
-        """True; it raises where the memory is not what was written to it."""
-        check_harmless(self.order("check"), "a process of the workload reads what it did not write")
-        return True
 
     def marked(self):
         return sum(marked(pid) for pid in self.pids)

@@ -6,7 +6,7 @@ import pathlib
 import subprocess
 import sys
 
-from harness import NOTICED, PAGE, Frames, Host, check, run_tests, skip, smaps, wait_for
+from harness import NOTICED, PAGE, Frames, Host, Obedient, check, run_tests, skip, smaps, wait_for
 
 THP = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
 HUGE = 2 << 20
@@ -45,7 +45,7 @@ for line in sys.stdin:
 """
 
 
-class Victim:
+class Victim(Obedient):
     def __init__(self, host, group, pages, name):
         self.process = subprocess.Popen([sys.executable, "-c", VICTIM, str(pages), name], stdin=subprocess.PIPE,
                                         stdout=subprocess.PIPE, text=True)
@@ -53,11 +53,6 @@ class Victim:
         self.pid, self.pages = self.process.pid, pages
         self.first = int(self.process.stdout.readline().split()[1])
         host.move(group, self.pid)
-
-    def order(self, *words):
-        self.process.stdin.write(" ".join(map(str, words)) + "\n")
-        self.process.stdin.flush()
-        return self.process.stdout.readline().strip() == "ok"
 
     def huge(self):
         """How many huge pages the area has."""
@@ -78,7 +73,7 @@ def conf(group, more=""):
 
 def filled(host, group, pages, share, name):
     victim = Victim(host, group, pages, name)
-    check(victim.order("fill", share), "fill")
+    victim.order("fill", share)
     if victim.huge() < pages:
         skip(f"no huge pages to be had: {victim.huge()} of {pages}")
     return victim
@@ -93,7 +88,7 @@ def unique_ones_stay():
         for i in range(10):
             host.passes()
             if i % 3 == 1:
-                check(all(victim.order("check") for victim in victims), "memory changed")
+                check(all(victim.intact() for victim in victims), "memory changed")
         tracked = [sum("uw" in flags for _, flags, _ in smaps(victim.pid)) for victim in victims]
         group_stats = host.call("GetStats")["cgroups"][0]
         print(f"    huge pages {[victim.huge() for victim in victims]}, tracked mappings {tracked}, split "
@@ -125,10 +120,10 @@ def zero_part_comes_back_and_goes():
         check(stats["huge_pages_split"] == 16 and victim.huge() == 0, "not counted as split")
         # The kernel gives back the zero part of all of a huge page that it splits, what is not marked yet included.
         check(wanted * 80 // 100 <= stats["bytes_saved"] // PAGE <= zero + 256, "not counted as saved")
-        check(victim.order("check"), "memory changed")
+        victim.order("check")
 
         # No more of it is zero: unmarked after some passes, then offered back.
-        check(victim.order("fill", 0), "fill")
+        victim.order("fill", 0)
 
         def whole():
             host.passes()
@@ -136,13 +131,13 @@ def zero_part_comes_back_and_goes():
         wait_for("huge pages again", whole, 60, 0)
         print(f"    rewritten: {victim.huge()} huge pages, {host.stats()['huge_pages_collapsed']} made whole again")
         check(victim.huge() == 16, "not whole")
-        check(victim.order("check"), "memory changed")
+        victim.order("check")
 
         # And what is done to them then is seen: they come apart again only after a while.
-        check(victim.order("fill", 75), "fill")
+        victim.order("fill", 75)
         host.passes(6)
         check(victim.huge() == 16, "split again at once")
-        check(victim.order("check"), "memory changed")
+        victim.order("check")
         check(host.stop(daemon) == 0, "end")
 
 
@@ -159,13 +154,13 @@ def changed_since_it_was_read():
             wait_for(f"{n} passes", lambda: host.stats()["full_scans"] >= until)
         scans(40)
         check(victim.huge() == 16, "split for less than all of it")
-        check(victim.order("fill", 0), "fill")
+        victim.order("fill", 0)
         host.configure(text.replace("HugePageSplit=100%", "HugePageSplit=25%"))
         host.ctl("reload")
         scans(4)
         print(f"    huge pages {victim.huge()}, split {host.stats()['huge_pages_split']}")
         check(victim.huge() == 16 and host.stats()["huge_pages_split"] == 0, SPLIT_BLINDLY)
-        check(victim.order("check") and host.stop(daemon) == 0, "end")
+        check(victim.intact() and host.stop(daemon) == 0, "end")
 
 
 def control():

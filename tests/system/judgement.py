@@ -5,14 +5,14 @@ they are merged and broken for ever. What is counted is what the processes count
 probes, and without them."""
 import subprocess
 
-from harness import BUILD, Host, check, run_tests, wait_for
+from harness import BUILD, Host, Obedient, check, run_tests, wait_for
 
 VICTIM = BUILD / "tests/system/hot-victim"
 MIB, HOT = 16, 20
 HOT_PAGES = 2 * (MIB * 256 * HOT // 100)
 
 
-class Victim:
+class Victim(Obedient):
     def __init__(self, host, group, *options):
         self.process = host.spawn(None, VICTIM, "--mib", MIB, "--hot", HOT, "--cgroup", host.root / group, *options,
                                   stdin=subprocess.PIPE, ready="process")
@@ -24,11 +24,7 @@ class Victim:
         self.cold = self.pages - self.hot
 
     def order(self, word):
-        self.process.stdin.write(word + "\n")
-        self.process.stdin.flush()
-        answer = self.process.stdout.readline().split()
-        check(answer and answer[0] == "ok", f"{word}: {answer}")
-        return [int(x) for x in answer[1:]]
+        return [int(x) for x in super().order(word)]
 
     def write(self):
         """Writes the hot pages; how many of them were merged."""

@@ -159,7 +159,7 @@ def own_marks_stay():
     with Host("own") as host:
         group = host.cgroup("a")
         load = host.workload(group, mib=8)
-        check(load.order("mark"), "mark")
+        load.order("mark")
         own = load.marked()
         daemon = host.daemon(host.configure(conf(group, more="OnStop=unmerge")))
         host.converge(load)

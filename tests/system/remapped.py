@@ -14,8 +14,8 @@ import threading
 import time
 
 from controls import Noticed, end_at_every_step, test_daemon, until_noticed
-from harness import (BUILD, KSM, NO_KSM, Frames, Host, PAGE, check, check_harmless, in_namespace, knobs, mappings, run_tests,
-                     skip, wait_for)
+from harness import (BUILD, KSM, NO_KSM, Frames, Host, Obedient, PAGE, check, in_namespace, knobs, mappings, run_tests, skip,
+                     wait_for)
 
 DAEMON = "MinimumAge=0s\nScanInterval=300ms\n"
 
@@ -115,7 +115,7 @@ def merged():
             check(mappings(pid) <= before[pid] * 1.1, f"{mappings(pid)} mappings, {before[pid]} before")
 
 
-class Victim:
+class Victim(Obedient):
     """remapped-victim.c: checks its own memory all the while."""
 
     def __init__(self, host, group, *arguments, mib=4):
@@ -131,15 +131,6 @@ class Victim:
             return
         self.pid, self.pids, self.addresses, self.pages = self.process.pid, [self.process.pid], [int(words[1], 16)], int(words[2])
         self.mergeable = self.pages // 2
-
-    def ask(self, word):
-        self.process.stdin.write(word + "\n")
-        self.process.stdin.flush()
-        return self.process.stdout.readline().strip()
-
-    def order(self, word):
-        answer = self.ask(word)
-        check_harmless(answer == "ok", f"victim {self.pid}, {word}: {answer!r}, {self.process.poll()}")
 
     def frames(self, still=True):
         """PFNs of pages that map a file's frame: all of them, or of those that nobody touches."""
@@ -713,7 +704,7 @@ def strange():
 
 
 def notice(victim, word):
-    if victim.ask(word) == "bad":
+    if victim.ask(word) == ["bad"]:
         raise Noticed(f"{word}: wrong bytes")
 
 

@@ -5,7 +5,7 @@ KSM and in our own trees; auto follows from what a mapping costs, measured."""
 import subprocess
 import sys
 
-from harness import KSM, Frames, Host, check, check_harmless, nothing_shared, run_tests, skip
+from harness import KSM, Frames, Host, Obedient, check, nothing_shared, run_tests, skip
 
 PAGES = 4096
 VICTIM = r"""
@@ -23,7 +23,7 @@ for line in sys.stdin:
 """
 
 
-class Twins:
+class Twins(Obedient):
     """One of the processes that share the pages."""
 
     def __init__(self, host, group, pages):
@@ -36,12 +36,6 @@ class Twins:
 
     def frames(self):
         return list(Frames().of(self.pid, self.first * 4096, (self.first + self.pages) * 4096).values())
-
-    def intact(self):
-        self.process.stdin.write("check\n")
-        self.process.stdin.flush()
-        check_harmless(self.process.stdout.readline() == "ok\n", "a page is not what it was")
-        return True
 
 
 def knob(name):

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 
-from harness import KSM, Frames, Host, check, ksmd_ticks, run_tests, smaps, wait_for
+from harness import KSM, Frames, Host, Obedient, check, ksmd_ticks, run_tests, smaps, wait_for
 
 # Areas of pages whose contents follow from a seed; obeys lines, answers "ok". Contents are checked by heart.
 VICTIM = r"""
@@ -62,17 +62,10 @@ for line in sys.stdin:
 """
 
 
-class Victim:
+class Victim(Obedient):
     def __init__(self, host, group):
         self.process = host.spawn(group, sys.executable, "-c", VICTIM, ready="ready", stdin=subprocess.PIPE)
         self.pid = self.process.pid
-
-    def order(self, *words, expect="ok"):
-        self.process.stdin.write(" ".join(map(str, words)) + "\n")
-        self.process.stdin.flush()
-        answer = self.process.stdout.readline().split()
-        check(answer and answer[0] == expect, f"{words}: {answer}")
-        return answer[1:]
 
     def tracked(self):
         return sum("uw" in flags for _, flags, _ in smaps(self.pid))
