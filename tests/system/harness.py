@@ -562,6 +562,7 @@ class Host:
     def stop(self, daemon, how=signal.SIGTERM):
         daemon.send_signal(how)
         daemon.wait(30)
+        check(how != signal.SIGKILL or daemon.returncode == -how, f"not killed, but ended with {daemon.returncode}")
         return daemon.returncode
 
     def ctl(self, *arguments, expect=0, environment=None):

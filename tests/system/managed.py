@@ -10,6 +10,7 @@ of a stop. control-eintr: one safeguard is left out, and the victim must fail of
 import os
 import random
 import re
+import signal
 import struct
 import subprocess
 import sys
@@ -130,8 +131,7 @@ def unmerge(host, group):
 def kill_and_restart(host, config, daemon, number):
     """Ends the daemon at this moment, if it did not end itself in the middle of a stop, as every other one will."""
     environment = {"KSMD_USER_TEST_END_AT": f"{random.randrange(len(STEPS))}:{random.randrange(6)}"} if number % 2 else {}
-    daemon.kill()
-    daemon.wait()
+    host.stop(daemon, signal.SIGKILL)
     return host.daemon(config, environment=environment, program=TEST_DAEMON, wait=number == 0)
 
 

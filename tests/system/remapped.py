@@ -427,8 +427,7 @@ def restarted(kills=int(os.environ.get("KILLS", "24"))):
             if i % 4 == 2 and keepers(host):
                 os.kill(chance.choice(keepers(host)), signal.SIGKILL)
                 time.sleep(chance.uniform(0, 0.1))
-            daemon.kill()
-            daemon.wait()
+            host.stop(daemon, signal.SIGKILL)
             merged = sum(len(v.frames(False)) for v in victims)
             merged_ever += merged
             # On a busy machine a daemon needs longer to come to anything that could be interrupted.
@@ -462,8 +461,7 @@ def abandoned():
         victims[2].order("again")
         victims[2].read_ready()
         converge(host, victims[1], victims[2])
-        daemon.kill()
-        daemon.wait()
+        host.stop(daemon, signal.SIGKILL)
         daemon = host.daemon(host.configure(DAEMON))
         wait_for_plain([child] + [v.pid for v in victims])
         victims[0].order("end")

@@ -163,8 +163,7 @@ def killed():
         subprocess.Popen([str(KSMCTL), "--socket", str(host.socket), "scan"], stdout=subprocess.DEVNULL,
                          stderr=subprocess.DEVNULL)
         time.sleep(random.uniform(0, 0.02))
-        daemon.kill()
-        daemon.wait()
+        host.stop(daemon, signal.SIGKILL)
         left = len(one.frames(False))
         print(f"    killed after {returned} pages or more, {left} of {one.pages} were left")
         check(left > 0, "there was nothing left to be interrupted")
@@ -470,8 +469,7 @@ def apart_killed():
         subprocess.Popen([str(KSMCTL), "--socket", str(host.socket), "scan"], stdout=subprocess.DEVNULL,
                          stderr=subprocess.DEVNULL)
         time.sleep(random.uniform(0, 0.05))
-        daemon.kill()
-        daemon.wait()
+        host.stop(daemon, signal.SIGKILL)
         print(f"    killed with {[pieces(v) for v in victims]} mappings of {[pooled(v)[0] for v in victims]} pages")
         for v in victims:
             v.order("seen")
