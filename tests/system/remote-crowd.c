@@ -137,11 +137,14 @@ static void test_stop(Remote *remote, unsigned n_threads) {
         end(remote, pid);
         CHECK(seized_late == 0, "%u were seized while others stood", seized_late);
         if (n == 0) {
-                printf("%u threads: not one transaction of %u, the CPUs are too busy\n", n_threads, TRIES);
+                TEST_SKIP_PART("%u threads: not one transaction of %u, the CPUs are too busy", n_threads, TRIES);
                 return;
         }
         /* Of the others the first had to wait for a CPU before it stood. */
-        CHECK(said_whole > 0 || n < TRIES / 2 || n_threads < 64, "not one of %zu stops was as long as was said", n);
+        if (said_whole == 0 && n_threads >= 64) {
+                CHECK(n < TRIES / 2, "not one of %zu stops was as long as was said", n);
+                TEST_SKIP_PART("%u threads: how long a stop is said to have been, as only %zu of %u came about", n_threads, n, TRIES);
+        }
         qsort(stood, n, sizeof *stood, compare);
         qsort(stand, n, sizeof *stand, compare);
         printf("%u threads: until all stand p50 %lu us, the whole p50 %lu, max %lu us; of %zu stops %zu counted from the first "
