@@ -134,6 +134,21 @@ class Writer:
         return statistics.mean(float(reader.communicate()[0]) for reader in readers)
 
 
+class Cpu:
+    """CPU time from now on, in nanoseconds: of a daemon (0 where there is none, or none yet), and of ksmd, which works for a
+    daemon as well as alone."""
+
+    def __init__(self, daemon=None):
+        self.daemon, self.ksmd = daemon, ksmd_pid()
+        self.begun = self.now()
+
+    def now(self):
+        return cpu_nsec(self.daemon) if self.daemon else 0, cpu_nsec(self.ksmd)
+
+    def used(self):
+        return tuple(now - begun for now, begun in zip(self.now(), self.begun))
+
+
 class Ksmd:
     """The kernel's own scanner, run flat out for whole scans: a with-block, knobs put back."""
 

@@ -7,14 +7,15 @@ whole by PR_SET_MEMORY_MERGE.
     converge.py [--keys N] [--rounds N]
 
 What can be saved is what `ksmctl estimate` counts. What is saved is counted in frames by bench-frames, from outside:
-the frames the servers took before less those they take now. The daemon's time begins with its execution, ksmd's with
-the write to its knob; the servers are older than MinimumAge by then. The last round's curves are recorded."""
+the frames the servers took before less those they take now. CPU time is the daemon's and that of ksmd, which merges for
+it. The daemon's time begins with its execution, ksmd's with the write to its knob; the servers are older than
+MinimumAge by then. The last round's curves are recorded."""
 import argparse
 import subprocess
 import threading
 import time
 
-from bench import BUILD, KSM, Bench, Ksmd, check, cpu_nsec, main, median
+from bench import BUILD, KSM, Bench, Cpu, Ksmd, check, main, median
 from servers import KEYS, Redis
 
 ENOUGH = 0.95
@@ -72,15 +73,15 @@ def thin(points, least):
 def converge(bench, servers, who, interval, seconds, start, after):
     pages = servers.saveable()
     curve = Curve(servers, interval)
-    begun = time.monotonic_ns()
-    pid, cpu = start()
+    cpu, begun = Cpu(), time.monotonic_ns()
+    cpu.daemon = start()
     took = curve.wait(begun, ENOUGH * pages, seconds)
     time.sleep(after)
-    cpu = cpu_nsec(pid) - cpu
+    daemon_nsec, ksmd_nsec = cpu.used()
     points = curve.end(begun)
     check(took, f"{who}: {points[-1]} of {pages} pages after {seconds} s")
-    row = {"who": who, "saveable_pages": pages, "seconds": took, "saved_pages": points[-1][1], "cpu_nsec": cpu}
-    bench.record(**row)
+    bench.record(who=who, saveable_pages=pages, seconds=took, saved_pages=points[-1][1], daemon_cpu_nsec=daemon_nsec,
+                 ksmd_cpu_nsec=ksmd_nsec)
     return took, pages, thin(points, pages // 200)
 
 
@@ -92,7 +93,7 @@ def ours(bench, group, keys):
 
     def start():
         daemons.append(bench.daemon(config, wait=False))
-        return daemons[0].pid, 0
+        return daemons[0].pid
     result = converge(bench, servers, "ksmd-user", 50, 60, start, 0.5)
     check(bench.stop(daemons[0]) == 0, "the daemon's end")
     servers.end()
@@ -101,14 +102,12 @@ def ours(bench, group, keys):
 
 
 def kernel(bench, group, keys):
-    with Ksmd(bench, **DEFAULTS) as ksmd:
+    with Ksmd(bench, **DEFAULTS):
         servers = Redis(bench, group, keys=keys, ksm=True)
         servers.wait_until_old(6)
-        before = cpu_nsec(ksmd.pid)
 
         def start():
             (KSM / "run").write_text("1")
-            return ksmd.pid, before
         result = converge(bench, servers, "ksmd", 200, 300, start, 2)
         (KSM / "run").write_text("0")
         servers.end()

@@ -16,7 +16,7 @@ import argparse
 import statistics
 import time
 
-from bench import KSM, Bench, Ksmd, check, cpu_nsec, main, median
+from bench import KSM, Bench, Cpu, Ksmd, check, main, median
 from servers import Redis
 
 KINDS = ["get", "set"]
@@ -39,17 +39,18 @@ class Load:
         self.group = bench.cgroup("a")
         self.config = bench.configure(f"[Cgroup {self.group}]\nMerge=yes\n")
 
-    def stretch(self, servers, who, pid=None):
-        cpu, begun = pid and cpu_nsec(pid), time.monotonic()
+    def stretch(self, servers, who, daemon=None):
+        cpu, begun = Cpu(daemon), time.monotonic()
         result = load(servers, self.requests)
-        self.share = (cpu_nsec(pid) - cpu) / 1e9 / (time.monotonic() - begun) if pid else 0
+        self.shares = [used / 1e9 / (time.monotonic() - begun) for used in cpu.used()]
         for kind, (rps, p99) in result.items():
-            self.bench.record(detail=who, kind=kind, requests_per_second=rps, p99_nsec=p99, cpu_share=self.share)
+            self.bench.record(detail=who, kind=kind, requests_per_second=rps, p99_nsec=p99, daemon_cpu_share=self.shares[0],
+                              ksmd_cpu_share=self.shares[1])
         return result
 
-    def compare(self, who, result, share, alone):
+    def compare(self, who, result, shares, alone):
         for kind in KINDS:
-            self.rounds.setdefault((who, kind), []).append((*result[kind], share, *alone[kind]))
+            self.rounds.setdefault((who, kind), []).append((*result[kind], *shares, *alone[kind]))
 
     def wait_until_steady(self, servers):
         """Until the saving hardly changes from pass to pass: without load, then under it, where writes take some apart; there
@@ -76,13 +77,13 @@ class Load:
         servers.wait_until_old(6)
         alone = self.stretch(servers, "alone")
         daemon = self.bench.daemon(self.config)
-        self.compare("converging", self.stretch(servers, "converging", daemon.pid), self.share, alone)
+        self.compare("converging", self.stretch(servers, "converging", daemon.pid), self.shares, alone)
         if steady_too:
             self.wait_until_steady(servers)
         for i in range(STEADY_PAIRS if steady_too else 0):
             paused = self.paused(servers) if i % 2 else None
-            steady, share = self.stretch(servers, "steady", daemon.pid), self.share
-            self.compare("steady", steady, share, paused or self.paused(servers))
+            steady, shares = self.stretch(servers, "steady", daemon.pid), self.shares
+            self.compare("steady", steady, shares, paused or self.paused(servers))
         check(self.bench.stop(daemon) == 0, "the daemon's end")
         servers.end()
         self.bench.unmerge()
@@ -95,13 +96,13 @@ class Load:
             self.bench.call("Resume")
 
     def ksmd_round(self):
-        with Ksmd(self.bench, smart_scan=1) as ksmd:
+        with Ksmd(self.bench, smart_scan=1):
             servers = Redis(self.bench, self.group, ksm=True)
             load(servers, self.requests)
             before = self.stretch(servers, "alone")
             (KSM / "run").write_text("1")
-            beside = self.stretch(servers, "ksmd flat out", ksmd.pid)
-            self.compare("ksmd flat out", beside, self.share, before)
+            beside = self.stretch(servers, "ksmd flat out")
+            self.compare("ksmd flat out", beside, self.shares, before)
             (KSM / "run").write_text("0")
             servers.end()
         self.bench.unmerge()
@@ -115,11 +116,11 @@ def run(bench, rounds, requests):
             bench_load.ksmd_round()
     summary = {}
     for (who, kind), stretches in bench_load.rounds.items():
-        rps, p99, share, rps_alone, p99_alone = (median(values) for values in zip(*stretches))
-        ratios = [median(s[i] / s[i + 3] for s in stretches) for i in (0, 1)]
+        rps, p99, daemon, ksmd, rps_alone, p99_alone = (median(values) for values in zip(*stretches))
+        ratios = [median(s[i] / s[i + 4] for s in stretches) for i in (0, 1)]
         summary[who, kind] = ratios
-        bench.record(beside=who, kind=kind, its_cpu_share=share, requests_per_second=rps, alone=rps_alone,
-                     throughput_ratio=ratios[0], p99_nsec=p99, p99_alone_nsec=p99_alone, p99_ratio=ratios[1])
+        bench.record(beside=who, kind=kind, daemon_cpu_share=daemon, ksmd_cpu_share=ksmd, requests_per_second=rps,
+                     alone=rps_alone, throughput_ratio=ratios[0], p99_nsec=p99, p99_alone_nsec=p99_alone, p99_ratio=ratios[1])
     for who in ("converging", "steady"):
         for kind in KINDS:
             bench.require(f"{kind}s, daemon {who}: throughput", summary[who, kind][0], at_least=0.97)
