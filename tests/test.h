@@ -10,7 +10,6 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/file.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -68,10 +67,15 @@ static inline bool test_has_zero_page(void) {
         return !(entry & PAGEMAP_EXCLUSIVE);
 }
 
+/* Below: ksm-lock.c, for programs that change the host (dep_ksm_lock). */
+
+/* Calls function, the one that was given last first, when this process ends: by exit(), or by SIGTERM or SIGINT, as meson and
+ * Ctrl-C end a test. As it may be called in the middle of anything, it does only what a signal handler may do: no CHECK(),
+ * no allocation, no stdio. No other thread may turn knobs at that time. */
+void test_at_end(void (*function)(void));
+void test_remove_directory(const char *path); /* without directories in it; test_at_end() may call it */
+
 /* KSM is one for the whole machine: everything that turns its knobs or counts its pages holds this lock meanwhile, so
- * that two builds may run their tests side by side. Held until the process ends (not inherited over exec). */
-static inline void test_lock_ksm(void) {
-        int fd = open("/run/lock/ksmd-user-tests.ksm", O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-        CHECK(fd >= 0, "the test lock");
-        CHECK(flock(fd, LOCK_EX) == 0, "the test lock");
-}
+ * that two builds may run their tests side by side. Held until the process ends (not inherited over exec); the knobs are
+ * put back then, and those that a test left changed that was killed, before. */
+void test_lock_ksm(void);

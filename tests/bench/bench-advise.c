@@ -40,8 +40,8 @@ static const char *const knobs[] = { "run", "sleep_millisecs", "pages_to_scan", 
 static uint64_t knobs_found[ELEMENTSOF(knobs)];
 static const char *pages_program, *daemon_program;
 static unsigned mib = 256;
-static char cgroup[256], directory[] = "/tmp/bench-advise.XXXXXX";
-static pid_t tester, ksmd;
+static char cgroup[256], cgroup_kill[272], directory[] = "/tmp/bench-advise.XXXXXX";
+static pid_t daemon_pid, ksmd;
 
 /* Signed: the kernel's ksm_zero_pages falls below zero when merged zero pages go in certain ways. */
 static uint64_t ksm_get(const char *name) {
@@ -61,13 +61,19 @@ static void ksm_set(const char *name, uint64_t value) {
         CHECK(write_text(AT_FDCWD, path, text) == 0, "%s", path);
 }
 
-static void put_back(void) {
-        if (getpid() != tester)
+static void clean_up(void) {
+        const struct timespec msec = { .tv_nsec = NSEC_PER_MSEC };
+
+        if (daemon_pid > 0) {
+                kill(daemon_pid, SIGKILL); /* else it would go on turning knobs */
+                waitpid(daemon_pid, NULL, 0);
+        }
+        test_remove_directory(directory);
+        if (!*cgroup)
                 return;
-        for (size_t i = ELEMENTSOF(knobs); i-- > 0;)
-                ksm_set(knobs[i], knobs_found[i]);
-        if (*cgroup)
-                rmdir(cgroup);
+        (void)write_text(AT_FDCWD, cgroup_kill, "1");
+        for (int i = 0; i < 200 && rmdir(cgroup) < 0 && errno == EBUSY; i++)
+                nanosleep(&msec, NULL);
 }
 
 /* CPU time of a process or kernel thread that sleeps now. */
@@ -297,7 +303,6 @@ static Result run_daemon(const Spec *spec) {
         char config[64], output[64];
         uint64_t before, targets, wall;
         int status;
-        pid_t pid;
 
         unmerge_all();
         workload_start(spec, &w);
@@ -307,16 +312,17 @@ static Result run_daemon(const Spec *spec) {
         before = cpu_nsec(ksmd);
         targets = workload_cpu_nsec(&w);
         wall = now_nsec();
-        pid = fork();
-        CHECK(pid >= 0, "fork");
-        if (pid == 0) {
+        daemon_pid = fork();
+        CHECK(daemon_pid >= 0, "fork");
+        if (daemon_pid == 0) {
                 int fd = open(output, O_WRONLY | O_CREAT | O_TRUNC, 0600);
                 dup2(fd, 1);
                 setenv("RUNTIME_DIRECTORY", directory, 1);
                 execl(daemon_program, daemon_program, "--config", config, "--once", NULL);
                 CHECK(false, "%s", daemon_program);
         }
-        CHECK(wait4(pid, &status, 0, &usage) == pid, "wait4");
+        CHECK(wait4(daemon_pid, &status, 0, &usage) == daemon_pid, "wait4");
+        daemon_pid = 0;
         result.wall_nsec = now_nsec() - wall;
         CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0, "%s --once: status %x", daemon_program, status);
         result.ksmd_nsec = cpu_nsec(ksmd) - before;
@@ -352,6 +358,7 @@ static void make_cgroup(void) {
                         char found[256];
                         snprintf(found, sizeof found, "%s/ksmd-user-bench-%d", root, getpid());
                         CHECK(mkdir(found, 0755) == 0, "%s", found);
+                        snprintf(cgroup_kill, sizeof cgroup_kill, "%s/cgroup.kill", found);
                         strcpy(cgroup, found);
                         return;
                 }
@@ -390,9 +397,8 @@ int main(int argc, char **argv) {
         for (size_t i = 0; i < ELEMENTSOF(knobs); i++)
                 knobs_found[i] = ksm_get(knobs[i]);
         CHECK(mkdtemp(directory), "%s", directory);
+        test_at_end(clean_up);
         make_cgroup();
-        tester = getpid();
-        atexit(put_back);
         for (size_t i = 0; i < n; i++) {
                 Result alone = run_ksmd(&specs[i], "ksmd", "mark");
 

@@ -19,8 +19,6 @@
 #define PAGES 65536U
 #define SCANS 3U
 
-static const char *const knobs[] = { "run", "sleep_millisecs", "pages_to_scan", "smart_scan" };
-static uint64_t found[ELEMENTSOF(knobs)];
 static pid_t ksmd;
 
 static uint64_t ksm_get(const char *name) {
@@ -38,11 +36,6 @@ static void ksm_set(const char *name, uint64_t value) {
         snprintf(path, sizeof path, KSM "%s", name);
         snprintf(text, sizeof text, "%" PRIu64, value);
         CHECK(write_text(AT_FDCWD, path, text) == 0, "%s", path);
-}
-
-static void put_back(void) {
-        for (size_t i = ELEMENTSOF(knobs); i-- > 0;)
-                ksm_set(knobs[i], found[i]);
 }
 
 static uint64_t ksmd_nsec(void) {
@@ -140,9 +133,6 @@ int main(void) {
         if (access(KSM "run", W_OK) < 0)
                 TEST_SKIP("no KSM");
         find_ksmd();
-        for (size_t i = 0; i < ELEMENTSOF(knobs); i++)
-                found[i] = ksm_get(knobs[i]);
-        atexit(put_back);
         ksm_set("run", 2);
         ksm_set("run", 0);
         ksm_set("sleep_millisecs", 0);

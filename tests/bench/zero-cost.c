@@ -24,8 +24,6 @@
 #define KSM "/sys/kernel/mm/ksm/"
 #define REQUIRED_NSEC 1500
 
-static const char *const knobs[] = { "run", "sleep_millisecs", "pages_to_scan", "use_zero_pages" };
-static uint64_t found[ELEMENTSOF(knobs)];
 static unsigned n_threads = 1, mib = 64, run_pages;
 static pid_t ksmd;
 
@@ -51,11 +49,6 @@ static void ksm_set(const char *name, uint64_t value) {
         int fd = open(path, O_WRONLY | O_CLOEXEC);
         CHECK(fd >= 0 && write(fd, text, strlen(text)) > 0, "%s", path);
         close(fd);
-}
-
-static void restore(void) {
-        for (size_t i = ELEMENTSOF(knobs); i-- > 0;)
-                ksm_set(knobs[i], found[i]);
 }
 
 static uint64_t cpu_of(pid_t pid) {
@@ -242,9 +235,6 @@ int main(int argc, char **argv) {
         test_need_root();
         test_lock_ksm();
         ksmd = find_ksmd();
-        for (size_t i = 0; i < ELEMENTSOF(knobs); i++)
-                found[i] = ksm_get(knobs[i]);
-        CHECK(atexit(restore) == 0);
         ksm_set("run", 2);
         ksm_set("run", 0);
         ksm_set("use_zero_pages", 1);

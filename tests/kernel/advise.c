@@ -39,7 +39,6 @@ static char state_dir[] = "/tmp/test-advise.XXXXXX";
 static uint64_t zero_pfn;
 static Remote *remote;
 static Ksm *ksm;
-static pid_t tester;
 
 enum { UNIQUE, TWIN, ZERO };
 
@@ -119,17 +118,15 @@ static void children_end(void) {
                 marks_done(&children[i].marks);
                 close(children[i].command);
                 close(children[i].answer);
+                children[i].pid = 0;
         }
 }
 
 static void put_back(void) {
-        if (getpid() != tester)
-                return;
         for (unsigned i = 0; i < N_CHILDREN; i++)
                 if (children[i].pid > 0)
                         kill(children[i].pid, SIGKILL);
-        if (ksm)
-                (void)ksm_restore(ksm);
+        test_remove_directory(state_dir);
 }
 
 static void children_intact(void) {
@@ -332,8 +329,7 @@ int main(void) {
         snprintf(state_file, sizeof state_file, "%s/ksm", state_dir);
         if (ksm_new(NULL, state_file, &ksm) < 0)
                 TEST_SKIP("no KSM");
-        tester = getpid();
-        atexit(put_back);
+        test_at_end(put_back);
         /* On a block's border, with a mapping of its own. */
         memory = mmap(NULL, (PAGES + BLOCK_PAGES + OWN_MARK_PAGES) * PAGE_BYTES, PROT_READ | PROT_WRITE,
                       MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);

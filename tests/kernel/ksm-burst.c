@@ -12,6 +12,7 @@
 
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <time.h>
 
@@ -29,9 +30,8 @@
 static const char *const knobs[] = { "advisor_mode", "pages_to_scan", "sleep_millisecs", "smart_scan", "use_zero_pages",
                                      "max_page_sharing", "merge_across_nodes", "run" };
 static char *found[ELEMENTSOF(knobs)]; /* but for run, which is 0 between the tests */
-static char *run_found;
 static char state[] = "/tmp/ksm-burst.XXXXXX", state_file[64];
-static pid_t children[N_CHILDREN], tester;
+static pid_t children[N_CHILDREN], daemon_pid;
 
 static char *knob(const char *name) {
         char path[64], *text = NULL;
@@ -58,27 +58,18 @@ static void children_end(void) {
                 }
 }
 
-/* Whatever happened, the machine gets its settings back. */
-static void put_back(void) {
-        if (getpid() != tester)
-                return;
-        children_end();
-        for (size_t i = 0; i < ELEMENTSOF(knobs); i++) {
-                char path[64], *bracket = found[i] ? strchr(found[i], '[') : NULL;
-
-                if (!found[i])
-                        continue;
-                snprintf(path, sizeof path, SYSFS "%s", knobs[i]);
-                if (bracket) {
-                        bracket++;
-                        bracket[strcspn(bracket, "]")] = 0;
-                }
-                (void)write_text(AT_FDCWD, path, bracket ?: found[i]);
+static void daemon_kill(void) {
+        if (daemon_pid > 0) {
+                kill(daemon_pid, SIGKILL);
+                waitpid(daemon_pid, NULL, 0);
+                daemon_pid = 0;
         }
-        (void)write_text(AT_FDCWD, SYSFS "run", run_found);
-        (void)unlink(state_file);
-        (void)unlink(strcat(state_file, ".new"));
-        (void)rmdir(state);
+}
+
+static void clean_up(void) {
+        daemon_kill();
+        children_end();
+        test_remove_directory(state);
 }
 
 static void knobs_are(char *const expected[static ELEMENTSOF(knobs)], const char *when) {
@@ -111,6 +102,7 @@ static void children_start(void) {
                 if (children[c] == 0) {
                         uint64_t *memory = (uint64_t *)address;
 
+                        prctl(PR_SET_PDEATHSIG, SIGKILL);
                         for (uint64_t i = 0; i < PAGES; i++)
                                 if (i < PAGES_TWIN)
                                         fill(memory + i * 512, i + 1);
@@ -256,16 +248,16 @@ static void test_killed(void) {
         _cleanup_(ksm_freep) Ksm *next = NULL;
         _cleanup_free_ char *run = NULL;
         int ready[2];
-        pid_t daemon;
         char byte;
 
         children_start();
         CHECK(pipe(ready) == 0);
-        daemon = fork();
-        if (daemon == 0) {
+        daemon_pid = fork();
+        if (daemon_pid == 0) {
                 Ksm *ksm;
                 Burst *burst;
 
+                prctl(PR_SET_PDEATHSIG, SIGKILL);
                 CHECK(ksm_new(NULL, state_file, &ksm) == 0 && burst_new(ksm, &burst) == 0);
                 CHECK(burst_start(burst, 1000000, 1000000) == 0);
                 CHECK(write(ready[1], "r", 1) == 1);
@@ -273,8 +265,7 @@ static void test_killed(void) {
                         pause();
         }
         CHECK(read(ready[0], &byte, 1) == 1);
-        kill(daemon, SIGKILL);
-        CHECK(waitpid(daemon, NULL, 0) == daemon);
+        daemon_kill();
         run = knob("run");
         CHECK(run && strcmp(run, "1\n") == 0, "the control: nobody has put it back yet");
         CHECK(ksm_new(NULL, state_file, &next) == 0);
@@ -294,12 +285,13 @@ static void test_killed_anywhere(void) {
         srandom((unsigned)getpid());
         for (int i = 0; i < 30; i++) {
                 _cleanup_(ksm_freep) Ksm *next = NULL;
-                pid_t daemon = fork();
 
-                if (daemon == 0) {
+                daemon_pid = fork();
+                if (daemon_pid == 0) {
                         Ksm *ksm;
                         Burst *burst;
 
+                        prctl(PR_SET_PDEATHSIG, SIGKILL);
                         CHECK(ksm_new(NULL, state_file, &ksm) == 0 && burst_new(ksm, &burst) == 0);
                         for (;;) {
                                 CHECK(burst_start(burst, 1000000, 1000000) == 0);
@@ -308,8 +300,7 @@ static void test_killed_anywhere(void) {
                         }
                 }
                 usleep((useconds_t)(1000 + random() % 5000));
-                kill(daemon, SIGKILL);
-                CHECK(waitpid(daemon, NULL, 0) == daemon);
+                daemon_kill();
                 CHECK(ksm_new(NULL, state_file, &next) == 0);
                 changed += ksm_was_left_changed(next);
                 CHECK(ksm_restore(next) == 0);
@@ -383,10 +374,9 @@ int main(void) {
         }
         for (size_t i = 0; i < ELEMENTSOF(knobs); i++)
                 found[i] = knob(knobs[i]);
-        tester = getpid();
-        CHECK(atexit(put_back) == 0);
-        run_found = found[ELEMENTSOF(knobs) - 1];
-        CHECK(run_found && (found[ELEMENTSOF(knobs) - 1] = strdup("0\n")));
+        test_at_end(clean_up);
+        free(found[ELEMENTSOF(knobs) - 1]);
+        CHECK((found[ELEMENTSOF(knobs) - 1] = strdup("0\n")));
         knob_set("run", "0");
         memory = mmap(NULL, PAGES * PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         CHECK(memory != MAP_FAILED);

@@ -16,6 +16,7 @@
 #include <inttypes.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 
 #define N_CHILDREN 2
@@ -25,7 +26,7 @@
 #define FIRST_BATCH 64
 
 static char state[] = "/tmp/ksm-scans.XXXXXX", state_file[64];
-static pid_t children[N_CHILDREN], tester;
+static pid_t children[N_CHILDREN];
 static int go[N_CHILDREN], done;
 static uint64_t address;
 static Ksm *ksm;
@@ -40,13 +41,9 @@ static void children_end(void) {
                 }
 }
 
-static void put_back(void) {
-        if (getpid() != tester)
-                return;
+static void clean_up(void) {
         children_end();
-        (void)ksm_restore(ksm);
-        (void)unlink(state_file);
-        (void)rmdir(state);
+        test_remove_directory(state);
 }
 
 static void wait_children(void) {
@@ -63,6 +60,7 @@ static void mark(uint64_t first, uint64_t n) {
 static void child_main(int command, int answer, bool high_first) {
         char byte;
 
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
         for (uint64_t i = 0; i < PAGES; i++) {
                 uint64_t *page = (uint64_t *)(address + i * PAGE_BYTES), word = i + 1;
 
@@ -217,8 +215,7 @@ int main(void) {
                 (void)rmdir(state);
                 TEST_SKIP("KSM cannot be used here: %s", strerror(-r));
         }
-        tester = getpid();
-        CHECK(atexit(put_back) == 0);
+        test_at_end(clean_up);
         CHECK(ksm_knobs(ksm, &knobs) == 0);
         if (counters().pages_scanned == 0 && knobs.smart_scan == 0)
                 TEST_SKIP("this kernel does not count the pages it scans");

@@ -10,6 +10,7 @@
 typedef enum Stage { STARTING, FILLED, WRITE, WRITTEN } Stage;
 
 static Pair *forked, *merged;
+static char state_path[96];
 
 uint8_t *pair_area(void) {
         static uint8_t *area;
@@ -24,28 +25,29 @@ uint8_t *pair_area(void) {
         return area;
 }
 
-Ksm *pairs_ksm(const char *test) {
-        char path[96];
-        Ksm *ksm;
-        int r;
-
-        test_need_root();
-        test_lock_ksm();
-        snprintf(path, sizeof path, "/run/lock/ksmd-user-test-%s.state", test);
-        r = ksm_new(NULL, path, &ksm);
-        if (r == -ENOENT)
-                TEST_SKIP("a kernel without KSM");
-        CHECK(r == 0, "KSM");
-        return ksm;
-}
-
-void pairs_end(void) {
+static void end(void) {
         for (int i = 0; i < 2; i++) {
                 if (forked && forked->pids[i] > 0)
                         kill(forked->pids[i], SIGKILL);
                 if (merged && merged->pids[i] > 0)
                         kill(merged->pids[i], SIGKILL);
         }
+        (void)unlink(state_path);
+}
+
+Ksm *pairs_ksm(const char *test) {
+        Ksm *ksm;
+        int r;
+
+        test_need_root();
+        test_lock_ksm();
+        snprintf(state_path, sizeof state_path, "/run/lock/ksmd-user-test-%s.state", test);
+        r = ksm_new(NULL, state_path, &ksm);
+        if (r == -ENOENT)
+                TEST_SKIP("a kernel without KSM");
+        CHECK(r == 0, "KSM");
+        test_at_end(end);
+        return ksm;
 }
 
 static void wait_stage(const Pair *pair, int i, Stage stage) {

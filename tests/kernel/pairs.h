@@ -8,7 +8,7 @@
 
 /*
  * Pairs of processes that share frames at PAIR_AREA: by fork, or merged by KSM. Whether a reader took them apart shows
- * in the frames that the pages lie on before and after. pairs_end() is to be called at exit, whatever happens.
+ * in the frames that the pages lie on before and after.
  */
 #define PAIR_PAGES 1024U
 #define PAIR_BYTES (PAIR_PAGES * PAGE_BYTES)
@@ -25,7 +25,6 @@ typedef struct Pair {
 Ksm *pairs_ksm(const char *test);
 uint8_t *pair_area(void);       /* a multiple of BLOCK_BYTES, the same in all processes forked from here */
 void pairs_start(Ksm *ksm, Pair **ret_forked, Pair **ret_merged); /* the KSM lock must be held */
-void pairs_end(void);
 
 void pair_remember(Pair *pair); /* where its pages are */
 unsigned pair_count_moved(const Pair *pair); /* of 2 * PAIR_PAGES: pages that lie on another frame than then */

@@ -119,13 +119,13 @@ static long order_pageout(long n_pages) {
 }
 
 static char swap_file[] = "/var/tmp/ksmd-swap-XXXXXX";
-static pid_t swap_owner;
+static bool swap_made;
 
 /* However this test ends: nobody else could remove it. */
 static void end_swap(void) {
-        if (getpid() != swap_owner)
+        if (!swap_made)
                 return;
-        swap_owner = 0;
+        swap_made = false;
         (void)swapoff(swap_file);
         (void)unlink(swap_file);
 }
@@ -138,8 +138,8 @@ static void test_noswap(void) {
         int fd = mkstemp(swap_file);
 
         CHECK(fd >= 0);
-        swap_owner = getpid();
-        CHECK(atexit(end_swap) == 0);
+        swap_made = true;
+        test_at_end(end_swap);
         for (unsigned i = 0; i < 32; i++)
                 CHECK(write(fd, block, sizeof block) == sizeof block);
         snprintf(command, sizeof command, "/sbin/mkswap %s > /dev/null 2>&1", swap_file);
@@ -167,9 +167,8 @@ static long order_collapse(long start) {
 
 static char shmem_enabled_found[16];
 static void restore_shmem_enabled(void) {
-        if (*shmem_enabled_found)
-                CHECK(write_text(AT_FDCWD, SHMEM_ENABLED, shmem_enabled_found) == 0);
-        *shmem_enabled_found = 0;
+        if (*shmem_enabled_found && write_text(AT_FDCWD, SHMEM_ENABLED, shmem_enabled_found) == 0)
+                *shmem_enabled_found = 0;
 }
 
 /* A hostile target moves its run to where it lines up, and has it collapsed. */
@@ -214,7 +213,7 @@ static void test_collapse(void) {
         if (read_file(AT_FDCWD, SHMEM_ENABLED, &found, NULL) < 0 || !strchr(found, '['))
                 return;
         CHECK(sscanf(strchr(found, '['), "[%15[^]]", shmem_enabled_found) == 1);
-        CHECK(atexit(restore_shmem_enabled) == 0);
+        test_at_end(restore_shmem_enabled);
         if (write_text(AT_FDCWD, SHMEM_ENABLED, "deny") < 0) {
                 printf("shmem_enabled cannot be set here\n");
                 return;
@@ -224,6 +223,7 @@ static void test_collapse(void) {
         CHECK(r > 0, "%ld", r);
         CHECK(child_order(&guarded.child, order_collapse, r) < 0, "collapsed in spite of deny");
         restore_shmem_enabled();
+        CHECK(!*shmem_enabled_found);
         CHECK(pool_sharers(pool, pool_first, 200, sharers) == 0);
         for (unsigned i = 0; i < 200; i++)
                 CHECK(sharers[i] == 1, "page %u: %u", i, sharers[i]);

@@ -15,13 +15,6 @@
 static Ksm *ksm;
 static Pair *forked, *merged;
 
-static void clean_up(void) {
-        pairs_end();
-        if (ksm)
-                (void)ksm_restore(ksm);
-        ksm = ksm_free(ksm);
-}
-
 /* Scans the area of one victim; counts[kind]. */
 static void scan_area(Scanner *scanner, pid_t pid, unsigned *counts) {
         _cleanup_(target_freep) Target *target = NULL;
@@ -145,7 +138,6 @@ static void test_estimate(void) {
 
 int main(void) {
         ksm = pairs_ksm("read-sharing");
-        atexit(clean_up);
         pairs_start(ksm, &forked, &merged);
         test_census();
         test_scan();

@@ -61,12 +61,8 @@ static HashSecret *secret;
 static Victim victims[VICTIMS];
 
 static void clean_up(void) {
-        pairs_end();
         if (lone > 0)
                 kill(lone, SIGKILL);
-        if (ksm)
-                (void)ksm_restore(ksm);
-        ksm = ksm_free(ksm);
 }
 
 static uint64_t mix(uint64_t x) {
@@ -410,7 +406,7 @@ int main(void) {
         ksm = pairs_ksm("scan-batches");
         zero_page = test_has_zero_page();
         CHECK(hash_secret_new(&secret) == 0);
-        atexit(clean_up);
+        test_at_end(clean_up);
         pairs_start(ksm, &forked, &merged);
         start_lone();
         open_victims();

@@ -523,7 +523,6 @@ static void test_ksm(void) {
         CHECK(child_order(&child, equal_contents, 0) == 0);
         child_update(&child);
         CHECK(child_count_written(&child, shared->start, area_end()) == 256);
-        atexit(put_back);
         for (size_t i = 0; i < ELEMENTSOF(knobs); i++)
                 CHECK(write_text(AT_FDCWD, knobs[i], turned[i]) == 0);
         until = now_nsec() + 60 * NSEC_PER_SEC; /* not of the wait for the lock */

@@ -24,13 +24,9 @@ static Pair *forked, *merged;
 static pid_t hammered[2];
 
 static void clean_up(void) {
-        pairs_end();
         for (int i = 0; i < 2; i++)
                 if (hammered[i] > 0)
                         kill(hammered[i], SIGKILL);
-        if (ksm)
-                (void)ksm_restore(ksm);
-        ksm = ksm_free(ksm);
 }
 
 /* As /proc/kpageflags would be if all of memory were KSM's. */
@@ -133,7 +129,7 @@ int main(int argc, char **argv) {
         _cleanup_close_ int flagsfd = -EBADF;
 
         ksm = pairs_ksm("unshare");
-        atexit(clean_up);
+        test_at_end(clean_up);
         flagsfd = argc > 1 && strcmp(argv[1], "--control") == 0 ? all_flags() :
                                                                   open("/proc/kpageflags", O_RDONLY | O_CLOEXEC);
         CHECK(flagsfd >= 0);
