@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* Which pages a pass reads: what was written is said by the test (track_written() is replaced, --wrap). */
+/* Which pages a pass reads: what was written is said by the test (track_written() is replaced, --wrap). Every case runs with a
+ * crew of one and of two, whose threads ask at once. */
 #include "scan/select.h"
 
 #include "tests/test.h"
 
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <cmocka.h>
@@ -14,6 +16,8 @@
 static TrackRange writes[64];   /* by address; forgotten once they were reported */
 static size_t n_writes;
 static uint64_t asked;          /* bytes that were looked through */
+static pthread_mutex_t asking = PTHREAD_MUTEX_INITIALIZER;
+static unsigned n_threads;
 
 int __wrap_track_written(Track *track, const Target *target, uint64_t start, uint64_t end, bool protect,
                          TrackRanges *ranges);
@@ -22,6 +26,7 @@ int __wrap_track_written(Track *track, const Target *target, uint64_t start, uin
         size_t kept = 0;
 
         assert_true(protect && start < end);
+        pthread_mutex_lock(&asking);
         asked += end - start;
         for (size_t i = 0; i < n_writes; i++) {
                 if (writes[i].start < start || writes[i].end > end) {
@@ -32,6 +37,7 @@ int __wrap_track_written(Track *track, const Target *target, uint64_t start, uin
                 ranges->ranges[ranges->n++] = writes[i];
         }
         n_writes = kept;
+        pthread_mutex_unlock(&asking);
         return 0;
 }
 
@@ -62,7 +68,7 @@ static int setup(void **state) {
                 f->chunks[i] = (TrackChunk){ .start = BASE + i * CHUNK, .end = BASE + (i + 1) * CHUNK };
         f->track = (Track){ .uffd = -EBADF, .chunks = f->chunks, .n = ELEMENTSOF(f->chunks) };
         n_writes = 0;
-        assert_int_equal(crew_new(1, &f->crew), 0);
+        assert_int_equal(crew_new(n_threads, &f->crew), 0);
         *state = f;
         return 0;
 }
@@ -451,5 +457,9 @@ int main(void) {
                 cmocka_unit_test_setup_teardown(test_recheck, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_batches_hold_whole_blocks, setup, teardown),
         };
-        return cmocka_run_group_tests(tests, NULL, NULL);
+        int failed = 0;
+
+        for (n_threads = 1; n_threads <= 2; n_threads++)
+                failed += cmocka_run_group_tests(tests, NULL, NULL);
+        return failed;
 }
