@@ -185,9 +185,17 @@ bool roster_is_blocked(const Roster *roster, const char *path) {
 static void group_configure(Group *group, const ConfCgroup *section) {
         group->minimum_run_pages = section->minimum_run_pages;
         group->huge_page_split = section->huge_page_split;
+        for (size_t k = 0; k < group->n_members; k++) {
+                Member *member = group->members[k];
+
+                if (group->include_dontdump != section->include_dontdump) {
+                        member->vmas_nsec = member->refreshed_nsec = 0; /* its mappings were read by the other rule */
+                        member->look_again = true;
+                }
+                if (group->track != section->track)
+                        member->track_tried = false;
+        }
         group->include_dontdump = section->include_dontdump;
-        for (size_t k = 0; k < group->n_members && group->track != section->track; k++)
-                group->members[k]->track_tried = false;
         group->track = section->track;
 }
 

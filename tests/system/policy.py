@@ -4,10 +4,11 @@
 import os
 import pathlib
 import statistics
+import subprocess
 import sys
 import time
 
-from harness import KSM, Frames, Host, check, knobs, nothing_shared, run_tests, skip, smaps, wait_for
+from harness import KSM, Frames, Host, check, check_harmless, knobs, nothing_shared, run_tests, skip, smaps, wait_for
 
 # A process with its own contents on huge pages: argument 1 says how many of the pages have a twin in its like.
 HUGE = """
@@ -248,6 +249,79 @@ def minimum_run():
         check(host.stop(daemon) == 0, "end")
 
 
+# Distinct pages that are not dumped, the same in each of its like. Obeys "check".
+DONTDUMP = """
+import hashlib, mmap, sys
+def page(i):
+    return hashlib.sha256(b"dontdump %d" % i).digest() * 128
+area = mmap.mmap(-1, 512 << 12, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+area.madvise(mmap.MADV_NOHUGEPAGE)
+area.madvise(mmap.MADV_DONTDUMP)
+for i in range(512):
+    area[i << 12:i + 1 << 12] = page(i)
+print("ready", flush=True)
+for line in sys.stdin:
+    print("ok" if all(area[i << 12:i + 1 << 12] == page(i) for i in range(512)) else "bad", flush=True)
+"""
+
+
+class NotDumped:
+    def __init__(self, host, group):
+        self.process = host.spawn(group, sys.executable, "-c", DONTDUMP, ready="ready", stdin=subprocess.PIPE)
+        self.pid = self.process.pid
+        self.first = min(self.mappings())
+
+    def mappings(self):
+        return {first: flags for first, flags, _ in smaps(self.pid) if {"dd", "wr"} <= flags}
+
+    def merged(self):
+        frames = Frames()
+        return sum(bool(frames.flags(pfn) & frames.KSM_FLAG)
+                   for pfn in frames.of(self.pid, self.first, self.first + (512 << 12)).values())
+
+    def is_apart(self):
+        return self.merged() == 0 and not any("mg" in flags for flags in self.mappings().values())
+
+    def intact(self):
+        self.process.stdin.write("check\n")
+        self.process.stdin.flush()
+        check_harmless(self.process.stdout.readline() == "ok\n", "a page is not what it was")
+        return True
+
+
+def dontdump():
+    """IncludeDontDump= of one section says nothing of its neighbour, and a reload gives it to the other and takes it back"""
+    with Host("dontdump") as host:
+        groups = [host.cgroup("a"), host.cgroup("b")]
+        victims = [[NotDumped(host, group) for _ in range(2)] for group in groups]
+        daemon = None
+
+        def included(which):
+            text = daemon_section() + "".join(section(group, Domain="one", IncludeDontDump="yes" if i in which else "no")
+                                              for i, group in enumerate(groups))
+            return host.configure(text)
+
+        def settle(which):
+            for _ in range(8):
+                host.passes()
+                done = [all(v.merged() == 512 if i in which else v.is_apart() for v in pair) for i, pair in enumerate(victims)]
+                if all(done):
+                    break
+            check(all(done), f"included {which}: {[[(v.merged(), v.is_apart()) for v in pair] for pair in victims]}")
+            for i, pair in enumerate(victims):
+                skipped = [host.call("Explain", pid=v.pid)["pages_skipped"].get("dontdump", 0) for v in pair]
+                check(all(n >= 512 for n in skipped) != (i in which), f"included {which}: skipped {skipped}")
+
+        for which in ({0}, {1}, {0, 1}, set()):
+            config = included(which)
+            if daemon:
+                host.ctl("reload")
+            else:
+                daemon = host.daemon(config)
+            settle(which)
+        check(all(v.intact() for pair in victims for v in pair) and host.stop(daemon) == 0, "end")
+
+
 def huge(pid):
     return sum(size for _, _, size in smaps(pid))
 
@@ -306,5 +380,5 @@ def sharing_limit():
 
 if __name__ == "__main__":
     os.environ.setdefault("PYTHONHASHSEED", "0")
-    run_tests(outside_is_untouched, first_match_wins, second_domain, domain_renamed, dry_run, minimum_age,
+    run_tests(outside_is_untouched, first_match_wins, second_domain, domain_renamed, dontdump, dry_run, minimum_age,
               comings_and_goings, minimum_run, huge_pages, sharing_limit)
