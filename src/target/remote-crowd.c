@@ -49,7 +49,7 @@ static bool is_out_of_patience(const RemoteCrowd *crowd) {
 }
 
 /* A thread that ended meanwhile is no failure, here and below. */
-static int look_at(const Target *target, pid_t tid, RemoteCrowd *crowd, Newcomers *newcomers) {
+static int look_at(Remote *remote, const Target *target, pid_t tid, RemoteCrowd *crowd, Newcomers *newcomers) {
         RemoteThreadStatus status;
         if (remote_is_worker(target, tid)) {
                 if (GROW(crowd->workers, crowd->n_workers, crowd->allocated_workers) < 0)
@@ -63,7 +63,7 @@ static int look_at(const Target *target, pid_t tid, RemoteCrowd *crowd, Newcomer
         if (r != 0)
                 return r;
         if (status.tracer)
-                return REMOTE_E_TRACED;
+                return remote_lingers_inside(remote, target) ? REMOTE_E_BUSY : REMOTE_E_TRACED;
         if (status.state != 'S' && status.state != 'R')
                 return REMOTE_E_BUSY; /* in a fork of its own, in the kernel's hands, stopped or frozen */
         if (crowd->n + newcomers->n >= crowd->n_max || is_out_of_patience(crowd))
@@ -84,6 +84,15 @@ static int seize(Remote *remote, const Target *target, const Newcomer *newcomer,
         return r == REMOTE_E_GONE ? 0 : r;
 }
 
+static int seize_all(Remote *remote, const Target *target, const Newcomers *newcomers, RemoteCrowd *crowd) {
+        RemoteCollector collector;
+        int r = remote_collect_begin(&collector, remote);
+        for (size_t i = 0; r == 0 && i < newcomers->n; i++)
+                r = seize(remote, target, &newcomers->list[i], crowd);
+        remote_collect_end(&collector);
+        return r;
+}
+
 static int interrupt(RemoteThread *thread, RemoteCrowd *crowd) {
         uint64_t now = now_nsec();
         int r = remote_thread_interrupt(thread);
@@ -102,9 +111,9 @@ static int gather(Remote *remote, const Target *target, DIR *tasks, pid_t only, 
         rewinddir(tasks);
         for (pid_t tid; r == 0 && (tid = remote_tasks_next(tasks)) > 0; seen++)
                 if (!is_known(crowd, tid) && (!only || tid == only))
-                        r = look_at(target, tid, crowd, &newcomers);
-        for (size_t i = 0; r == 0 && i < newcomers.n; i++)
-                r = seize(remote, target, &newcomers.list[i], crowd);
+                        r = look_at(remote, target, tid, crowd, &newcomers);
+        if (r == 0 && newcomers.n > 0)
+                r = seize_all(remote, target, &newcomers, crowd);
         for (size_t i = before; r == 0 && i < crowd->n; i++)
                 r = interrupt(crowd->threads[i], crowd);
         *ret_new = crowd->n > before;
@@ -131,6 +140,8 @@ static int look_around(RemoteCrowd *crowd, bool *ret_all) {
                 }
                 if (r < 0)
                         return r;
+                if (thread->executed)
+                        return REMOTE_E_BUSY; /* another program than was prepared for */
                 if (thread->dead) {
                         remote_thread_free(thread);
                         crowd->threads[i] = crowd->threads[--crowd->n];

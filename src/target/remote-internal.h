@@ -7,10 +7,12 @@
 #include "target/remote.h"
 
 #include <dirent.h>
+#include <signal.h>
+#include <time.h>
 
 /*
  * Shared by the files of the remote call: remote.c (the interface, batches, the time box), remote-choose.c (which
- * thread), remote-thread.c (stop it, let it go, wait), remote-filter.c (what its seccomp filters say), remote-inject.c
+ * thread), remote-thread.c (stop it, let it go, wait), remote-collect.c (who dies meanwhile), remote-filter.c (what its seccomp filters say), remote-inject.c
  * (run calls in it and take them back), remote-visit.c (what is prepared before), remote-crowd.c (all threads),
  * remote-park.c (kept waiting even if we die), remote-program.c and remote-transact.c (transactions), remote-take.c (a
  * descriptor that one of them made), remote-map.c (its mappings and the two snippets of its own code we borrow),
@@ -136,11 +138,13 @@ typedef enum RemoteStage {
  * the lingering ones until that is possible. */
 struct RemoteThread {
         Remote *remote;
-        RemoteThread *next;     /* among the lingering */
+        RemoteThread *next, **link; /* among all that are ours, and what points to it there */
+        bool lingers;           /* it is let go as soon as it stops */
         pid_t pid, tid;
         int memfd;              /* /proc/PID/mem of the mm it had when chosen; owned */
         RemoteStage stage;
         bool stopped, dead;
+        bool executed;          /* another program than it was chosen in: there is nothing in it for us but to let it go */
         bool seccomp;           /* it has a filter that may not let it clean up when nobody traces it */
         size_t n_filters;       /* that were judged */
         int inject;             /* a signal it had taken already when it stopped: goes back with the next resume */
@@ -175,7 +179,8 @@ int remote_thread_await(RemoteThread *thread, uint64_t until_nsec);
 void remote_thread_repair(RemoteThread *thread);
 bool remote_thread_in_region(const RemoteThread *thread);
 int remote_thread_suspend_seccomp(RemoteThread *thread); /* REMOTE_E_*: it cannot be had */
-/* Waits for the next stop of any kind; *ret_status as from waitpid(). REMOTE_E_BUSY: not in time. REMOTE_E_GONE. */
+/* Waits for the next stop of any kind; *ret_status as from waitpid(). REMOTE_E_BUSY: not in time. REMOTE_E_GONE: it ended,
+ * or went over to another program, in which it stands then. */
 int remote_thread_wait(RemoteThread *thread, uint64_t timeout_nsec, int *ret_status);
 /* It stands with this status, which is not what was waited for: a signal goes back where it came from with the next
  * resume. One that our own instructions caused (they can only if somebody unmapped the region under them) is dropped:
@@ -184,9 +189,20 @@ void remote_thread_keep_signal(RemoteThread *thread, int status);
 int remote_thread_resume(RemoteThread *thread, int request);
 RemoteThread *remote_thread_free(RemoteThread *thread);
 DEFINE_CLEANUP(RemoteThread, remote_thread_free)
+RemoteThread *remote_thread_forget(RemoteThread *thread); /* only where it is ours no more, or we end */
 bool remote_thread_in_rseq(RemoteThread *thread, uint64_t pc);
 int remote_thread_gone(RemoteThread *thread); /* a ptrace request said ESRCH: collects its end */
 void remote_nap(uint64_t nsec);
+
+/* While threads are seized of whose process some are ours already: a thread of it that executes a program holds what
+ * PTRACE_SEIZE sleeps for, until the others are gone, and those are gone when we have collected their ends. */
+typedef struct RemoteCollector {
+        timer_t timer;
+        sigset_t before;
+        bool armed;
+} RemoteCollector;
+int remote_collect_begin(RemoteCollector *collector, Remote *remote); /* -errno */
+void remote_collect_end(RemoteCollector *collector);
 
 /* Of a standing thread that has seccomp filters: whether what it is about to run for us could harm it if we died in the
  * middle. REMOTE_E_UNFIT: it could; REMOTE_E_GONE, -errno. Finds out whether it may clean up after us. must_allow: each
@@ -302,7 +318,7 @@ int remote_unpark(RemoteThread *thread); /* -errno, REMOTE_E_GONE */
 void remote_crowd_unpark(RemoteCrowd *crowd, RemoteThread *runner, bool deserted);
 
 struct Remote {
-        RemoteThread *lingering;
+        RemoteThread *threads;  /* that are ours, the last one first */
         RemoteStats stats;
         uint64_t slow_stops, slow_stop_nsec; /* longer than they should be: how many, when the last was over, … */
         uint64_t slow_stop_took_nsec; /* … and how long it took */
@@ -377,6 +393,8 @@ enum {
         REMOTE_GUARD_FIRST = 1 << 17,   /* one call is made in any case */
         REMOTE_GUARD_LATE = 1 << 18,    /* they have some time, however long getting in took */
         REMOTE_GUARD_INSIST = 1 << 19,  /* remote_insist() */
+        REMOTE_GUARD_FOLLOW = 1 << 20,  /* a thread that executes a program is let go under its new number */
+        REMOTE_GUARD_COLLECT = 1 << 21, /* the ends of threads are collected while others are seized */
 };
 
 #ifdef REMOTE_TEST

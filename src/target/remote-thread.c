@@ -5,6 +5,7 @@
 
 #include <fcntl.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <sys/ptrace.h>
 #include <sys/wait.h>
@@ -15,7 +16,8 @@
  * get_signal(), the one place from which an interrupted system call is restarted; a signal that was taken already when
  * the thread stopped goes back in with the next resume, or, while nobody has collected that stop, with our death; a
  * group-stop that begins meanwhile is taken up again by the kernel at the detach; a tracee that dies has to be waited
- * for, or its parent never hears of it.
+ * for, or its parent never hears of it; one that executes a program while it is not the first thread takes over the number of
+ * that, and stays a tracee.
  *
  * So a thread that does not stop in time is not forgotten: it goes on a list, and is let go the moment it stops.
  */
@@ -44,6 +46,18 @@ static int why_refused(const Target *target, pid_t tid) {
              : status.tracer ? REMOTE_E_TRACED : REMOTE_E_DENIED;
 }
 
+/* Whoever interrupts us to walk the list finds it whole. */
+static void hold(RemoteThread *thread) {
+        RemoteThread **first = &thread->remote->threads;
+
+        thread->next = *first;
+        thread->link = first;
+        if (thread->next)
+                thread->next->link = &thread->next;
+        atomic_signal_fence(memory_order_seq_cst);
+        *first = thread;
+}
+
 int remote_thread_seize(Remote *remote, const Target *target, pid_t tid, const RemoteThreadStatus *status, int *memfd,
                         RemoteThread **ret) {
         _cleanup_free_ RemoteThread *thread = calloc(1, sizeof *thread);
@@ -66,13 +80,15 @@ int remote_thread_seize(Remote *remote, const Target *target, pid_t tid, const R
         thread->memfd = memfd ? TAKE_FD(*memfd) : -EBADF;
         thread->seccomp = status->seccomp > 0;
         thread->stage = REMOTE_STAGE_SEIZED;
+        hold(thread);
 
-        /* The number may have been reused between the look and the seize. Ours stands in our process's directory. */
+        /* The number may have been reused between the look and the seize, or its thread have executed a program. Ours
+         * stands in our process's directory. */
         char path[64];
         snprintf(path, sizeof path, "task/%d", tid);
         RemoteThread *seized = TAKE_PTR(thread);
         if (faccessat(target->procfd, path, F_OK, 0) < 0 || !target_alive(target)) {
-                ptrace(PTRACE_INTERRUPT, tid, 0, 0);
+                (void)remote_thread_interrupt(seized);
                 remote_thread_free(seized);
                 return REMOTE_E_GONE;
         }
@@ -104,6 +120,26 @@ static pid_t wait_now(const RemoteThread *thread, int *ret_status) {
         return waitpid(thread->tid, ret_status, WNOHANG | __WALL);
 }
 
+static bool is_ours(const Remote *remote, pid_t tid) {
+        for (const RemoteThread *thread = remote->threads; thread; thread = thread->next)
+                if (thread->tid == tid && !thread->dead)
+                        return true;
+        return false;
+}
+
+/* It is no more under its number. One that executed a program goes on under that of the process (de_thread()), and is still
+ * ours: only then it can be interrupted. */
+static bool follow(RemoteThread *thread) {
+        if (thread->tid == thread->pid || is_ours(thread->remote, thread->pid) || !remote_guards(REMOTE_GUARD_FOLLOW) ||
+            ptrace(PTRACE_INTERRUPT, thread->pid, 0, 0) < 0)
+                return false;
+        thread->tid = thread->pid;
+        thread->stage = REMOTE_STAGE_SEIZED;
+        thread->inject = 0;
+        thread->executed = true;
+        return true;
+}
+
 int remote_thread_wait(RemoteThread *thread, uint64_t timeout_nsec, int *ret_status) {
         uint64_t until = now_nsec() + timeout_nsec, pause = POLL_FIRST_NSEC;
         for (uint64_t now = until - timeout_nsec;;) {
@@ -115,13 +151,19 @@ int remote_thread_wait(RemoteThread *thread, uint64_t timeout_nsec, int *ret_sta
                                 return REMOTE_E_GONE;
                         }
                         thread->stopped = true;
+                        if (thread->executed) {
+                                remote_thread_keep_signal(thread, status);
+                                return REMOTE_E_GONE;
+                        }
                         *ret_status = status;
                         if (status >> 16 == 0 && WSTOPSIG(status) != (SIGTRAP | 0x80))
                                 remote_step(REMOTE_STEP_SIGNAL);
                         return 0;
                 }
                 if (p < 0 && errno != EINTR) {
-                        thread->dead = true; /* ECHILD: taken over by an exec in another thread */
+                        if (errno == ECHILD && follow(thread))
+                                continue;
+                        thread->dead = true;
                         return REMOTE_E_GONE;
                 }
                 thread->stopped_nsec = now;
@@ -225,7 +267,10 @@ bool remote_thread_in_region(const RemoteThread *thread) {
         return remote_arch_get_regs(thread->tid, &regs) == 0 && remote_region_has(remote_arch_pc(&regs));
 }
 
-static RemoteThread *destroy(RemoteThread *thread) {
+RemoteThread *remote_thread_forget(RemoteThread *thread) {
+        *thread->link = thread->next;
+        if (thread->next)
+                thread->next->link = thread->link;
         safe_close(thread->memfd);
         free(thread->below);
         free(thread);
@@ -261,22 +306,20 @@ RemoteThread *remote_thread_free(RemoteThread *thread) {
         if (!thread)
                 return NULL;
         if (thread->dead || (thread->stopped && let_go(thread)) || thread->dead)
-                return destroy(thread);
+                return remote_thread_forget(thread);
         /* Wherever it is, let it stop as soon as it can: by then it may be frozen or asleep in the kernel. */
         if (!thread->stopped)
                 ptrace(PTRACE_INTERRUPT, thread->tid, 0, 0);
-        thread->next = thread->remote->lingering;
-        thread->remote->lingering = thread;
+        thread->lingers = true;
         return NULL;
 }
 
 void remote_reap(Remote *remote) {
-        RemoteThread *list = TAKE_PTR(remote->lingering);
-        while (list) {
-                RemoteThread *thread = list;
-                list = thread->next;
-                thread->next = NULL;
+        for (RemoteThread *next, *thread = remote->threads; thread; thread = next) {
                 int status;
+                next = thread->next;
+                if (!thread->lingers)
+                        continue;
                 if (!thread->stopped && !thread->dead && remote_thread_wait(thread, 0, &status) == 0 &&
                     !is_interrupt_stop(status)) {
                         /* A signal on its way in comes first; the interrupt is still owed to us. */
@@ -288,4 +331,9 @@ void remote_reap(Remote *remote) {
         }
 }
 
-bool remote_has_lingering(const Remote *remote) { return remote->lingering; }
+bool remote_has_lingering(const Remote *remote) {
+        for (const RemoteThread *thread = remote->threads; thread; thread = thread->next)
+                if (thread->lingers)
+                        return true;
+        return false;
+}

@@ -19,8 +19,8 @@
 #define INSISTENCE_SHARE 16U /* slow stops take one part in so many of the time */
 
 bool remote_lingers_inside(const Remote *remote, const Target *target) {
-        for (const RemoteThread *thread = remote->lingering; thread; thread = thread->next)
-                if (thread->pid == target->pid)
+        for (const RemoteThread *thread = remote->threads; thread; thread = thread->next)
+                if (thread->lingers && thread->pid == target->pid)
                         return true;
         return false;
 }

@@ -70,18 +70,13 @@ Remote *remote_free(Remote *remote) {
         uint64_t until = now_nsec() + LINGER_AT_END_NSEC;
         for (;;) {
                 remote_reap(remote);
-                if (!remote->lingering || now_nsec() >= until)
+                if (!remote_has_lingering(remote) || now_nsec() >= until)
                         break;
                 remote_nap(NSEC_PER_MSEC);
         }
         /* What still lingers is let go by the kernel when we end, and goes home by its frame. */
-        while (remote->lingering) {
-                RemoteThread *thread = remote->lingering;
-                remote->lingering = thread->next;
-                safe_close(thread->memfd);
-                free(thread->below);
-                free(thread);
-        }
+        while (remote->threads)
+                (void)remote_thread_forget(remote->threads);
         remote_boost_free(remote->boost);
         free(remote);
         return NULL;
@@ -118,6 +113,8 @@ static int stop_in_place(RemoteThread *thread, const RemoteVisit *visit, uint64_
 static int call_in_thread(Remote *remote, RemoteVisit *visit, RemoteCandidate candidate, RemoteCall *calls, size_t n,
                           size_t *ret_done) {
         RemoteThreadStatus status;
+        if (remote_lingers_inside(remote, visit->target))
+                return REMOTE_E_BUSY; /* one at a time: see RemoteCollector */
         int r = remote_thread_status(visit->target, candidate.tid, &status);
         if (r != 0)
                 return r;

@@ -7,6 +7,7 @@
 #include <linux/audit.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
+#include <poll.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -384,26 +385,56 @@ void victim_traced(void) {
         CHECK(waitpid(child, NULL, 0) == child);
 }
 
-/* Nothing of it can be borrowed: it has to be refused, and goes on. */
-void victim_bare(void) {
+/* A program from beside ours, which the visitor is told of. */
+static pid_t start_other(const char *name, int output) {
         char path[4096];
         ssize_t n = readlink("/proc/self/exe", path, sizeof path - 16);
         CHECK(n > 0);
         path[n] = '\0';
-        strcpy(strrchr(path, '/') + 1, "victim-bare");
+        strcpy(strrchr(path, '/') + 1, name);
         pid_t child = fork();
         CHECK(child >= 0);
         if (child == 0) {
                 prctl(PR_SET_PDEATHSIG, SIGKILL);
-                execl(path, "victim-bare", NULL);
+                dup2(output, STDOUT_FILENO);
+                execl(path, name, NULL);
                 _exit(127);
         }
         usleep(100000);
         printf("child %d\n", child);
-        victim_ready();
-        while (victim_goes_on())
-                usleep(1000);
+        return child;
+}
+
+static void end_other(pid_t child) {
         CHECK(waitpid(child, NULL, WNOHANG) == 0, "it ended");
         kill(child, SIGKILL);
         CHECK(waitpid(child, NULL, 0) == child);
+}
+
+/* Nothing of it can be borrowed: it has to be refused, and goes on. */
+void victim_bare(void) {
+        pid_t child = start_other("victim-bare", STDOUT_FILENO);
+        victim_ready();
+        while (victim_goes_on())
+                usleep(1000);
+        end_other(child);
+}
+
+/* Its threads execute it anew; whoever is left standing, or waits for somebody, says nothing any more. */
+void victim_execs(void) {
+        int fds[2];
+        CHECK(pipe2(fds, O_CLOEXEC) == 0);
+        pid_t child = start_other("victim-execs", fds[1]);
+        struct pollfd said = {.fd = fds[0], .events = POLLIN};
+        victim_ready();
+        while (victim_goes_on()) {
+                char bytes[64];
+                bool goes_on = poll(&said, 1, 4000) == 1;
+                int status = 0;
+                if (!goes_on && waitpid(child, &status, WNOHANG) == 0)
+                        kill(child, SIGKILL); /* its visitor may wait for it, too */
+                CHECK(goes_on, "it does not go on (ended with %#x)", status);
+                CHECK(read(fds[0], bytes, sizeof bytes) > 0);
+        }
+        end_other(child);
 }

@@ -34,6 +34,7 @@ static const Victim victims[] = {
         {"namespaces", victim_namespaces, "other pid, mount and user namespaces"},
         {"nobody", victim_nobody, "another user, without privileges"},
         {"bare", victim_bare, "a static program without a C library"},
+        {"execs", victim_execs, "threads execute it anew, again and again"},
         {"traced", victim_traced, "a debugger is attached"},
 };
 

@@ -65,3 +65,4 @@ void victim_namespaces(void);
 void victim_nobody(void);
 void victim_traced(void);
 void victim_bare(void);
+void victim_execs(void);
