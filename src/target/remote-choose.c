@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 
 /*
@@ -71,13 +72,27 @@ int remote_tasks_open(const Target *target, DIR **ret) {
         return r == -ENOENT || r == -ESRCH ? REMOTE_E_GONE : r;
 }
 
+#ifdef REMOTE_TEST
+pid_t remote_test_unlisted;
+#define is_listed(tid) ((tid) != remote_test_unlisted)
+#else
+#define is_listed(tid) true
+#endif
+
 pid_t remote_tasks_next(DIR *tasks) {
         for (const struct dirent *entry; (entry = readdir(tasks));) {
                 pid_t tid = atoi(entry->d_name);
-                if (tid > 0)
+                if (tid > 0 && is_listed(tid))
                         return tid;
         }
         return 0;
+}
+
+/* proc_task_getattr() adds them to a directory's two links. */
+size_t remote_tasks_count(DIR *tasks) {
+        struct stat st;
+
+        return fstat(dirfd(tasks), &st) == 0 && st.st_nlink > 2 ? st.st_nlink - 2 : 0;
 }
 
 static const SleepRule *find_rule(long nr) {
@@ -198,20 +213,22 @@ bool remote_nobody_inside(const Target *target) {
                 Activity a;
                 elsewhere += look_at(target, tid, &a) == 0 && !a.running && !remote_region_has(a.pc);
         }
-        return threads == 1 || elsewhere == threads;
+        return threads == remote_tasks_count(tasks) && (threads == 1 || elsewhere == threads);
 }
 
 bool remote_anybody_leaves(const Target *target) {
         _cleanup_closedir_ DIR *tasks = NULL;
         if (remote_tasks_open(target, &tasks) != 0)
                 return true;
+        size_t alive = 0;
         for (pid_t tid; (tid = remote_tasks_next(tasks)) > 0;) {
                 RemoteThreadStatus status;
                 int r = remote_thread_status(target, tid, &status);
                 if (r < 0 || (r == 0 && status.blocks_all && status.state != 'S'))
                         return true;
+                alive += r == 0;
         }
-        return false;
+        return alive != remote_tasks_count(tasks);
 }
 
 static void insert(RemoteCandidate *list, size_t *n, RemoteCandidate candidate) {

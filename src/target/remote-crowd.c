@@ -11,7 +11,7 @@
  * looked at and seized first, which stops nobody; then they are interrupted, one right after the other, and waited for
  * afterwards: the first stands until the last does, and looking at one takes twenty times as long as interrupting it. The
  * list of them is read again until a look at it that began when all stood shows nobody new (only one that runs can start
- * another).
+ * another), and nobody was left out: next_tid() of the kernel loses its place when the thread there ends.
  *
  * Nothing is run in these threads: each has its interrupted call repaired the moment it stands, for we may die, and is
  * let go with its registers as they are. A thread in a restartable sequence may stand there; the kernel restarts it as
@@ -48,7 +48,8 @@ static bool is_out_of_patience(const RemoteCrowd *crowd) {
         return crowd->stood_nsec && now_nsec() - crowd->stood_nsec > crowd->patience_nsec;
 }
 
-/* A thread that ended meanwhile is no failure, here and below. */
+/* Whom waking would harm, and that they are too many, is found before anybody new is woken. A thread that ended meanwhile is no
+ * failure, here and below. */
 static int look_at(Remote *remote, const Target *target, pid_t tid, RemoteCrowd *crowd, Newcomers *newcomers) {
         RemoteThreadStatus status;
         if (remote_is_worker(target, tid)) {
@@ -66,7 +67,7 @@ static int look_at(Remote *remote, const Target *target, pid_t tid, RemoteCrowd 
                 return remote_lingers_inside(remote, target) ? REMOTE_E_BUSY : REMOTE_E_TRACED;
         if (status.state != 'S' && status.state != 'R')
                 return REMOTE_E_BUSY; /* in a fork of its own, in the kernel's hands, stopped or frozen */
-        if (crowd->n + newcomers->n >= crowd->n_max || is_out_of_patience(crowd))
+        if (crowd->n + newcomers->n >= crowd->n_max || is_out_of_patience(crowd) || remote_must_sleep_on(target, tid))
                 return REMOTE_E_BUSY;
         if (GROW(newcomers->list, newcomers->n, newcomers->allocated) < 0)
                 return -ENOMEM;
@@ -103,20 +104,23 @@ static int interrupt(RemoteThread *thread, RemoteCrowd *crowd) {
         return r == REMOTE_E_GONE ? 0 : r;
 }
 
-/* Interrupts whom it does not know yet. */
+/* Interrupts whom it does not know yet. Where all others stand nobody is left unknown if nobody but the known was seen, and as
+ * many as there were when the look began. */
 static int gather(Remote *remote, const Target *target, DIR *tasks, pid_t only, RemoteCrowd *crowd, bool *ret_new) {
         _cleanup_(newcomers_done) Newcomers newcomers = {};
-        size_t before = crowd->n, seen = 0;
+        size_t before = crowd->n, seen = 0, unknown = 0, threads = remote_tasks_count(tasks);
         int r = 0;
         rewinddir(tasks);
         for (pid_t tid; r == 0 && (tid = remote_tasks_next(tasks)) > 0; seen++)
-                if (!is_known(crowd, tid) && (!only || tid == only))
+                if (!is_known(crowd, tid) && (!only || tid == only)) {
+                        unknown++;
                         r = look_at(remote, target, tid, crowd, &newcomers);
+                }
         if (r == 0 && newcomers.n > 0)
                 r = seize_all(remote, target, &newcomers, crowd);
         for (size_t i = before; r == 0 && i < crowd->n; i++)
                 r = interrupt(crowd->threads[i], crowd);
-        *ret_new = crowd->n > before;
+        *ret_new = unknown > 0 || (!only && seen != threads);
         return r == 0 && seen == 0 ? REMOTE_E_GONE : r;
 }
 
@@ -156,21 +160,9 @@ static int look_around(RemoteCrowd *crowd, bool *ret_all) {
         return 0;
 }
 
-/* Whom waking would harm, and that they are too many, is found before anybody is woken. */
-static int ask_leave(const Target *target, DIR *tasks, pid_t only, size_t n_max) {
-        size_t n = 0;
-        for (pid_t tid; (tid = remote_tasks_next(tasks)) > 0;)
-                if ((!only || tid == only) && !remote_is_worker(target, tid) &&
-                    (++n > n_max || remote_must_sleep_on(target, tid)))
-                        return REMOTE_E_BUSY;
-        return 0;
-}
-
 int remote_crowd_stop(Remote *remote, const Target *target, pid_t only, RemoteCrowd *crowd) {
         _cleanup_closedir_ DIR *tasks = NULL;
         int r = remote_tasks_open(target, &tasks);
-        if (r == 0)
-                r = ask_leave(target, tasks, only, crowd->n_max);
         if (r != 0)
                 return r;
         uint64_t started = now_nsec(), pause = CROWD_LOOK_NSEC;
@@ -182,6 +174,8 @@ int remote_crowd_stop(Remote *remote, const Target *target, pid_t only, RemoteCr
                         return r;
                 if (stood && !found)
                         break;
+                if (stood && is_out_of_patience(crowd))
+                        return REMOTE_E_BUSY;
                 r = look_around(crowd, &all);
                 if (r != 0)
                         return r;

@@ -114,6 +114,8 @@ bool remote_anybody_leaves(const Target *target);
 /* Opens /proc/PID/task: REMOTE_E_GONE, -errno. */
 int remote_tasks_open(const Target *target, DIR **ret);
 pid_t remote_tasks_next(DIR *tasks); /* 0: no more */
+/* How many threads there are at this moment. Who ends while they are listed may have the kernel leave others out. */
+size_t remote_tasks_count(DIR *tasks);
 /* It sleeps in a call that must not be interrupted, or cannot be looked at. One that ended does neither. */
 bool remote_must_sleep_on(const Target *target, pid_t tid);
 bool remote_is_worker(const Target *target, pid_t tid); /* one of the kernel's own threads in the process */
@@ -400,6 +402,7 @@ enum {
 #ifdef REMOTE_TEST
 extern unsigned remote_test_leave_out;
 extern uint64_t remote_test_program_wait_nsec; /* for a program to end */
+extern pid_t remote_test_unlisted; /* a thread that the kernel leaves out */
 void remote_test_step(RemoteStep step);
 #define remote_guards(guard) (!(remote_test_leave_out & (guard)))
 #define remote_step(step) remote_test_step(step)

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "base/io.h"
 #include "target/remote-internal.h"
 #include "tests/test.h"
 
@@ -12,7 +13,7 @@
 
 /*
  * How many threads are made to stand: nobody stands while others are still being looked at, what is said of a stop is no
- * shorter than it was, a process with more threads than can be parked is not stopped at all, and those that are
+ * shorter than it was, one that is not listed is not overlooked, a process with more threads than can be parked is not stopped at all, and those that are
  * parked come home when we lost patience with the program. Prints what it
  * measured. Built with the remote sources of its own (REMOTE_TEST), whose steps tell when something happens.
  */
@@ -177,6 +178,25 @@ static void test_deserted(Remote *remote) {
         end(remote, pid);
 }
 
+/* The kernel leaves one out when another ends: who was not seen runs. */
+static void test_unlisted(Remote *remote) {
+        _cleanup_(target_freep) Target *target = NULL;
+        _cleanup_closedir_ DIR *tasks = NULL;
+        RemoteTransaction transaction;
+        pid_t pid = start(2, false);
+
+        CHECK(target_new(pid, &target) == 0 && remote_tasks_open(target, &tasks) == 0);
+        CHECK(remote_nobody_inside(target) && !remote_anybody_leaves(target));
+        while ((remote_test_unlisted = remote_tasks_next(tasks)) == pid)
+                ;
+        all_nsec = 0;
+        int r = transact(remote, target, true, &transaction);
+        CHECK(r == REMOTE_E_BUSY && all_nsec == 0, "%s, %s", remote_error_name(r), all_nsec ? "all stood" : "one ran");
+        CHECK(!remote_nobody_inside(target) && remote_anybody_leaves(target));
+        remote_test_unlisted = 0;
+        end(remote, pid);
+}
+
 static void test_too_many(Remote *remote) {
         _cleanup_(target_freep) Target *target = NULL;
         RemoteTransaction transaction;
@@ -200,6 +220,7 @@ int main(void) {
         for (unsigned n = 1; n <= 250; n = n == 1 ? 8 : n == 8 ? 64 : n == 64 ? 250 : 251)
                 test_stop(remote, n);
         test_too_many(remote);
+        test_unlisted(remote);
         test_deserted(remote);
         return 0;
 }
