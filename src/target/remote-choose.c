@@ -25,45 +25,49 @@ typedef struct SleepRule {
         long nr;
         RemoteSleep sleep;
         bool repeatable;        /* returns -EINTR only with nothing done */
-        int8_t flags_arg;       /* an argument that must not hold flags; 0: none (arguments count from 1) */
-        uint64_t flags;
+        struct {
+                int8_t arg;     /* that must not hold flags; 0: none (arguments count from 1) */
+                uint64_t flags;
+        } not[2];
 } SleepRule;
+#define MORE_THAN_ONE (~(uint64_t)1)
 
-/* EXACT: no timeout, or one the kernel goes on with (a restart block, or the remaining time written back). */
+/* EXACT: no timeout, or one the kernel goes on with (a restart block, or the remaining time written back: where it cannot
+ * be, into a constant or by a personality of STICKY_TIMEOUTS, poll_select_finish() says EINTR). */
 static const SleepRule sleep_rules[] = {
-        {SYS_restart_syscall, REMOTE_SLEEP_EXACT, false, 0, 0},
-        {SYS_futex, REMOTE_SLEEP_EXACT, false, 0, 0},
-        {SYS_nanosleep, REMOTE_SLEEP_EXACT, false, 0, 0},
-        {SYS_clock_nanosleep, REMOTE_SLEEP_EXACT, false, 0, 0},
-        {SYS_ppoll, REMOTE_SLEEP_EXACT, false, 0, 0},
-        {SYS_pselect6, REMOTE_SLEEP_EXACT, false, 0, 0},
+        {SYS_restart_syscall, REMOTE_SLEEP_EXACT, false, {}},
+        {SYS_futex, REMOTE_SLEEP_EXACT, false, {}},
+        {SYS_nanosleep, REMOTE_SLEEP_EXACT, false, {}},
+        {SYS_clock_nanosleep, REMOTE_SLEEP_EXACT, false, {}},
+        {SYS_ppoll, REMOTE_SLEEP_EXACT, true, {}},
+        {SYS_pselect6, REMOTE_SLEEP_EXACT, true, {}},
 #ifdef SYS_poll
-        {SYS_poll, REMOTE_SLEEP_EXACT, false, 0, 0},
-        {SYS_select, REMOTE_SLEEP_EXACT, false, 0, 0},
-        {SYS_pause, REMOTE_SLEEP_EXACT, false, 0, 0},
+        {SYS_poll, REMOTE_SLEEP_EXACT, false, {}},
+        {SYS_select, REMOTE_SLEEP_EXACT, true, {}},
+        {SYS_pause, REMOTE_SLEEP_EXACT, false, {}},
 #endif
-        {SYS_rt_sigsuspend, REMOTE_SLEEP_EXACT, false, 0, 0},
-        {SYS_read, REMOTE_SLEEP_EXACT, true, 0, 0}, /* of a socket with SO_RCVTIMEO; others are restarted */
-        {SYS_wait4, REMOTE_SLEEP_EXACT, false, 0, 0},
-        {SYS_waitid, REMOTE_SLEEP_EXACT, false, 0, 0},
-        {SYS_accept, REMOTE_SLEEP_EXACT, true, 0, 0},
-        {SYS_accept4, REMOTE_SLEEP_EXACT, true, 0, 0},
-        {SYS_recvfrom, REMOTE_SLEEP_AGAIN, true, 4, MSG_WAITALL},
-        {SYS_recvmsg, REMOTE_SLEEP_AGAIN, true, 3, MSG_WAITALL},
-        {SYS_msgrcv, REMOTE_SLEEP_EXACT, false, 0, 0},
+        {SYS_rt_sigsuspend, REMOTE_SLEEP_EXACT, false, {}},
+        {SYS_read, REMOTE_SLEEP_EXACT, true, {}}, /* of a socket with SO_RCVTIMEO; others are restarted */
+        {SYS_wait4, REMOTE_SLEEP_EXACT, false, {}},
+        {SYS_waitid, REMOTE_SLEEP_EXACT, false, {}},
+        {SYS_accept, REMOTE_SLEEP_EXACT, true, {}},
+        {SYS_accept4, REMOTE_SLEEP_EXACT, true, {}},
+        {SYS_recvfrom, REMOTE_SLEEP_AGAIN, true, {{4, MSG_WAITALL}}},
+        {SYS_recvmsg, REMOTE_SLEEP_AGAIN, true, {{3, MSG_WAITALL}}},
+        {SYS_msgrcv, REMOTE_SLEEP_EXACT, false, {}},
 #ifdef SYS_epoll_wait
-        {SYS_epoll_wait, REMOTE_SLEEP_AGAIN, true, 0, 0},
+        {SYS_epoll_wait, REMOTE_SLEEP_AGAIN, true, {}},
 #endif
-        {SYS_epoll_pwait, REMOTE_SLEEP_AGAIN, true, 0, 0},
+        {SYS_epoll_pwait, REMOTE_SLEEP_AGAIN, true, {}},
 #ifdef SYS_epoll_pwait2
-        {SYS_epoll_pwait2, REMOTE_SLEEP_AGAIN, true, 0, 0},
+        {SYS_epoll_pwait2, REMOTE_SLEEP_AGAIN, true, {}},
 #endif
-        {SYS_rt_sigtimedwait, REMOTE_SLEEP_AGAIN, true, 0, 0},
-        {SYS_semop, REMOTE_SLEEP_AGAIN, true, 0, 0},
-        {SYS_semtimedop, REMOTE_SLEEP_AGAIN, true, 0, 0},
-        {SYS_mq_timedreceive, REMOTE_SLEEP_AGAIN, true, 0, 0},
-        {SYS_io_getevents, REMOTE_SLEEP_AGAIN, true, 2, ~(uint64_t)1}, /* of more than one it may return some */
-        {SYS_io_uring_enter, REMOTE_SLEEP_AGAIN, true, 2, UINT64_MAX}, /* submits nothing, only waits */
+        {SYS_rt_sigtimedwait, REMOTE_SLEEP_AGAIN, true, {}},
+        {SYS_semop, REMOTE_SLEEP_AGAIN, true, {}},
+        {SYS_semtimedop, REMOTE_SLEEP_AGAIN, true, {}},
+        {SYS_mq_timedreceive, REMOTE_SLEEP_AGAIN, true, {}},
+        {SYS_io_getevents, REMOTE_SLEEP_AGAIN, true, {{2, MORE_THAN_ONE}}}, /* of more than one it may return some */
+        {SYS_io_uring_enter, REMOTE_SLEEP_AGAIN, true, {{2, UINT64_MAX}, {3, MORE_THAN_ONE}}}, /* submits nothing, only waits; for one */
 };
 
 int remote_tasks_open(const Target *target, DIR **ret) {
@@ -106,8 +110,11 @@ RemoteSleep remote_sleep_class(long nr, const uint64_t args[6]) {
         if (nr == -1)
                 return REMOTE_SLEEP_NONE;
         const SleepRule *rule = find_rule(nr);
-        if (!rule || (rule->flags_arg && (args[rule->flags_arg - 1] & rule->flags)))
+        if (!rule)
                 return REMOTE_SLEEP_REFUSE;
+        for (size_t i = 0; i < ELEMENTSOF(rule->not) && rule->not[i].arg; i++)
+                if (args[rule->not[i].arg - 1] & rule->not[i].flags)
+                        return REMOTE_SLEEP_REFUSE;
 #ifdef SYS_epoll_wait
         if (nr == SYS_epoll_wait && (int)args[3] == -1)
                 return REMOTE_SLEEP_EXACT;

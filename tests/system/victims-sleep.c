@@ -54,6 +54,13 @@ static int sleep_select(void) {
         struct timeval tv = {.tv_usec = TIMEOUT_MSEC * 1000};
         return select(pipe_fds[0] + 1, &set, NULL, NULL, &tv);
 }
+/* The kernel cannot write back what is left of these. */
+static int sleep_ppoll_constant(void) {
+        return (int)syscall(SYS_ppoll, NULL, 0, &timeout, NULL, 0);
+}
+static int sleep_pselect_constant(void) {
+        return (int)syscall(SYS_pselect6, 0, NULL, NULL, NULL, &timeout, NULL);
+}
 static int sleep_sigtimedwait(void) {
         int r = sigtimedwait(&usr1, NULL, &timeout);
         return r < 0 && errno == EAGAIN ? 0 : r;
@@ -94,6 +101,7 @@ typedef struct Sleep {
 static Sleep sleeps[] = {
         {"epoll_wait", sleep_epoll, true, 0}, {"epoll_pwait", sleep_epoll_p, true, 0}, {"nanosleep", sleep_nano, true, 0},
         {"futex", sleep_futex, true, 0},      {"poll", sleep_poll, true, 0},           {"ppoll", sleep_ppoll, true, 0},
+        {"ppoll of a constant", sleep_ppoll_constant, true, 0}, {"pselect6 of a constant", sleep_pselect_constant, true, 0},
         {"select", sleep_select, true, 0},    {"sigtimedwait", sleep_sigtimedwait, true, 0},
         {"semtimedop", sleep_semop, true, 0}, {"recv", sleep_recv, true, 0},           {"io_uring", sleep_uring, true, 0},
         {"read", sleep_read, false, 0},       {"read of a socket", sleep_read_socket, true, 0},

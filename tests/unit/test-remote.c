@@ -169,7 +169,7 @@ static void test_stack_floor_of_pieces(void **state) {
 
 static void test_sleeps(void **state) {
         const uint64_t none[6] = {}, forever[6] = {0, 0, 0, UINT64_MAX}, waitall[6] = {0, 0, 0, MSG_WAITALL},
-                       submits[6] = {3, 1, 1}, two[6] = {1, 2, 2};
+                       submits[6] = {3, 1, 1}, two[6] = {1, 2, 2}, uring_one[6] = {3, 0, 1}, uring_two[6] = {3, 0, 2};
         assert_int_equal(remote_sleep_class(-1, none), REMOTE_SLEEP_NONE);
         assert_int_equal(remote_sleep_class(SYS_futex, none), REMOTE_SLEEP_EXACT);
         assert_int_equal(remote_sleep_class(SYS_epoll_pwait, none), REMOTE_SLEEP_AGAIN);
@@ -178,6 +178,8 @@ static void test_sleeps(void **state) {
         assert_int_equal(remote_sleep_class(SYS_recvfrom, waitall), REMOTE_SLEEP_REFUSE);
         assert_int_equal(remote_sleep_class(SYS_io_uring_enter, none), REMOTE_SLEEP_AGAIN);
         assert_int_equal(remote_sleep_class(SYS_io_uring_enter, submits), REMOTE_SLEEP_REFUSE);
+        assert_int_equal(remote_sleep_class(SYS_io_uring_enter, uring_one), REMOTE_SLEEP_AGAIN);
+        assert_int_equal(remote_sleep_class(SYS_io_uring_enter, uring_two), REMOTE_SLEEP_REFUSE);
         assert_int_equal(remote_sleep_class(SYS_io_getevents, none), REMOTE_SLEEP_AGAIN);
         assert_int_equal(remote_sleep_class(SYS_io_getevents, two), REMOTE_SLEEP_REFUSE);
         assert_int_equal(remote_sleep_class(SYS_write, none), REMOTE_SLEEP_REFUSE);
@@ -188,6 +190,8 @@ static void test_sleeps(void **state) {
         assert_true(remote_sleep_repeatable(SYS_epoll_pwait));
         assert_true(remote_sleep_repeatable(SYS_read));
         assert_true(remote_sleep_repeatable(SYS_rt_sigtimedwait));
+        assert_true(remote_sleep_repeatable(SYS_ppoll));
+        assert_true(remote_sleep_repeatable(SYS_pselect6));
 }
 
 static pid_t start_child(int *ret_held) {
