@@ -20,10 +20,10 @@
 /* So long those are waited for that are to be let run between their stops; then what is marked is merged first. */
 #define MARK_NSEC (10 * NSEC_PER_SEC)
 
-/* What the bitmaps say, all in all. */
+/* What the bitmaps say, all in all. Of a burst nothing is expected that no plan has marked. */
 static void count_member(Member *member) {
         MemberCounts *counts = &member->counts;
-        uint64_t alone = 0, known = 0, twin = 0, zero = 0, changed = 0, forked = 0, merged = 0, expected = 0;
+        uint64_t alone = 0, known = 0, twin = 0, zero = 0, changed = 0, forked = 0, merged = 0, frees = 0, planned;
 
         for (size_t b = 0; b < member->space.n; b++) {
                 const Block *block = member->space.blocks[b];
@@ -38,7 +38,7 @@ static void count_member(Member *member) {
                         changed += (unsigned)__builtin_popcountll(block->changed[i]);
                         twin += (unsigned)__builtin_popcountll(block->twin[i] & stands);
                         zero += (unsigned)__builtin_popcountll(block->zero[i] & stands);
-                        expected += (unsigned)__builtin_popcountll((block->saves[i] | block->zero[i]) & stands);
+                        frees += (unsigned)__builtin_popcountll(plan_frees(block, i));
                         forked += (unsigned)__builtin_popcountll(block->forked[i] & ~wanted & stands);
                 }
         }
@@ -49,7 +49,9 @@ static void count_member(Member *member) {
         counts->twin = twin;
         counts->zero = zero;
         counts->wanted = twin + zero;
-        counts->expected = expected;
+        counts->frees = frees;
+        planned = frees - MIN_OF(frees, counts->frees_left);
+        counts->expected = MIN_OF(counts->expected, planned);
         counts->unique = known - MIN_OF(known, twin + zero + changed + merged + forked + alone);
 }
 
@@ -60,6 +62,13 @@ static bool plan_is_due(const Manager *m, Member *member) {
                 return false;
         return m->once || counts->present <= PLAN_CHEAP_PAGES || counts->wanted >= PLAN_WORTH_PAGES ||
                ++member->passes_waited >= PLAN_PATIENCE;
+}
+
+static void expect(Member *member, const Plan *plan) {
+        MemberCounts *counts = &member->counts;
+
+        counts->expected = plan->pages_expected;
+        counts->frees_left = counts->frees - MIN_OF(counts->frees, plan->pages_expected);
 }
 
 /* -ECANCELED. */
@@ -96,8 +105,6 @@ static int mark_member(Pass *pass, Member *member) {
         member->counts.left_run = plan.pages_left_run;
         member->counts.left_stack = plan.pages_left_stack;
         member->counts.marked = plan.pages_marked;
-        member->counts.expected -= MIN_OF(member->counts.expected, plan.pages_left_huge + plan.pages_left_budget +
-                                                                           plan.pages_left_run + plan.pages_left_stack);
         if (member->group->slot->dry_run || member->skip != TARGET_OK || !member->marks_loaded)
                 return 0;
         plan.goes_on = pass->visits_again;
@@ -105,6 +112,8 @@ static int mark_member(Pass *pass, Member *member) {
         log_debug("process %d: %lu pages wanted, %zu ranges planned: %lu pages marked, %lu unmarked, %lu ranges failed: %d",
                   member->target->pid, plan.pages_wanted, plan.n, result.pages_marked, result.pages_unmarked,
                   result.failed_ranges, r);
+        if (r == 0)
+                expect(member, &plan);
         m->merge_failures[MERGE_FAILURE_CHANGED] += result.failed_ranges;
         m->pass_changes += result.pages_marked;
         pass->newly_marked += result.pages_marked;

@@ -61,7 +61,9 @@ typedef struct Group {
 typedef struct MemberCounts {
         uint64_t present, zero, twin, merged, given, changed, unique;
         uint64_t alone;                 /* left alone for a while (merge/judge.h) */
-        uint64_t wanted, expected;      /* to be marked; of them those that will leave their frames */
+        uint64_t wanted;                /* to be marked */
+        uint64_t frees;                 /* will leave their frames when they are (plan_frees()) */
+        uint64_t expected, frees_left;  /* of a burst; and not: as of the last plan, which has them marked, or left out */
         uint64_t marked, left_huge, left_budget, left_run, left_stack, left_kind, unmerged;
 } MemberCounts;
 

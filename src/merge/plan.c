@@ -473,6 +473,28 @@ static int keep_budget(Planner *p) {
         return drop_to_budget(p, &excess);
 }
 
+static void count_expected(const Space *space, Plan *plan) {
+        size_t block = 0;
+
+        for (size_t i = 0; i < plan->n; i++) {
+                const PlanRange *range = &plan->ranges[i];
+
+                while (block < space->n && space->blocks[block]->addr + BLOCK_BYTES <= range->start)
+                        block++;
+                for (size_t k = block; k < space->n && space->blocks[k]->addr < range->end; k++) {
+                        const Block *b = space->blocks[k];
+                        PageSet frees;
+
+                        for (unsigned word = 0; word < ELEMENTSOF(frees); word++)
+                                frees[word] = plan_frees(b, word);
+                        plan->pages_expected += set_count(frees,
+                                                          (unsigned)((MAX_OF(b->addr, range->start) - b->addr) / PAGE_BYTES),
+                                                          (unsigned)((MIN_OF(b->addr + BLOCK_BYTES, range->end) - b->addr) /
+                                                                     PAGE_BYTES));
+                }
+        }
+}
+
 void plan_done(Plan *plan) {
         free(plan->ranges);
         free(plan->mergeable);
@@ -482,7 +504,7 @@ void plan_done(Plan *plan) {
 }
 
 static int mergeable_add(Plan *plan, const Vma *vma) {
-        bool secret = vma->skip == VMA_SKIP_LOCKED || vma->skip == VMA_SKIP_DONTDUMP || vma->skip == VMA_SKIP_SECRET;
+        bool secret = vma_holds_secrets(vma);
 
         if (!vma->mergeable)
                 return 0;
@@ -529,6 +551,7 @@ int plan_make(const Space *space, const VmaList *vmas, const PlanRules *rules, P
                 plan.ranges[plan.n++] = (PlanRange){ run->start, run->end };
                 plan.pages_marked += (run->end - run->start) / PAGE_BYTES;
         }
+        count_expected(space, &plan);
         *ret = plan;
         plan = (Plan){};
         return 0;

@@ -82,6 +82,11 @@ typedef struct Vma {
         uint64_t referenced_bytes; /* of them used since reclaim last looked (scan/cold) */
 } Vma;
 
+/* Or what is treated as if it did. */
+static inline bool vma_holds_secrets(const Vma *vma) {
+        return vma->skip == VMA_SKIP_LOCKED || vma->skip == VMA_SKIP_DONTDUMP || vma->skip == VMA_SKIP_SECRET;
+}
+
 typedef struct VmaList {
         Vma *vmas;              /* by address */
         size_t n, allocated;

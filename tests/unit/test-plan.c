@@ -62,6 +62,8 @@ static void world_random(World *w) {
                 for (unsigned end = MIN_OF(i + run, (unsigned)N_PAGES); i < end; i++) {
                         Block *b = &w->blocks[i / BLOCK_PAGES];
 
+                        if (kind == 1 && random_below(2))
+                                page_set_add(b->saves, i % BLOCK_PAGES);
                         if (is_alone) {
                                 page_set_add(b->alone, i % BLOCK_PAGES);
                                 if (kind == 3)
@@ -100,7 +102,7 @@ static void world_random(World *w) {
 
 typedef struct Page {
         const Vma *vma; /* NULL: unmapped, or one that must not be merged */
-        bool wanted, hashed, huge, zeropage, alone;
+        bool wanted, frees, hashed, huge, zeropage, alone;
 } Page;
 
 static void world_pages(const World *w, Page *pages) {
@@ -114,6 +116,7 @@ static void world_pages(const World *w, Page *pages) {
                         p->wanted = page_set_has(b->twin, j) || page_set_has(b->zero, j) || page_set_has(b->merged, j);
                         p->alone = page_set_has(b->alone, j);
                         p->wanted &= !p->alone;
+                        p->frees = p->wanted && (page_set_has(b->saves, j) || page_set_has(b->zero, j));
                         p->hashed = page_set_has(b->hashed, j);
                         n += p->wanted;
                 }
@@ -197,7 +200,7 @@ static const char *hot_broken(const World *w, const Plan *plan, const Page *page
 static const char *broken(const World *w, const Plan *plan) {
         static Page pages[N_PAGES];
         bool marked[N_PAGES] = {}, each[N_PAGES] = {}, all[N_PAGES] = {}, vma_wanted[ELEMENTSOF(w->mappings)] = {};
-        uint64_t wanted = 0, left = 0, n = 0;
+        uint64_t wanted = 0, left = 0, expected = 0, n = 0;
         size_t added = 0;
         const char *why;
         bool any_huge = false;
@@ -222,6 +225,7 @@ static const char *broken(const World *w, const Plan *plan) {
                 for (unsigned j = first; j < end; j++) {
                         marked[j] = true;
                         any = any || pages[j].wanted;
+                        expected += pages[j].frees;
                         if (pages[j].huge && !vma->mergeable)
                                 return "a huge page is touched";
                 }
@@ -233,6 +237,8 @@ static const char *broken(const World *w, const Plan *plan) {
         }
         if (n != plan->pages_marked)
                 return "pages_marked is wrong";
+        if (expected != plan->pages_expected)
+                return "pages_expected is wrong";
         for (unsigned i = 0; i < N_PAGES; i++) {
                 if (!pages[i].vma || !pages[i].wanted)
                         continue;
@@ -304,6 +310,11 @@ static void test_check_can_fail(void **unused) {
         world_set(&w, 0, 10, true);
         world_set(&w, 10, 20, false);
         world_set(&w, 20, 30, true);
+        assert_null(broken(&w, &plan));
+
+        page_set_add(w.blocks[0].saves, 5);
+        assert_string_equal(broken(&w, &plan), "pages_expected is wrong");
+        plan.pages_expected = 1;
         assert_null(broken(&w, &plan));
 
         w.rules.vmas_max = 3;
