@@ -78,7 +78,7 @@ int pass_give(Pass *pass, Member *member) {
                 return 0;
         }
         member->passes_waited = 0;
-        member->plan_again = false;
+        member->plan_again = member->unmark = false;
         r = zero_plan_make(&member->space, &member->vmas, &rules, &plan);
         if (r < 0)
                 return r;

@@ -26,7 +26,7 @@ static uint16_t turn_now(const Manager *m) { return (uint16_t)(now_nsec() / m->c
 
 static void note_losses(Manager *m, Member *member, int losses) {
         if (losses > 0 && m->conf->daemon.judgement)
-                member->plan_again = true; /* they are to be unmarked */
+                member->unmark = true;
 }
 
 /* What the probe saw break since it was told, or since this was asked last. */

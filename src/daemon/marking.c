@@ -4,7 +4,7 @@
  * marks (or, by another route, the merging itself). Letting ksmd run is bursting.c's.
  *
  * A plan is made from mappings that were read a moment ago, which is not free (smaps): where only a few pages are to be
- * gained in a large process they wait some passes for more.
+ * gained in a large process they wait some passes for more. What is to be unmarked does not wait.
  */
 #include "daemon/pass.h"
 
@@ -55,12 +55,17 @@ static void count_member(Member *member) {
         counts->unique = known - MIN_OF(known, twin + zero + changed + merged + forked + alone);
 }
 
+/* It holds secrets by now, or is to be left alone; or it was born with marks, and this domain goes by another route. */
+static bool must_unmark(const Member *member) {
+        return member->unmark || (pass_slot(member)->route != CONF_ROUTE_ADVISE && member->marks.ours.n > 0);
+}
+
 static bool plan_is_due(const Manager *m, Member *member) {
         const MemberCounts *counts = &member->counts;
 
         if (counts->wanted == 0 && member->marks.ours.n == 0)
                 return false;
-        return m->once || counts->present <= PLAN_CHEAP_PAGES || counts->wanted >= PLAN_WORTH_PAGES ||
+        return m->once || must_unmark(member) || counts->present <= PLAN_CHEAP_PAGES || counts->wanted >= PLAN_WORTH_PAGES ||
                ++member->passes_waited >= PLAN_PATIENCE;
 }
 
@@ -105,7 +110,7 @@ static int mark_member(Pass *pass, Member *member) {
         member->counts.left_run = plan.pages_left_run;
         member->counts.left_stack = plan.pages_left_stack;
         member->counts.marked = plan.pages_marked;
-        if (member->group->slot->dry_run || member->skip != TARGET_OK || !member->marks_loaded)
+        if (member->group->slot->dry_run || !member->marks_loaded)
                 return 0;
         plan.goes_on = pass->visits_again;
         r = advise_apply(m->advise, member->target, &plan, &member->marks, visit_pause, &pass->visit, &result);
@@ -123,6 +128,8 @@ static int mark_member(Pass *pass, Member *member) {
         if (result.pages_marked + result.pages_unmarked > 0 || r > 0)
                 member->vmas_fingerprint = 0; /* marks show in smaps alone */
         member->plan_again = r > 0 || result.unfinished;
+        if (r >= 0)
+                member->unmark = result.unmark_left;
         if (r > 0)
                 manager_note_remote_error(m, member, r);
         return pass->visit.interrupted ? -ECANCELED : r < 0 ? r : 0;
@@ -147,7 +154,8 @@ static bool is_astray(const Member *member) {
 static bool is_due(const Pass *pass, const Member *member) {
         if (pass->visits_again)
                 return member->standing.cut && !passed_over(member);
-        return !passed_over(member) && member->vmas.n && (member->touched || member->plan_again || is_astray(member));
+        return !passed_over(member) && member->vmas.n &&
+               (member->touched || member->plan_again || member->unmark || is_astray(member));
 }
 
 /* -ECANCELED. */
@@ -166,14 +174,17 @@ static int mark_one(Pass *pass, Member *member) {
                 member->counts.wanted = member->counts.zero;
                 member->counts.expected = member->counts.marked = 0;
         }
+        if (member->skip != TARGET_OK) /* read, but not to be called (frozen, stopped): what was learnt is for later */
+                return 0;
         pass->learnt |= member->touched;
         member->touched = false;
         if (!plan_is_due(pass->manager, member)) {
-                member->plan_again = member->counts.wanted > 0;
+                member->plan_again = member->counts.wanted > 0 || (member->plan_again && member->marks.ours.n > 0);
+                member->unmark = false; /* nothing is marked */
                 return 0;
         }
         r = carry_out(pass, member);
-        member->plan_again |= member->standing.cut;
+        member->plan_again |= member->standing.cut || r < 0;
         if (r < 0 && r != -ECANCELED)
                 log_debug("process %d: marking: %s", member->target->pid, strerror(-r));
         return r == -ECANCELED ? r : 0;

@@ -114,6 +114,24 @@ static bool wants_sums(const Member *member) {
         return unread;
 }
 
+/* A mark of ours is on what became a secret. */
+static bool marks_secrets(const Member *member) {
+        const Ranges *ours = &member->marks.ours;
+        size_t at = 0;
+
+        for (size_t i = 0; i < member->vmas.n; i++) {
+                const Vma *vma = &member->vmas.vmas[i];
+
+                if (!vma->mergeable || !vma_holds_secrets(vma))
+                        continue;
+                while (at < ours->n && ours->ranges[at].end <= vma->start)
+                        at++;
+                if (at < ours->n && ours->ranges[at].start < vma->end)
+                        return true;
+        }
+        return false;
+}
+
 static int read_vmas(Member *member) {
         int r = target_maps_fingerprint(member->target, &member->vmas_fingerprint);
 
@@ -123,9 +141,11 @@ static int read_vmas(Member *member) {
         member->vmas_nsec = now_nsec();
         r = (wants_sums(member) ? target_read_vmas : target_read_vma_flags)(
                         member->target, member->group->include_dontdump, &member->vmas);
-        if (r == 0)
-                manager_claim_tracked(member, &member->vmas);
-        return r;
+        if (r != 0)
+                return r;
+        manager_claim_tracked(member, &member->vmas);
+        member->unmark |= marks_secrets(member);
+        return 0;
 }
 
 int manager_refresh_vmas(Member *member) {

@@ -119,6 +119,7 @@ typedef struct Member {
         bool look_again;                /* what is known of it is outdated, whatever its activity says */
         bool touched;                   /* something was learnt of it that is not counted and planned yet */
         bool plan_again;                /* there is something to mark, later or once more */
+        bool unmark;                    /* something is to be unmarked, by the next pass */
         RemapGuard guard;               /* route remap; ours to close. None: nothing was remapped, as far as is known */
         Ranges own;                     /* what this daemon remapped in it: each page was on a frame of its own */
         TidyWait alone;                 /* what nobody shared was put back */

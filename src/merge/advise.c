@@ -390,7 +390,8 @@ int advise_apply(Advise *advise, Target *target, const Plan *plan, Marks *marks,
         if (r < 0)
                 return r;
         outcome = batch_run(advise, target, &batch, pause, userdata, &result);
-        result.unfinished |= batch_failed(&batch, MADV_UNMERGEABLE) || idle_waits(marks);
+        result.unmark_left = batch_failed(&batch, MADV_UNMERGEABLE);
+        result.unfinished |= result.unmark_left || idle_waits(marks);
         r = wish_account(&wish, target, marks, &batch, result.failed_ranges > 0 || outcome == REMOTE_E_LOST);
         *ret = result;
         return outcome != 0 ? outcome : r;

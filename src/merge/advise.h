@@ -56,6 +56,7 @@ typedef struct AdviseResult {
         uint64_t failed_ranges; /* changed under us, or refused */
         bool unfinished;        /* there is more to be done: by the next plan, whatever is learnt until then; undoing, by
                                  * the next call */
+        bool unmark_left;       /* and part of it was to be unmarked now */
 } AdviseResult;
 
 /* Makes the marks what the plan (from a list of the mappings as they are now) says: marks what is new; unmarks what
