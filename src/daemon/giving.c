@@ -20,15 +20,10 @@ static int undo_marks(Manager *m, Member *member) {
         UndoSlice slice = manager_undo_begin();
         int r;
 
-        if (member->marks.ours.n == 0)
-                return 0;
-        do {
-                AdviseResult result = { 0 };
-
-                r = advise_undo(m->advise, member->target, &member->marks, slice.until_nsec, &result);
-                slice.cut = r == 0 && result.unfinished;
-        } while (manager_undo_goes_on(m, member, &slice));
-        return slice.cut ? REMOTE_E_BUSY : r;
+        do
+                r = manager_unmark(m, member, &slice);
+        while (manager_undo_goes_on(m, member, &slice));
+        return r;
 }
 
 static void note_plan(Member *member, const ZeroPlan *plan) {

@@ -208,6 +208,8 @@ void manager_note_remote_error(Manager *manager, Member *member, int error /* RE
 /* Learns what is marked in a member that no pass has met: an earlier daemon may have marked it, and a child is born
  * with its parent's marks. REMOTE_E_GONE, REMOTE_E_DENIED, -errno. */
 int manager_load_marks(Manager *manager, Member *member);
+/* A slice of unmarking what is ours in it: 0 when nothing is, REMOTE_E_BUSY to try again, as manager_undo(). */
+int manager_unmark(Manager *manager, Member *member, UndoSlice *slice);
 /* A slice of undoing one member; 0 when nothing of ours is left in it (or it is gone), REMOTE_E_BUSY to try again, at
  * once if it was cut, else later: it cannot be called now, or memory to un-share into was short. */
 int manager_undo(Manager *manager, Member *member, UndoSlice *slice);

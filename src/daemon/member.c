@@ -353,8 +353,19 @@ int manager_load_marks(Manager *m, Member *member) {
         return r == TARGET_E_GONE ? REMOTE_E_GONE : r == TARGET_E_DENIED ? REMOTE_E_DENIED : r;
 }
 
-static int undo(Manager *m, Member *member, UndoSlice *slice) {
+int manager_unmark(Manager *m, Member *member, UndoSlice *slice) {
         AdviseResult result = { 0 };
+        int r;
+
+        if (member->marks.ours.n == 0)
+                return 0;
+        r = advise_undo(m->advise, member->target, &member->marks, slice->until_nsec, &result);
+        slice->pages += result.pages_unmarked;
+        slice->cut |= r == 0 && result.unfinished;
+        return r == 0 && (slice->cut || member->marks.ours.n > 0) ? REMOTE_E_BUSY : r;
+}
+
+static int undo(Manager *m, Member *member, UndoSlice *slice) {
         int r;
 
         if (image_gone(member))
@@ -367,14 +378,7 @@ static int undo(Manager *m, Member *member, UndoSlice *slice) {
         r = manager_unmap(m, member, NULL, slice);
         if (r == 0)
                 r = manager_load_marks(m, member);
-        if (r != 0)
-                return r;
-        if (member->marks.ours.n == 0)
-                return 0;
-        r = advise_undo(m->advise, member->target, &member->marks, slice->until_nsec, &result);
-        slice->pages += result.pages_unmarked;
-        slice->cut |= r == 0 && result.unfinished;
-        return r == 0 && member->marks.ours.n > 0 ? REMOTE_E_BUSY : r;
+        return r == 0 ? manager_unmark(m, member, slice) : r;
 }
 
 /* Merging can wait until CPUs are free, to be left alone is everybody's right. */
