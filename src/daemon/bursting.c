@@ -297,8 +297,6 @@ int pass_burst(Pass *pass) {
         BurstState state;
         int r;
 
-        if (m->burst)
-                burst_restore(m->burst);
         add_expected(pass);
         log_debug("pass: %lu of %lu marked pages are to be merged, %lu of them missed before; %u passes waited of %u",
                   pass->expected, pass->marked, m->burst_missed, m->passes_waited, m->burst_backoff);

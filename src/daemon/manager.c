@@ -136,6 +136,8 @@ static int on_refresh(void *userdata, LoopSource *source) {
         roster_refresh(&m->roster);
         manager_watch(m);
         manager_judge(m);
+        if (m->burst)
+                burst_restore(m->burst); /* while no pass comes, too */
         return 0;
 }
 

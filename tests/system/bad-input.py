@@ -262,6 +262,22 @@ def ksm_absent_or_readonly():
         check(knobs() == host.knobs, "knobs")
 
 
+def knob_stuck():
+    """a setting that could not be put back is put back when it can be, while the daemon is paused too"""
+    with Host("stuck") as host, host.knobs_set(sleep_millisecs=77):
+        knob, before = KSM / "sleep_millisecs", host.knobs["sleep_millisecs"]
+        (host.dir / "run").mkdir()
+        (host.dir / "run" / "ksm.found").write_text(f"sleep_millisecs {before} 77\n")  # a burst of another daemon's
+        daemon = host.daemon(host.configure(""), command=in_namespace(f"mount --bind {knob} {knob}",
+                                                                      f"mount -o remount,ro,bind {knob}"))
+        host.ctl("pause")
+        time.sleep(1.5)
+        check(knob.read_text() == "77\n" and "cannot be put back" in daemon.log(), f"{knob.read_text()}, {daemon.log()}")
+        subprocess.run(["nsenter", "-t", str(daemon.pid), "-m", "umount", str(knob)], check=True)
+        wait_for("put back", lambda: knob.read_text().strip() == before, 5)
+        check(host.stop(daemon) == 0, "end")
+
+
 def capabilities_missing():
     """without root or a capability it needs it says which and ends; ksmctl without root says what it may not"""
     with Host("caps") as host:
@@ -334,4 +350,4 @@ def state_directory():
 
 if __name__ == "__main__":
     run_tests(malformed_configurations, hostile_clients, everything_vanishes, hostile_names, ksm_absent_or_readonly,
-              capabilities_missing, uring_disabled, state_directory)
+              knob_stuck, capabilities_missing, uring_disabled, state_directory)
