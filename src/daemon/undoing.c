@@ -47,54 +47,91 @@ bool manager_undo_goes_on(Manager *m, const Member *member, UndoSlice *slice) {
         return true;
 }
 
-/* Of whom this one may have been born. */
-static const Member *undone_parent(const Roster *roster, pid_t pid) {
+/* Of whom this one may have been born; NULL: of nobody. */
+static int undone_parent(const Roster *roster, pid_t pid, const Member **ret) {
         TargetOrigin origin;
+        int r = target_origin_of(pid, &origin);
 
-        if (target_origin_of(pid, &origin) < 0)
-                return NULL;
-        for (size_t i = 0; i < roster->n_leaving; i++) {
+        *ret = NULL;
+        if (r < 0)
+                return target_origin_is_gone(r) ? 0 : r;
+        for (size_t i = 0; i < roster->n_leaving && !*ret; i++) {
                 const Member *member = roster->leaving[i];
 
                 if (member->undone && target_origin_precedes(&member->marks.origin, &origin))
-                        return member;
+                        *ret = member;
         }
-        return NULL;
+        return 0;
 }
 
-/* true: there are some whom no list has, and they leave too. */
-static bool find_newborn(Manager *m) {
+/* Was it born of somebody whom we undid, and no list has it, it leaves too; and it learns its marks, while it can. */
+static int take_newborn(Manager *m, pid_t pid) {
+        Member *member = roster_find_leaving(&m->roster, pid);
+        const Member *parent;
+        int r;
+
+        if (member && (member->marks_loaded || member->undone))
+                return 0;
+        r = undone_parent(&m->roster, pid, &parent);
+        if (!parent)
+                return r;
+        member = member ?: roster_find_member(&m->roster, pid);
+        if (!member) {
+                r = roster_add_orphan(&m->roster, pid);
+                if (r != 0)
+                        return r;
+                member = roster_find_leaving(&m->roster, pid);
+                member->unmerge = parent->unmerge;
+        }
+        return manager_load_marks(m, member);
+}
+
+/* -errno: who was born cannot be told, or not what he was born with. */
+static int find_newborn(Manager *m) {
         _cleanup_closedir_ DIR *proc = NULL;
-        bool found = false;
+        int r;
 
         roster_refresh(&m->roster); /* who was born in a cgroup that is managed is a member, not one who leaves */
-        if (open_directory(AT_FDCWD, "/proc", &proc) < 0)
-                return false;
-        for (const struct dirent *entry; (entry = readdir(proc));) {
+        r = open_directory(AT_FDCWD, "/proc", &proc);
+        if (r < 0)
+                return r;
+        for (const struct dirent *entry; errno = 0, (entry = readdir(proc));) {
                 pid_t pid = atoi(entry->d_name);
-                const Member *parent;
-                Member *member;
+                int taken = pid > 0 ? take_newborn(m, pid) : 0;
 
-                if (pid <= 0 || roster_find_leaving(&m->roster, pid) || !(parent = undone_parent(&m->roster, pid)))
-                        continue;
-                member = roster_find_member(&m->roster, pid);
-                if (!member && roster_add_orphan(&m->roster, pid) == 0) {
-                        member = roster_find_leaving(&m->roster, pid);
-                        member->unmerge = parent->unmerge;
-                        found = true;
-                }
-                if (member)
-                        (void)manager_load_marks(m, member);
+                r = taken < 0 ? taken : r;
         }
-        return found;
+        return errno ? -errno : r;
 }
 
-static bool drop_undone(Manager *m) {
-        bool any = false, found;
+/* Each time that nothing comes of it later. */
+static void retry_later(Member *member, bool anything_came_of_it) {
+        if (anything_came_of_it || member->undo_wait_nsec == 0)
+                member->undo_wait_nsec = RETRY_NSEC;
+        else
+                member->undo_wait_nsec = MIN_OF(2 * member->undo_wait_nsec, RETRY_MAX_NSEC);
+        member->undo_at_nsec = now_nsec() + member->undo_wait_nsec;
+}
+
+static void keep_undone(Manager *m, int error) {
+        log_debug("who was born while his parent was undone cannot be told: %s", strerror(-error));
+        for (size_t i = 0; i < m->roster.n_leaving; i++)
+                if (m->roster.leaving[i]->undone)
+                        retry_later(m->roster.leaving[i], false);
+}
+
+static void drop_undone(Manager *m) {
+        bool any = false;
+        int r = 0;
 
         for (size_t i = 0; i < m->roster.n_leaving && !any; i++)
                 any = m->roster.leaving[i]->undone;
-        found = any && roster_guards(ROSTER_GUARD_BORN) && find_newborn(m);
+        if (any && roster_guards(ROSTER_GUARD_BORN))
+                r = find_newborn(m);
+        if (r < 0) {
+                keep_undone(m, r);
+                return;
+        }
         for (size_t i = 0; i < m->roster.n_leaving;) {
                 Member *member = m->roster.leaving[i];
 
@@ -105,7 +142,6 @@ static bool drop_undone(Manager *m) {
                 advise_forget(m->advise, member->target, &member->marks);
                 roster_drop(&m->roster, member);
         }
-        return found;
 }
 
 static Request *request_of(Manager *m, const Member *member) {
@@ -170,11 +206,7 @@ static bool undo_one(Manager *m, Member *member, UndoSlice *slice) {
         if (cut)
                 return true;
         if (r == REMOTE_E_BUSY || r == REMOTE_E_TRACED || r == REMOTE_E_LOST) {
-                if (slice->pages > before || member->undo_wait_nsec == 0)
-                        member->undo_wait_nsec = RETRY_NSEC;
-                else
-                        member->undo_wait_nsec = MIN_OF(2 * member->undo_wait_nsec, RETRY_MAX_NSEC);
-                member->undo_at_nsec = now_nsec() + member->undo_wait_nsec;
+                retry_later(member, slice->pages > before);
                 return true;
         }
         if (r != 0) {
@@ -191,7 +223,7 @@ static bool is_due(const Member *member) { return member->gone || member->undo_a
 
 bool manager_undo_leaving(Manager *m, uint64_t *ret_pages) {
         UndoSlice slice;
-        bool born, wanting = false;
+        bool wanting = false;
 
         for (size_t i = 0; i < m->roster.n_leaving; i++)
                 if (is_due(m->roster.leaving[i]))
@@ -207,9 +239,9 @@ bool manager_undo_leaving(Manager *m, uint64_t *ret_pages) {
                 else
                         roster_drop(&m->roster, member);
         }
-        born = drop_undone(m);
+        drop_undone(m);
         roster_prune_slots(&m->roster);
-        m->undo_at_nsec = slice.cut || born ? 0 : UINT64_MAX;
+        m->undo_at_nsec = slice.cut ? 0 : UINT64_MAX;
         for (size_t i = 0; i < m->roster.n_leaving; i++) {
                 m->undo_at_nsec = MIN_OF(m->undo_at_nsec, m->roster.leaving[i]->undo_at_nsec);
                 wanting |= !m->roster.leaving[i]->given_up;
