@@ -187,6 +187,7 @@ static void carry_out(Work *w) {
         } else if (r == REMOTE_E_LOST) {
                 /* Which of them are in place will show in its mappings, and in the kernel's counts of the pool. */
                 m->remapping->uncertain_until_nsec = now_nsec() + UNCERTAIN_NSEC;
+                pool_note_lost(w->pool);
                 w->member->vmas_nsec = 0;
                 w->again = true;
         } else

@@ -86,7 +86,8 @@ void manager_census_pooled(Manager *manager, Slot *slot, Member *const *members,
 #define REMAP_PIECE_PAGES 128U
 /* A process with so large a part of vm.max_map_count is remapped no further: 1/REMAP_VMAS_SHARE. */
 #define REMAP_VMAS_SHARE 4U
-/* How long a program that lost us may take to its end: until then what it is about to map may look unused. */
+/* How long a program that lost us may take to its end: until then what it is about to map may look unused. Who takes longer
+ * maps nothing any more (pool_note_lost()). */
 #define UNCERTAIN_NSEC (10 * NSEC_PER_SEC)
 /* A batch as both directions have it: the keeper is asked, and a stop is as long as it may be. */
 RemapBatch remapping_batch(Manager *manager, const RemapGuard *guard, RemapRange *ranges, size_t n, uint64_t units,

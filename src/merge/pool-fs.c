@@ -116,7 +116,7 @@ int pool_fs_open(const char *domain, int mount_fd, int *ret_rw_fd) {
                 return errno == ENOENT ? -EBADMSG : -errno;
         if (fstat(rw, &st) < 0)
                 return -errno;
-        if (!S_ISREG(st.st_mode) || (uint64_t)st.st_size != POOL_PAGES_MAX * PAGE_BYTES)
+        if (!S_ISREG(st.st_mode) || (uint64_t)st.st_size < POOL_PAGES_MAX * PAGE_BYTES)
                 return -EBADMSG;
         *ret_rw_fd = TAKE_FD(rw);
         return 0;
@@ -140,5 +140,13 @@ int pool_fs_open_readonly(int mount_fd, int *ret_fd, const char **ret_reason) {
                 return -errno;
         *ret_fd = fd;
         *ret_reason = NULL;
+        return 0;
+}
+
+int pool_fs_lengthen(int rw_fd) {
+        struct stat st;
+
+        if (fstat(rw_fd, &st) < 0 || ftruncate(rw_fd, st.st_size + (off_t)PAGE_BYTES) < 0)
+                return -errno;
         return 0;
 }

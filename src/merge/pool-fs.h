@@ -13,3 +13,5 @@ int pool_fs_domain(int mount_fd, char **ret);
 int pool_fs_open(const char *domain, int mount_fd, int *ret_rw_fd);
 /* The pool's file for reading, through a copy of the mount that is read-only. */
 int pool_fs_open_readonly(int mount_fd, int *ret_fd, const char **ret_reason);
+/* The pool's file becomes longer, so that who looks at its length finds out (pool_note_lost()). */
+int pool_fs_lengthen(int rw_fd);

@@ -21,7 +21,8 @@
  *  - The pages that are mapped are never swapped out (noswap), nor part of a huge page of ours (huge=never, and addresses
  *    that never line up with page numbers): a pte that is gone was discarded by the target, and reads as zeros.
  *  - A page is freed only when the kernel counts no mapping of it, twice. Who maps none by then cannot get it back: where
- *    a guarded mapping has no pte, the fault is answered with zeros.
+ *    a guarded mapping has no pte, the fault is answered with zeros; and a program that was about to map it finds the file
+ *    longer than it was (pool_note_lost()).
  *
  * Lengths, limits and who maps what is pool-space.c's; the kernel's side is pool-fs.c's and pool-count.c's.
  */
@@ -31,6 +32,7 @@ struct Pool {
         int mount_fd, rw_fd, target_fd;
         uint64_t cursor;        /* where pool_collect() goes on */
         uint64_t collected;
+        bool lost;              /* see pool_note_lost() */
 };
 
 Pool *pool_free(Pool *pool) {
@@ -122,6 +124,7 @@ int pool_open(const char *domain, int mount_fd, uint32_t max_sharing, Pool **ret
                 r = reserve_all(pool);
         if (r < 0)
                 return r;
+        pool->lost = true;
         *ret = TAKE_PTR(pool);
         return 0;
 }
@@ -286,7 +289,16 @@ static int collect_block(Pool *pool, uint64_t start, uint64_t *ret_freed) {
         return 0;
 }
 
+void pool_note_lost(Pool *pool) { pool->lost = true; }
+
 int pool_collect(Pool *pool, uint64_t n_pages, uint64_t *ret_freed) {
+        if (pool->lost) {
+                int r = pool_fs_lengthen(pool->rw_fd);
+
+                if (r < 0)
+                        return r;
+                pool->lost = false;
+        }
         for (uint64_t n = 0; n < MIN_OF(n_pages, pool->space.n); n += BLOCK_PAGES) {
                 int r;
 

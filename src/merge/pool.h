@@ -59,6 +59,11 @@ int pool_refresh(Pool *pool, uint64_t page, uint32_t n_pages, uint32_t *ret_shar
 /* Asks the kernel about up to n_pages pages, going round, and frees those that nobody maps and nobody reserved. Not
  * between pool_take() and the mapping. *ret_freed grows. */
 int pool_collect(Pool *pool, uint64_t n_pages, uint64_t *ret_freed);
+/* A program that maps pages of it was lost sight of, and may go on at any time (its process may be frozen). The next
+ * pool_collect() makes the file longer before it counts: such a program looks at the length when its pages are mapped, and
+ * takes them for its own only if that is what it was (merge/remap-merge.c). So either the count shows them, or it sees that
+ * it is too late. Of a pool that was opened it is taken for granted. */
+void pool_note_lost(Pool *pool);
 /* After pool_open(), when no merge is under way: what the kernel says becomes the truth for all pages. */
 int pool_recount(Pool *pool);
 

@@ -14,7 +14,8 @@
  *                                        not answer
  *   for each run:
  *     5. mmap(run, the pool's pages)     one step; nobody runs who could have put anything else there
- *     6. populate, for reading           every entry is there; the pool's frames, no copies
+ *     6. populate, for reading           every entry is there; the pool's frames, no copies. The pool's file is as long as
+ *                                        it was: else the run goes back, as its pages may be others by now
  *     7. register(G, run)                absent entries mean discarded pages from now on
  *     8. wake whoever waits on M
  *   unmap scratch (which frees what was moved); close M and what was given
@@ -23,6 +24,11 @@
  * page is mapped, populated and guarded; every failure on the way leads back through remap_move_in(). Until 8. whoever
  * faults on the run waits on M. The userfaultfd is not told of unmapping (EVENT_UNMAP): the program's own step 5 would
  * wait for an answer that never comes.
+ *
+ * Between 4. and 6. a process may be frozen for as long as somebody likes. We lose sight of it then, or die, and pages that
+ * nobody maps are freed one day and become others. Before they are counted for that the pool's file is made longer
+ * (pool_note_lost()), and here it is looked at after they are mapped: one of the two sees the other. It is looked at before
+ * 5., too, so that next to never anything else is to be seen there, however short.
  *
  * We compare, and not the target: it would look at each page once, in mappings that are new. That is two misses of the
  * TLB and of its caches for each, and where a hypervisor shadows the page tables a fault (7 us a page, of 8 in all; 0.6
@@ -36,6 +42,7 @@
 
 #include <fcntl.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 
 #define COMPARED_PAGES 16U              /* at once: both sides stay in the cache */
@@ -48,6 +55,7 @@ typedef struct Merge {
         unsigned uffd;                  /* M */
         unsigned api;                   /* struct uffdio_api */
         unsigned again;                 /* the run at hand may be moved once more */
+        unsigned stat, length;          /* struct stat of the pool; how long it was */
 } Merge;
 
 static void merge_done(Merge *m) { remap_program_done(&m->base); }
@@ -188,6 +196,22 @@ static void put_back_all(Merge *m, RemapResult only, RemapResult then) {
         remap_loop_next(&m->base, &loop);
 }
 
+_Static_assert(offsetof(struct stat, st_size) % 8 == 0 && sizeof(off_t) == 8, "words of a program");
+
+/* The pool's pages may be others by now: goes there. */
+static void check_late(Merge *m, unsigned late) {
+        RemoteProgram *p = m->base.p;
+        unsigned same = remote_program_label(p);
+
+        if (remap_guards(REMAP_GUARD_LATE)) {
+                REMOTE_CALL(p, late, m->base.error, SYS_fstat, remote_word(m->pool), remote_at(m->stat));
+                REMOTE_OPERATE(p, REMOTE_OP_EQUAL, same, REMOTE_NOTHING, remote_word(m->length),
+                               remote_word(m->stat + WORD_OF(struct stat, st_size)));
+                remote_program_jump(p, late);
+        }
+        remote_program_here(p, same);
+}
+
 /* Steps 5 to 8. */
 static void put_pool(Merge *m) {
         RemapProgram *base = &m->base;
@@ -195,6 +219,7 @@ static void put_pool(Merge *m) {
         RemapLoop loop = remap_loop_begin(base, REMAP_MOVED, false);
         unsigned failed = remote_program_label(p), undo = remote_program_label(p), done = remote_program_label(p);
 
+        check_late(m, failed);
         REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, base->temporary, row_value(base, ROW_FLAGS),
                        remote_value(MAP_FIXED));
         REMOTE_CALL(p, failed, base->error, SYS_mmap, row_value(base, ROW_START), row_value(base, ROW_BYTES),
@@ -203,6 +228,7 @@ static void put_pool(Merge *m) {
         if (remap_guards(REMAP_GUARD_POPULATE))
                 REMOTE_CALL(p, undo, base->error, SYS_madvise, row_value(base, ROW_START), row_value(base, ROW_BYTES),
                             remote_value(REMAP_POPULATE_READ));
+        check_late(m, undo);
         remap_advise(base, row_value(base, ROW_START), undo);
         if (remap_guards(REMAP_GUARD_REGISTER))
                 remap_register(base, m->guard, row_value(base, ROW_START), row_value(base, ROW_BYTES),
@@ -266,12 +292,13 @@ static void build(Merge *m, const int fds[static 3]) {
 int remap_merge(Remote *remote, Target *target, RemapBatch *batch) {
         _cleanup_(merge_done) Merge m = {};
         RemapProgram *program = &m.base;
+        struct stat pool;
         int r;
 
         if (batch->n == 0 || batch->n > REMAP_BATCH_MAX)
                 return -EINVAL;
         _cleanup_close_ int dev = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
-        if (dev < 0)
+        if (dev < 0 || fstat(batch->pool_fd, &pool) < 0)
                 return -errno;
         r = remap_program_new(batch, program);
         if (r < 0)
@@ -283,7 +310,10 @@ int remap_merge(Remote *remote, Target *target, RemapBatch *batch) {
         m.uffd = remote_program_words(p, 1);
         m.api = remote_program_words(p, sizeof(struct uffdio_api) / sizeof(uint64_t));
         m.again = remote_program_words(p, 1);
+        m.stat = remote_program_words(p, DIV_ROUND_UP(sizeof pool, sizeof(uint64_t)));
+        m.length = remote_program_words(p, 1);
         remote_program_set(p, m.api, UFFD_API);
+        remote_program_set(p, m.length, (uint64_t)pool.st_size);
         build(&m, (int[]){ dev, batch->pool_fd, batch->guard->zero });
         return remap_transact(remote, target, program);
 }

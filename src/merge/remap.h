@@ -106,6 +106,7 @@ enum {
         REMAP_GUARD_WORKERS = 1 << 14,  /* nothing is begun where somebody cannot be stopped */
         REMAP_GUARD_BESIDE = 1 << 15,   /* undoing: nothing of another's is let go of along with the run */
         REMAP_GUARD_FIRST = 1 << 16,    /* a range is begun in any case */
+        REMAP_GUARD_LATE = 1 << 17,     /* merging: who comes so late that the pool's pages may be others maps none */
 };
 
 #ifdef REMAP_TEST

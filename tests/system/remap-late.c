@@ -10,10 +10,15 @@
  *            (RemapSettle). It is a build of it that waits before that answer (SERVE_LEAVE_OUT_HASTE).
  *   worker   one of io_uring's, which discards pages while they are away (RemapBatch.workers).
  *   caller   us: time is up before the program has come to its first range (REMAP_GUARD_FIRST).
+ *   frozen   the program itself, in a process that is frozen in the middle of it. We lose sight of it, and the pool's pages,
+ *            which nobody maps, are freed and hold something else when it goes on (REMAP_GUARD_LATE).
  *
  * Built with the sources of the route (REMAP_TEST): with --leave-out the victim must notice.
  */
+#include "base/io.h"
+#include "cgroup/tree.h"
 #include "keeper/keeper.h"
+#include "merge/pool.h"
 #include "merge/remap.h"
 #include "target/remote-internal.h"
 #include "tests/keeper-directory.h"
@@ -43,7 +48,17 @@
 unsigned remote_test_leave_out, remap_test_leave_out = REMAP_GUARD_HASTE;
 uint64_t remote_test_program_wait_nsec = NSEC_PER_SEC;
 
-void remote_test_step(RemoteStep step) { (void)step; }
+/* Called at the next step of this kind but so many. */
+static RemoteStep at_step = _REMOTE_STEP_MAX;
+static unsigned steps_before;
+static void (*do_at_step)(void);
+
+void remote_test_step(RemoteStep step) {
+        if (step == at_step && steps_before-- == 0) {
+                at_step = _REMOTE_STEP_MAX;
+                do_at_step();
+        }
+}
 
 typedef struct Order {
         uint64_t asked, done;   /* counted; done by the victim, or one of its threads */
@@ -556,6 +571,135 @@ static void late_caller(const char *program) {
         engine_done(&engine);
 }
 
+/* -- the late program -- */
+
+#define LOOK_AWAY_NSEC (50 * NSEC_PER_MSEC)
+
+static char cgroup[512];
+static pid_t cgroup_owner;
+
+static const char *cgroup_file(const char *name) {
+        static char path[600];
+
+        snprintf(path, sizeof path, "%s/%s", cgroup, name);
+        return path;
+}
+
+static void set_frozen(bool frozen) {
+        const char *wanted = frozen ? "frozen 1" : "frozen 0";
+
+        CHECK(write_text(AT_FDCWD, cgroup_file("cgroup.freeze"), frozen ? "1" : "0") == 0, "%s", cgroup);
+        for (unsigned i = 0;; i++, usleep(1000)) {
+                _cleanup_free_ char *events = NULL;
+
+                CHECK(read_file(AT_FDCWD, cgroup_file("cgroup.events"), &events, NULL) == 0, "%s", cgroup);
+                if (strstr(events, wanted))
+                        return;
+                CHECK(i < 10000, "not %s", wanted);
+        }
+}
+
+static void freeze(void) { set_frozen(true); }
+
+static void cgroup_remove(void) {
+        if (getpid() != cgroup_owner)
+                return;
+        (void)write_text(AT_FDCWD, cgroup_file("cgroup.freeze"), "0");
+        (void)write_text(AT_FDCWD, cgroup_file("cgroup.kill"), "1");
+        for (unsigned i = 0; i < 100 && rmdir(cgroup) < 0 && errno == EBUSY; i++)
+                usleep(10000);
+}
+
+static void cgroup_make(pid_t pid) {
+        _cleanup_free_ char *root = NULL;
+        char text[16];
+
+        if (cgroup_find_root(&root) < 0)
+                TEST_SKIP("no cgroup v2 to freeze");
+        snprintf(cgroup, sizeof cgroup, "%s/ksmd-user-late-%d", root, getpid());
+        snprintf(text, sizeof text, "%d", pid);
+        CHECK(mkdir(cgroup, 0755) == 0, "%s", cgroup);
+        cgroup_owner = getpid();
+        CHECK(atexit(cgroup_remove) == 0, "%s", cgroup);
+        CHECK(write_text(AT_FDCWD, cgroup_file("cgroup.procs"), text) == 0, "%s", cgroup);
+}
+
+/* The run's contents in new pages of the pool, as the daemon fills them. */
+static uint64_t fill_pool(Pool *one, uint64_t address) {
+        uint64_t page;
+
+        CHECK(pool_alloc(one, RUN_PAGES, &address, 1, &page) == 0, "pool");
+        CHECK(pool_write(one, page, RUN_PAGES, content) == 0, "pool");
+        CHECK(pool_take(one, page, RUN_PAGES, address) == 0, "pool");
+        pool_drop(one, page, RUN_PAGES);
+        return page;
+}
+
+/* false: they were not all freed. */
+static bool fill_with_others(Pool *one, uint64_t page) {
+        uint8_t others[RUN_PAGES * PAGE_BYTES];
+
+        if (pool_alloc_at(one, page, RUN_PAGES, NULL, 0) != 0)
+                return false;
+        memset(others, 0x5a, sizeof others);
+        CHECK(pool_write(one, page, RUN_PAGES, others) == 0, "pool");
+        return true;
+}
+
+/* Frozen when it is asked whether the pages are the same, so before it maps any; or right after that. */
+static bool freeze_in_program(Engine *engine, uint64_t first, uint64_t page, bool before) {
+        RemapRange range = range_of(first, RUN_PAGES);
+
+        range.page = page;
+        do_at_step = freeze;
+        for (unsigned i = 0; i < 1000; i++, usleep(1000)) {
+                at_step = before ? REMOTE_STEP_ASKED : REMOTE_STEP_ANSWERED;
+                steps_before = 1;
+                remote_reap(engine->remote);
+                if (!run_ranges(engine, false, &range, 1, 50 * NSEC_PER_MSEC) && at_step == _REMOTE_STEP_MAX)
+                        return true;
+                if (range.result == REMAP_DONE)
+                        return false; /* it was frozen behind its last step, or could not be lost */
+        }
+        CHECK(false, "it never came to be merged");
+        return false;
+}
+
+static void late_program(const char *program) {
+        pid_t victim = start_victim(caller_victim);
+        Engine engine = engine_new(victim, program);
+        unsigned n_lost = 0, n_freed = 0;
+        Pool *one = NULL;
+
+        CHECK(pool_new("late", 256, &one, NULL) == 0, "pool");
+        pool = pool_target_fd(one);
+        remote_test_program_wait_nsec = LOOK_AWAY_NSEC;
+        cgroup_make(victim);
+        for (uint64_t i = 0; i < 2 * ROUNDS && shared->errors == 0; i++) {
+                uint64_t first = 2 * i * RUN_PAGES, page = fill_pool(one, (uintptr_t)page_at(first)), freed = 0;
+
+                if (freeze_in_program(&engine, first, page, i % 2 == 0)) {
+                        n_lost++;
+                        pool_note_lost(one);
+                        CHECK(pool_collect(one, UINT64_MAX, &freed) == 0, "pool");
+                        n_freed += fill_with_others(one, page);
+                }
+                set_frozen(false);
+                order(&shared->check, first);
+                for (unsigned k = 0; k < 1000 && is_asked(&shared->check); k++, usleep(1000))
+                        remote_reap(engine.remote); /* it takes our interrupt now, which has come too late */
+                await_order(&shared->check);
+        }
+        printf("%u lost, the pages of %u were freed\n", n_lost, n_freed);
+        report(&engine);
+        CHECK_HARMLESS(shared->errors == 0, "the victim's memory is another");
+        CHECK(n_freed >= ROUNDS, "it was hardly ever frozen in the program");
+        kill(victim, SIGKILL);
+        CHECK(waitpid(victim, NULL, 0) == victim, "victim");
+        engine_done(&engine);
+        pool_free(one);
+}
+
 int main(int argc, char **argv) {
         static const struct option options[] = {
                 { "seconds", required_argument, NULL, 's' }, { "leave-out", required_argument, NULL, 'l' }, {},
@@ -586,8 +730,10 @@ int main(int argc, char **argv) {
                 late_worker(until, program);
         else if (strcmp(what, "caller") == 0 && program)
                 late_caller(program);
+        else if (strcmp(what, "frozen") == 0 && program)
+                late_program(program);
         else
                 return fprintf(stderr, "usage: remap-late [--seconds S] [--leave-out MASK] "
-                                       "writer|answer KEEPER|worker KEEPER|caller KEEPER\n"), 2;
+                                       "writer|answer KEEPER|worker KEEPER|caller KEEPER|frozen KEEPER\n"), 2;
         return 0;
 }
