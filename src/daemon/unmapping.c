@@ -82,7 +82,7 @@ static void watch_again(const Manager *m, const Member *member, const VmaList *v
 
                 if (!remapping_find_pool(m->remapping, vma) || remap_vma_guarded(vma))
                         continue;
-                r = remap_guard_register(member->guard.zero, vma->start, vma->end);
+                r = remap_guard_watch_again(member->guard.zero, member->target, vma->start, vma->end);
                 log_warning("process %d: %lu merged pages were not watched for a time%s%s", member->target->pid,
                             (vma->end - vma->start) / PAGE_BYTES, r < 0 ? ", and cannot be: " : "",
                             r < 0 ? strerror(-r) : "");

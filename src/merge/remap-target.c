@@ -169,3 +169,26 @@ int remap_guard_register(int uffd, uint64_t start, uint64_t end) {
 
         return ioctl(uffd, UFFDIO_REGISTER, &reg) < 0 ? -errno : 0;
 }
+
+/* Reading a page maps it, as the process's own reading would. */
+static int map_absent(const Target *target, uint64_t start, uint64_t end) {
+        for (uint64_t at = start; at < end; at += BLOCK_PAGES * PAGE_BYTES) {
+                uint64_t entries[BLOCK_PAGES];
+                size_t n;
+
+                if (target_read_pagemap(target, at, MIN_OF((end - at) / PAGE_BYTES, (uint64_t)BLOCK_PAGES), entries, &n) != 0)
+                        return -EFAULT;
+                for (size_t i = 0; i < n; i++) {
+                        char byte;
+
+                        if (!(entries[i] & PAGEMAP_PRESENT) &&
+                            pread(target->memfd, &byte, 1, (off_t)(at + i * PAGE_BYTES)) != 1)
+                                return -EFAULT;
+                }
+        }
+        return 0;
+}
+
+int remap_guard_watch_again(int uffd, const Target *target, uint64_t start, uint64_t end) {
+        return map_absent(target, start, end) ?: remap_guard_register(uffd, start, end);
+}

@@ -47,3 +47,8 @@ bool remap_guard_watches(int uffd, const Target *target, uint64_t address);
 uint64_t remap_guard_page(const Target *target, const Vma *vma);
 /* Watches a mapping of a pool that nobody does. */
 int remap_guard_register(int uffd, uint64_t start, uint64_t end);
+/* The same where nobody has for a time. There an absent page was not discarded for sure: it is also what a child has that
+ * was forked meanwhile (the kernel copies no page tables that it can make again), or a process in the middle of being
+ * merged. So all of them are mapped first; what really was discarded reads as the pool's page. -EFAULT: one cannot be
+ * (nothing is registered then); -errno. The target's memory is open. */
+int remap_guard_watch_again(int uffd, const Target *target, uint64_t start, uint64_t end);

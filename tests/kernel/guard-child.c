@@ -124,16 +124,20 @@ static long order_map_pool(long unused) {
                     pool_target_fd(pool), (off_t)(shared->counters[2] * PAGE_BYTES)) == at ? 0 : -errno;
 }
 
+void guarded_map_pool(const Guarded *guarded, uint64_t first, uint32_t n_pages, uint64_t pool_page) {
+        shared->counters[0] = first;
+        shared->counters[1] = n_pages;
+        shared->counters[2] = pool_page;
+        CHECK(pool_take(pool, pool_page, n_pages, area_page(first)) == 0);
+        CHECK(child_order(&guarded->child, order_map_pool, 0) == 0);
+}
+
 void guarded_remap(Guarded *guarded, uint64_t first, uint32_t n_pages, uint64_t pool_page) {
         uint64_t start = area_page(first), end = start + n_pages * PAGE_BYTES;
         struct uffdio_register reg = { { start, end - start },
                 UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR | UFFDIO_REGISTER_MODE_WP, 0 };
 
-        shared->counters[0] = first;
-        shared->counters[1] = n_pages;
-        shared->counters[2] = pool_page;
-        CHECK(pool_take(pool, pool_page, n_pages, start) == 0);
-        CHECK(child_order(&guarded->child, order_map_pool, 0) == 0);
+        guarded_map_pool(guarded, first, n_pages, pool_page);
         CHECK(ioctl(guarded->guard, UFFDIO_REGISTER, &reg) == 0);
         while (start < end) {
                 struct uffdio_continue make = { { start, end - start }, UFFDIO_CONTINUE_MODE_DONTWAKE, 0 };

@@ -39,6 +39,8 @@ void guarded_guard(Guarded *guarded, bool hand_over);
  * the number in *ret_theirs. */
 int child_userfaultfd(const Child *child, GuardKind kind);
 int child_userfaultfd_kept(const Child *child, GuardKind kind, long *ret_theirs);
+/* Pool pages over area pages [first, first + n), as a child has them that was forked while nobody watched: no pte is made. */
+void guarded_map_pool(const Guarded *guarded, uint64_t first, uint32_t n_pages, uint64_t pool_page);
 /* The middle of a merge: pool pages over area pages [first, first + n), registered, every pte made. */
 void guarded_remap(Guarded *guarded, uint64_t first, uint32_t n_pages, uint64_t pool_page);
 

@@ -391,6 +391,21 @@ static void test_watches(void) {
         guarded_stop(&other);
 }
 
+/* Of a mapping that nobody watched for a time what is absent was not discarded; what is from then on was. */
+static void test_watched_again(void) {
+        Guarded guarded = { .child = child_start() };
+
+        guarded_map_area(&guarded.child, PAGES);
+        guarded_guard(&guarded, true);
+        guarded_map_pool(&guarded, 0, PAGES, pool_first);
+        CHECK(child_order(&guarded.child, order_is_pool, 3) == 1);
+        CHECK(target_open_memory(guarded.child.target) == 0);
+        CHECK(remap_guard_watch_again(guarded.guard, guarded.child.target, area_page(0), area_page(PAGES)) == 0);
+        CHECK(child_order(&guarded.child, order_check_pool, PAGES) == 0);
+        CHECK(child_order(&guarded.child, order_discard, 5) == 0 && child_order(&guarded.child, order_is_zero, 5) == 1);
+        guarded_stop(&guarded);
+}
+
 /* So many children, which end at once when the last one is there. */
 static long order_brood(long n) {
         pid_t group = 0;
@@ -566,6 +581,7 @@ int main(int argc, char **argv) {
         test_protected_fork();
         test_protected_hole();
         test_watches();
+        test_watched_again();
         test_sweep();
         test_many_guards();
         test_store_emptied(argv[1]);
