@@ -30,21 +30,23 @@
 #define ROUND_BATCHES 4U
 
 static void add_warning(void *userdata, const char *file, unsigned line, const char *message) {
-        Manager *m = userdata;
+        Warnings *warnings = userdata;
         char *text = NULL;
 
         if ((line ? asprintf(&text, "%s:%u: %s", file, line, message) : asprintf(&text, "%s: %s", file, message)) < 0)
                 return;
         log_warning("%s", text);
-        if (GROW(m->warnings, m->n_warnings, m->warnings_allocated) < 0)
+        if (GROW(warnings->texts, warnings->n, warnings->allocated) < 0)
                 free(text);
         else
-                m->warnings[m->n_warnings++] = text;
+                warnings->texts[warnings->n++] = text;
 }
 
-static void drop_warnings(Manager *m) {
-        while (m->n_warnings > 0)
-                free(m->warnings[--m->n_warnings]);
+static void warnings_done(Warnings *warnings) {
+        for (size_t i = 0; i < warnings->n; i++)
+                free(warnings->texts[i]);
+        free(warnings->texts);
+        *warnings = (Warnings){};
 }
 
 static int open_state_dir(Manager *m) {
@@ -206,7 +208,7 @@ int manager_new(const char *config_path, bool once, Manager **ret) {
                 return -ENOMEM;
         *m = (Manager){ .config_path = config_path, .once = once, .lock_fd = -EBADF, .started_nsec = now_nsec(),
                         .next_pass_nsec = now_nsec() };
-        r = conf_load("", config_path, add_warning, m, &m->conf);
+        r = conf_load("", config_path, add_warning, &m->warnings, &m->conf);
         if (r < 0) {
                 log_error("the configuration cannot be read: %s", strerror(-r));
                 return r;
@@ -312,8 +314,8 @@ Manager *manager_free(Manager *m) {
         loop_free(m->loop);
         conf_free(m->new_conf);
         conf_free(m->conf);
-        drop_warnings(m);
-        free(m->warnings);
+        warnings_done(&m->warnings);
+        free(m->reload_problem);
         free(m->requests);
         free(m->state_dir);
         safe_close(m->lock_fd);
@@ -334,15 +336,22 @@ void manager_end_request(Manager *m, size_t i, int result, const char *reason, j
 }
 
 int manager_load_config(Manager *m) {
+        _cleanup_(warnings_done) Warnings warnings = {};
         _cleanup_(conf_freep) Conf *conf = NULL;
-        int r;
+        int r = conf_load("", m->config_path, add_warning, &warnings, &conf);
 
-        drop_warnings(m);
-        r = conf_load("", m->config_path, add_warning, m, &conf);
+        free(TAKE_PTR(m->reload_problem));
         if (r < 0) {
                 log_error("the configuration cannot be read, the old one stands: %s", strerror(-r));
+                /* Which file it is was said last. */
+                if (asprintf(&m->reload_problem, "the configuration cannot be read, the old one stands: %s",
+                             warnings.n > 0 ? warnings.texts[warnings.n - 1] : strerror(-r)) < 0)
+                        m->reload_problem = NULL;
                 return r;
         }
+        warnings_done(&m->warnings);
+        m->warnings = warnings;
+        warnings = (Warnings){};
         conf_free(m->new_conf);
         m->new_conf = TAKE_PTR(conf);
         return 0;
@@ -369,19 +378,23 @@ static void swap_config(Manager *m) {
         log_info("configuration reloaded, warnings: %u", m->conf->n_warnings);
 }
 
+static void carry_out_reload(Manager *m) {
+        if (!m->reload_wanted && !m->new_conf)
+                return;
+        notify_reloading();
+        if (m->reload_wanted)
+                manager_load_config(m);
+        m->reload_wanted = false;
+        if (m->new_conf)
+                swap_config(m);
+        notify_ready();
+}
+
 /* What was asked for while a pass ran, or since. */
 static void carry_out_requests(Manager *m) {
         uint64_t pages = 0;
 
-        if (m->reload_wanted || m->new_conf) {
-                notify_reloading();
-                if (m->reload_wanted)
-                        manager_load_config(m);
-                m->reload_wanted = false;
-                if (m->new_conf)
-                        swap_config(m);
-                notify_ready();
-        }
+        carry_out_reload(m);
         manager_begin_unmerges(m);
         manager_undo_leaving(m, &pages);
         manager_end_unmerges(m);
@@ -458,6 +471,9 @@ static void answer_last(Manager *m) {
 static void stop(Manager *m) {
         int r;
 
+        /* What was asked for before the end is how it ends; SIGHUP may have come right before SIGTERM. */
+        (void)loop_dispatch(m->loop, 0);
+        carry_out_reload(m);
         m->state = MANAGER_STOPPING;
         notify_stopping();
         if (m->burst)

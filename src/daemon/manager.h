@@ -68,6 +68,12 @@ typedef struct ProbeSums {
         struct probe_walks walks;
 } ProbeSums;
 
+/* What is wrong with a configuration, one sentence each. */
+typedef struct Warnings {
+        char **texts;
+        size_t n, allocated;
+} Warnings;
+
 typedef struct Manager {
         Loop *loop;
         const char *config_path;        /* NULL: the default files */
@@ -141,8 +147,8 @@ typedef struct Manager {
         int tree_error;                 /* of the cgroup tree, said once */
         Request *requests;
         size_t n_requests, requests_allocated;
-        char **warnings;                /* of the configuration */
-        size_t n_warnings, warnings_allocated;
+        Warnings warnings;              /* of the configuration in force, or that is to be swapped in */
+        char *reload_problem;           /* why the last reload failed; NULL: it did not */
 } Manager;
 
 /* once: for manager_run_once(). What goes wrong is logged. */
@@ -155,7 +161,8 @@ int manager_listen(Manager *manager, int listen_fd);
 int manager_run(Manager *manager);      /* until SIGTERM or SIGINT */
 int manager_run_once(Manager *manager); /* one full convergence over what is opted in */
 
-/* Loads the configuration anew; the main loop swaps it in. Its warnings replace the old ones. */
+/* Loads the configuration anew; the main loop swaps it in. Its warnings replace the old ones; if it cannot be
+ * read everything stays, and that is one warning more. */
 int manager_load_config(Manager *manager);
 
 /* Answers the i-th request, whose place the last one takes. */

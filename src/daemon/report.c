@@ -42,8 +42,10 @@ static json_t *warnings_json(const Manager *m) {
 
         if (!array)
                 return NULL;
-        for (size_t i = 0; i < m->n_warnings; i++)
-                json_array_append_new(array, json_text(m->warnings[i]));
+        for (size_t i = 0; i < m->warnings.n; i++)
+                json_array_append_new(array, json_text(m->warnings.texts[i]));
+        if (m->reload_problem)
+                json_array_append_new(array, json_text(m->reload_problem));
         if (!m->ksm)
                 add_warning(array, m->zero ? "KSM cannot be used (%s): only zero pages are given back"
                                            : "KSM cannot be used (%s): nothing is merged", strerror(-m->ksm_error));
@@ -521,8 +523,8 @@ static int reload(void *userdata, json_t **ret_warnings, const char **ret_reason
                 return r;
         }
         *ret_warnings = json_array();
-        for (size_t i = 0; *ret_warnings && i < m->n_warnings; i++)
-                json_array_append_new(*ret_warnings, json_text(m->warnings[i]));
+        for (size_t i = 0; *ret_warnings && i < m->warnings.n; i++)
+                json_array_append_new(*ret_warnings, json_text(m->warnings.texts[i]));
         return *ret_warnings ? 0 : -ENOMEM;
 }
 

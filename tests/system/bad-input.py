@@ -75,13 +75,15 @@ def malformed_configurations():
                 host.ctl("reload")
             host.passes()
             wait_for(f"{text[:60]}: nothing is opted in", lambda: load.marked() == 0, 5)
-        # A file that cannot be read leaves the old configuration in force.
-        config = host.configure(section(group))
+        # A file that cannot be read leaves the old configuration in force, and what was wrong with it.
+        config = host.configure(section(group) + "[Nonsense]\n")
         host.ctl("reload")
         host.converge(load)
         config.unlink()
         said = host.ctl("reload", expect=1)
         check("the old one stands" in said, said)
+        said = host.ctl("status")
+        check("[Nonsense]" in said and f"the old one stands: {config}" in said, said)
         daemon.send_signal(signal.SIGHUP)
         host.passes(2)
         check(load.merged() >= load.mergeable * 0.99 and str(config) in daemon.log(), f"{daemon.log()[-300:]}")

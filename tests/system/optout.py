@@ -140,6 +140,18 @@ def on_stop():
         apart(load, before, "OnStop=unmerge of the next daemon")
 
 
+def reloaded_and_stopped():
+    """a reload that a stop follows at once is how it ends: OnStop= of the new configuration holds"""
+    with merged("reload-stop") as (host, (group,), (load,), before, daemon):
+        host.configure(conf(group, more="OnStop=unmerge"))
+        daemon.send_signal(signal.SIGSTOP)  # so that the two come together
+        daemon.send_signal(signal.SIGHUP)
+        daemon.send_signal(signal.SIGTERM)
+        daemon.send_signal(signal.SIGCONT)
+        check(host.stop(daemon) == 0, "end")
+        apart(load, before, "OnStop=unmerge of a reload")
+
+
 def orphans():
     """a daemon is killed, the configuration opts out meanwhile: the next start undoes what the first one did"""
     for how in "removed", "dry-run":
@@ -367,6 +379,6 @@ def refuses_for_good():
 
 
 if __name__ == "__main__":
-    tests = [process_moved_out, section_removed, unmerge_command, on_stop, orphans, own_marks_stay, born_meanwhile, born_elsewhere,
-             route_changed, other_domain_after_restart, secrets_after_restart, refuses_for_good]
+    tests = [process_moved_out, section_removed, unmerge_command, on_stop, reloaded_and_stopped, orphans, own_marks_stay,
+             born_meanwhile, born_elsewhere, route_changed, other_domain_after_restart, secrets_after_restart, refuses_for_good]
     run_tests(*tests, *([control_born] if sys.argv[1:] else []))
