@@ -24,6 +24,7 @@
 #include <sys/socket.h>
 
 #define CONNECTIONS_MAX 32U
+#define CONNECTIONS_OTHERS_MAX 24U              /* of them, of who is not root: root always gets in */
 #define ACCEPTS_MAX 64U                         /* in one go */
 #define QUEUE_MAX ((size_t)1 << 20)             /* bytes, before another answer of a call with "more" is queued */
 #define PATIENCE_NSEC (10 * NSEC_PER_SEC)
@@ -71,7 +72,7 @@ struct VarlinkServer {
         void *userdata;
         uint64_t patience_nsec;
         TAILQ_HEAD(, Connection) connections;
-        unsigned n_connections;
+        unsigned n_connections, n_others;
         VarlinkServerStats stats;
 };
 
@@ -82,6 +83,7 @@ static Connection *connection_free(Connection *connection) {
                 return NULL;
         TAILQ_REMOVE(&connection->server->connections, connection, link);
         connection->server->n_connections--;
+        connection->server->n_others -= connection->peer.uid != 0;
         call = TAKE_PTR(connection->call);
         if (call) {
                 call->connection = NULL;
@@ -391,9 +393,8 @@ static int on_connection_timer(void *userdata, LoopSource *source) {
         return 0;
 }
 
-static int connection_new(VarlinkServer *server, int fd /* taken over */) {
+static int connection_new(VarlinkServer *server, int fd /* taken over */, const struct ucred *peer) {
         Connection *connection = calloc(1, sizeof *connection);
-        socklen_t size = sizeof connection->peer;
         int r;
 
         if (!connection) {
@@ -402,11 +403,11 @@ static int connection_new(VarlinkServer *server, int fd /* taken over */) {
         }
         connection->server = server;
         connection->fd = fd;
+        connection->peer = *peer;
         TAILQ_INSERT_TAIL(&server->connections, connection, link);
         server->n_connections++;
-        r = getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &connection->peer, &size) < 0 ? -errno : 0;
-        if (r == 0)
-                r = loop_add_io(server->loop, fd, POLLHUP, on_connection_io, connection, &connection->io);
+        server->n_others += peer->uid != 0;
+        r = loop_add_io(server->loop, fd, POLLHUP, on_connection_io, connection, &connection->io);
         if (r == 0)
                 r = loop_add_timer(server->loop, UINT64_MAX, 0, on_connection_timer, connection, &connection->timer);
         if (r < 0) {
@@ -418,25 +419,31 @@ static int connection_new(VarlinkServer *server, int fd /* taken over */) {
         return 0;
 }
 
+static bool has_room(const VarlinkServer *server, const struct ucred *peer) {
+        return server->n_connections < CONNECTIONS_MAX && (peer->uid == 0 || server->n_others < CONNECTIONS_OTHERS_MAX);
+}
+
 static int on_accept(void *userdata, LoopSource *source, int fd, uint32_t revents) {
         VarlinkServer *server = userdata;
 
         for (unsigned i = 0; i < ACCEPTS_MAX; i++) {
-                int peer = accept4(fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+                int connected = accept4(fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+                struct ucred peer;
+                socklen_t size = sizeof peer;
 
-                if (peer < 0 && (errno == EAGAIN || errno == ECONNABORTED || errno == EINTR))
+                if (connected < 0 && (errno == EAGAIN || errno == ECONNABORTED || errno == EINTR))
                         return 0;
-                if (peer < 0) {
+                if (connected < 0) {
                         /* It stays ready and would spin: looks again a little later. */
                         loop_source_set_events(server->accept, 0);
                         loop_source_set_timer(server->accept_pause, ACCEPT_PAUSE_NSEC, 0);
                         return 0;
                 }
-                if (server->n_connections >= CONNECTIONS_MAX) {
+                if (getsockopt(connected, SOL_SOCKET, SO_PEERCRED, &peer, &size) < 0 || !has_room(server, &peer)) {
                         server->stats.refused++;
-                        safe_close(peer);
+                        safe_close(connected);
                 } else
-                        connection_new(server, peer);
+                        connection_new(server, connected, &peer);
         }
         return 0;
 }

@@ -8,8 +8,8 @@
 
 /*
  * A Varlink server (https://varlink.org/Wire-Protocol): NUL-terminated JSON messages over a Unix stream socket.
- * Bounded for hostile peers: 64 KiB a request, 32 connections, one call at a time a connection, a peer that does not
- * read its replies is dropped when its queue passes a limit; nothing here ever blocks.
+ * Bounded for hostile peers: 64 KiB a request, 32 connections (24 of who is not root), one call at a time a connection, a
+ * peer that does not read its replies is dropped when its queue passes a limit; nothing here ever blocks.
  */
 typedef struct VarlinkServer VarlinkServer;
 typedef struct VarlinkCall VarlinkCall;

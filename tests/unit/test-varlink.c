@@ -485,6 +485,8 @@ static void test_too_many(void **state) {
         char *error = NULL;
         json_t *reply = NULL;
 
+        if (geteuid() != 0)
+                skip();
         for (unsigned i = 0; i < ELEMENTSOF(fds); i++) {
                 fds[i] = dial(state);
                 json_decref(call_ok(fds[i], IFACE ".Echo", NULL));
@@ -497,6 +499,49 @@ static void test_too_many(void **state) {
         json_decref(call_ok(fds[31], IFACE ".Echo", NULL));
         assert_int_equal(counter(state, "refused"), 1);
         for (unsigned i = 1; i < ELEMENTSOF(fds); i++)
+                close(fds[i]);
+}
+
+/* As many connections of somebody who is not root as he gets, which then do nothing; ready: a byte when he has them. */
+static void hold_connections(const char *path, int ready) {
+        json_t *reply = NULL;
+        char *error = NULL;
+        unsigned n = 0;
+        int fd;
+
+        CHECK(setresuid(65534, 65534, 65534) == 0, "setresuid");
+        while (varlink_connect(path, &fd) == 0 && varlink_call(fd, IFACE ".Echo", NULL, 0, &reply, &error) == 0) {
+                json_decref(reply);
+                n++;
+        }
+        CHECK(n == 24, "%u connections", n);
+        CHECK(write(ready, "", 1) == 1, "write");
+        for (;;)
+                pause();
+}
+
+static void test_root_gets_in(void **state) {
+        Fixture *fixture = *state;
+        int fds[8], ready[2];
+        char byte;
+        pid_t pid;
+
+        if (geteuid() != 0)
+                skip();
+        assert_int_equal(pipe(ready), 0);
+        pid = fork();
+        if (pid == 0)
+                hold_connections(fixture->path, ready[1]);
+        close(ready[1]);
+        assert_int_equal(read(ready[0], &byte, 1), 1);
+        close(ready[0]);
+        for (unsigned i = 0; i < ELEMENTSOF(fds); i++) {
+                fds[i] = dial(state);
+                json_decref(call_ok(fds[i], IFACE ".Privileged", NULL));
+        }
+        assert_int_equal(kill(pid, SIGKILL), 0);
+        assert_int_equal(waitpid(pid, NULL, 0), pid);
+        for (unsigned i = 0; i < ELEMENTSOF(fds); i++)
                 close(fds[i]);
 }
 
@@ -689,6 +734,7 @@ int main(void) {
                 WITH(test_malformed, start_patient),
                 WITH(test_oversized, start_patient),
                 WITH(test_too_many, start_patient),
+                WITH(test_root_gets_in, start_patient),
                 WITH(test_no_descriptors, start_poor),
                 WITH(test_peer_gone, start_patient),
                 WITH(test_privileged, start_patient),
