@@ -148,6 +148,7 @@ typedef struct Manager {
         Request *requests;
         size_t n_requests, requests_allocated;
         Warnings warnings;              /* of the configuration in force, or that is to be swapped in */
+        uint64_t skipped_due_nsec;      /* when pages may be counted for Explain again (Member.skipped) */
         char *reload_problem;           /* why the last reload failed; NULL: it did not */
 } Manager;
 

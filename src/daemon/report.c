@@ -15,6 +15,10 @@
 #include <stdio.h>
 #include <string.h>
 
+/* Counting for Explain takes no more than one part in so many of the time: of one process, of all together. */
+#define COUNT_SHARE_OF_ONE 100U
+#define COUNT_SHARE_OF_ALL 10U
+
 static const char *state_name(const Manager *m) {
         static const char *const names[] = { [MANAGER_IDLE] = "idle",         [MANAGER_SCANNING] = "scanning",
                                              [MANAGER_MERGING] = "merging",   [MANAGER_PAUSED] = "paused",
@@ -313,21 +317,33 @@ static json_t *list_targets(void *userdata) {
         return array;
 }
 
-/* Present anonymous pages in mappings that are left alone, by reason. */
-static json_t *skipped_json(const Member *member) {
+static void count_skipped(Member *member) {
         _cleanup_(vma_list_done) VmaList vmas = { 0 };
-        uint64_t pages[_VMA_SKIP_MAX] = { 0 };
-        json_t *object = json_object();
 
         if (target_read_vmas(member->target, member->group->include_dontdump, &vmas) != 0)
-                return object;
+                return;
         manager_claim_tracked(member, &vmas);
+        memset(member->skipped, 0, sizeof member->skipped);
         for (size_t i = 0; i < vmas.n; i++)
                 if (vmas.vmas[i].skip != VMA_OK && vmas.vmas[i].skip != VMA_SKIP_SHARED)
-                        pages[vmas.vmas[i].skip] += vmas.vmas[i].anonymous_bytes / PAGE_BYTES;
+                        member->skipped[vmas.vmas[i].skip] += vmas.vmas[i].anonymous_bytes / PAGE_BYTES;
+}
+
+/* Present anonymous pages in mappings that are left alone, by reason. To count them holds the process's mmap lock, and our
+ * loop, for milliseconds a GiB, and whoever may look can ask as often as he likes: what is known is told meanwhile. */
+static json_t *skipped_json(Manager *m, Member *member) {
+        json_t *object = json_object();
+        uint64_t begun = now_nsec();
+
+        if (begun >= MAX_OF(member->skipped_due_nsec, m->skipped_due_nsec) || member->skipped_due_nsec == 0) {
+                count_skipped(member);
+                member->skipped_due_nsec = begun + (now_nsec() - begun) * COUNT_SHARE_OF_ONE;
+                m->skipped_due_nsec = begun + (now_nsec() - begun) * COUNT_SHARE_OF_ALL;
+        }
         for (size_t i = 0; i < _VMA_SKIP_MAX; i++)
-                if (pages[i] > 0)
-                        json_object_set_new(object, vma_skip_name((VmaSkip)i), json_integer((json_int_t)pages[i]));
+                if (member->skipped[i] > 0)
+                        json_object_set_new(object, vma_skip_name((VmaSkip)i),
+                                            json_integer((json_int_t)member->skipped[i]));
         return object;
 }
 
@@ -382,7 +398,7 @@ static int explain_managed(Manager *m, Member *member, json_t **ret) {
                          reason, "tracked", member->track != NULL, "pages", (json_int_t)member_pages(member),
                          "pages_merged", (json_int_t)member_merged(member), "pages_zero", (json_int_t)counts->given,
                          "pages_unshared", (json_int_t)counts->unique, "pages_volatile", (json_int_t)counts->changed, "pages_skipped",
-                         skipped_json(member),
+                         skipped_json(m, member),
                          "merge_failures", failures_json(member), "judgement", judgement_json(m, member));
         return *ret ? 0 : -ENOMEM;
 }

@@ -130,6 +130,8 @@ typedef struct Member {
         uint64_t undo_at_nsec, undo_wait_nsec; /* leaving: could not be undone, is tried again then; after how long */
         bool undo_rests;                /* leaving: it runs, and undoing goes on then */
         uint64_t unmerge;               /* leaving: by which request (Request.id); 0: none */
+        uint64_t skipped[_VMA_SKIP_MAX]; /* for Explain: present pages in mappings that are left alone, by reason, … */
+        uint64_t skipped_due_nsec;      /* … as of the last count; when they may be counted again. 0: they were not yet */
         bool gone;                      /* the process ended */
         bool leaving;                   /* opted out: to be undone */
         bool given_up;                  /* leaving: it refuses for good; asked again now and then all the same */

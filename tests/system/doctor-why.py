@@ -82,6 +82,28 @@ def why():
         check(host.stop(daemon) == 0, "end")
 
 
+def read_bytes(pid):
+    return int(open(f"/proc/{pid}/io").readline().split()[1])
+
+
+def asked_often():
+    """whoever may look asks again and again: that has the mappings of a process read now and then, not each time"""
+    with Host("often") as host:
+        group = host.cgroup("a")
+        odd = host.spawn(group, VICTIM, "odd", ready="ready").pid
+        daemon = host.daemon(host.configure(section(group, more="ScanInterval=1h")))
+        host.passes(1)
+        smaps = len(open(f"/proc/{odd}/smaps").read())
+        first = host.call("Explain", pid=odd)["pages_skipped"]
+        check(first["locked"] >= 256, f"{first}")
+        before = read_bytes(daemon.pid)
+        check(all(host.call("Explain", pid=odd)["pages_skipped"] == first for _ in range(300)), "it changed")
+        times = (read_bytes(daemon.pid) - before) / smaps
+        print(f"    300 times: as much as {times:.0f} times its smaps")
+        check(times < 150, f"read {times} times")
+        check(host.stop(daemon) == 0, "end")
+
+
 def exit_statuses():
     """0 done, 1 failed, 2 wrong usage, 3 no daemon; every complaint says about what"""
     with Host("exit") as host:
@@ -144,4 +166,4 @@ def doctor():
 
 
 if __name__ == "__main__":
-    run_tests(why, exit_statuses, doctor)
+    run_tests(why, asked_often, exit_statuses, doctor)
