@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "ctl/estimate-report.h"
 
+#include "control/json-text.h"
 #include "ctl/ctl.h"
 #include "ctl/format.h"
 
@@ -21,20 +22,6 @@ void estimate_report_done(EstimateReport *report) {
         free(report->items);
         estimate_free(report->estimate);
         *report = (EstimateReport) {};
-}
-
-/* A process names itself, and may do so in bytes that are no text. */
-static json_t *json_name(const char *name) {
-        json_t *json = json_string(name);
-        char plain[16];
-        size_t i;
-
-        if (json)
-                return json;
-        for (i = 0; name[i] && i < sizeof plain - 1; i++)
-                plain[i] = name[i] >= ' ' && name[i] < 0x7f ? name[i] : '?';
-        plain[i] = 0;
-        return json_string(plain);
 }
 
 static json_t *json_counts(const EstimateCounts *counts) {
@@ -66,9 +53,9 @@ static json_t *json_process(const EstimateReport *report, const EstimateItem *it
         estimate_process(report->estimate, item->process, &counts);
         json = json_counts(&counts);
         json_object_set_new(json, "pid", json_integer(item->pid));
-        json_object_set_new(json, "comm", json_name(item->comm));
+        json_object_set_new(json, "comm", json_text(item->comm));
         if (item->group)
-                json_object_set_new(json, "cgroup", json_string(report->groups[item->group]));
+                json_object_set_new(json, "cgroup", json_text(report->groups[item->group]));
         return json;
 }
 
@@ -100,7 +87,7 @@ int estimate_report_json(const EstimateReport *report) {
 
                 estimate_group(report->estimate, (unsigned)g, &counts);
                 cgroup = json_counts(&counts);
-                json_object_set_new(cgroup, "path", json_string(report->groups[g]));
+                json_object_set_new(cgroup, "path", json_text(report->groups[g]));
                 json_object_set_new(cgroup, "processes", json_integer((json_int_t)n_counted(report, g)));
                 json_array_append_new(cgroups, cgroup);
         }

@@ -32,13 +32,17 @@ static const char *slot_route(const Slot *slot) {
 
 static void add_warning(json_t *array, const char *format, ...) _printf_(2, 3);
 static void add_warning(json_t *array, const char *format, ...) {
-        json_t *text;
+        _cleanup_free_ char *text = NULL;
         va_list ap;
+        int n;
 
         va_start(ap, format);
-        text = json_vsprintf(format, ap);
+        n = vasprintf(&text, format, ap);
         va_end(ap);
-        json_array_append_new(array, text);
+        if (n < 0)
+                text = NULL;
+        else
+                json_array_append_new(array, json_text(text));
 }
 
 static json_t *warnings_json(const Manager *m) {

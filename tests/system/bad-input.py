@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Whatever is wrong around it, the daemon says what and stays up; what it cannot do without, it says before it ends."""
 import contextlib
+import json
 import os
 import pathlib
 import random
@@ -224,10 +225,19 @@ def hostile_names():
                                       stdout=subprocess.PIPE).stdout
                 check(all(c == 10 or c >= 32 and c != 127 for c in text), f"{command}: control characters: {text}")
                 text.decode()
+            text = subprocess.run([str(KSMCTL), "--json", "estimate", top], check=True, stdout=subprocess.PIPE).stdout
+            estimated = json.loads(text)
+            check(all("path" in one for one in estimated["cgroups"]), f"{estimated['cgroups']}")
+            check(all("cgroup" in one and "comm" in one for one in estimated["processes"]), f"{estimated['processes']}")
             config = host.configure(section(f"{top}/**"))
             text = subprocess.run([str(KSMCTL), "--config", str(config), "doctor"], check=True,
                                   stdout=subprocess.PIPE).stdout
             check(all(c == 10 or c >= 32 and c != 127 for c in text), f"doctor: {text}")
+            host.configure(section() + f"[Cgroup {top}/**]\nDomain=%c\nMerge=yes\n")
+            host.ctl("reload")
+            wait_for("a domain each", lambda: host.call("GetStatus")["domains"] == len(made), 5)
+            warnings = host.call("GetStatus")["warnings"]
+            check(len(warnings) == len(made) - 1 or any("\\xff" in warning for warning in warnings), f"{warnings}")
             for group in host.call("GetStats")["cgroups"]:
                 if "\\x" not in group["path"]:
                     host.call("Unmerge", cgroup=group["path"])
