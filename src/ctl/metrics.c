@@ -5,7 +5,7 @@
  * commands (Telegraf's exec) or reads files (node_exporter's textfile). The daemon itself opens no port.
  *
  * One family for each counter and kind of thing: ksmd_user_saved_bytes of the daemon, of a domain
- * ksmd_user_domain_saved_bytes{domain}, of a cgroup ksmd_user_cgroup_saved_bytes{cgroup,domain}. They are not one
+ * ksmd_user_domain_saved_bytes{domain,merge,own}, of a cgroup ksmd_user_cgroup_saved_bytes{cgroup,domain}. They are not one
  * family with more labels: its sum would count everything three times. Times are in seconds, shares are ratios, what
  * only grows is a counter. Types that the older text format of Prometheus does not know (info) are not used, so that
  * its readers take this, too.
@@ -115,13 +115,17 @@ static void print_escaped(const char *value) {
                 }
 }
 
+static const char *label_value(const json_t *value) {
+        return json_is_boolean(value) ? (json_is_true(value) ? "true" : "false") : json_string_value(value) ?: "";
+}
+
 /* {cgroup="a",domain="b"}, and one more label where one is given; nothing when there is no label. */
 static void print_labels(const json_t *object, const char *const *labels, const char *more, const char *value) {
         bool any = false;
 
         for (; labels && *labels; labels += 2) {
                 printf("%s%s=\"", any ? "," : "{", labels[0]);
-                print_escaped(json_string_value(json_object_get(object, labels[1])) ?: "");
+                print_escaped(label_value(json_object_get(object, labels[1])));
                 putchar('"');
                 any = true;
         }
@@ -237,7 +241,7 @@ static void print_status(json_t *status) {
 }
 
 int command_metrics(const Ctl *ctl, int argc, char **argv) {
-        static const char *const domain_labels[] = { "domain", "domain", NULL };
+        static const char *const domain_labels[] = { "domain", "domain", "merge", "merge", "own", "own", NULL };
         static const char *const cgroup_labels[] = { "cgroup", "path", "domain", "domain", NULL };
         json_t *status, *stats, *daemon;
         int r;

@@ -246,6 +246,8 @@ json_t *manager_stats_json(Manager *m) {
                         continue;
                 one = page_stats_json(&slot->stats);
                 json_object_set_new(one, "domain", json_text(slot->name));
+                json_object_set_new(one, "merge", json_string(slot->dry_run ? "dry-run" : "yes"));
+                json_object_set_new(one, "own", json_boolean(slot->own));
                 json_array_append_new(domains, one);
         }
         for (size_t i = 0; cgroups && i < m->roster.n_groups; i++) {

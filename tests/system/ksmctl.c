@@ -41,6 +41,8 @@ static json_t *get_stats(void *userdata) {
         json_object_update_new(cgroup, json_pack("{ss ss ss si}", "path", "a.slice/a-\"rather\\long\nname.scope",
                                                  "domain", "tenant", "route", "advise", "processes", 2));
         json_object_set_new(domain, "domain", json_string("tenant"));
+        json_object_set_new(domain, "merge", json_string("yes"));
+        json_object_set_new(domain, "own", json_false());
         return json_pack("{so s[o] s[o]}", "daemon", daemon_stats_json(&daemon), "domains", domain, "cgroups", cgroup);
 }
 
@@ -219,7 +221,7 @@ static void test_metrics(void) {
                 "\nksmd_user_is_throttled 1\n",
                 "\nksmd_user_not_merged{reason=\"huge\"} 7\n",
                 "\nksmd_user_failures_total{reason=\"busy\"} 2\n",
-                "\nksmd_user_domain_not_merged{domain=\"tenant\",reason=\"huge\"} 7\n",
+                "\nksmd_user_domain_not_merged{domain=\"tenant\",merge=\"yes\",own=\"false\",reason=\"huge\"} 7\n",
                 "\nksmd_user_cgroup_pages_zero{cgroup=\"a.slice/a-\\\"rather\\\\long\\nname.scope\",domain=\"tenant\"} 0\n",
                 "\nksmd_user_cgroup_processes{cgroup=",
         };

@@ -179,6 +179,22 @@ def dry_run():
         check(host.stop(daemon) == 0, "end")
 
 
+def domains_of_one_name():
+    """merged, dry-run, and a cgroup's own: three domains that share nothing, and three series in `metrics`"""
+    with Host("names") as host:
+        a, b, c = host.cgroup("a"), host.cgroup("b"), host.cgroup("c")
+        text = "".join(f"[Cgroup {group}]\nDomain={domain}\nMerge={merge}\n"
+                       for group, domain, merge in [(a, c, "yes"), (b, c, "dry-run"), (c, "%c", "yes")])
+        daemon = host.daemon(host.configure(daemon_section() + text))
+        host.passes(1)
+        domains = host.call("GetStats")["domains"]
+        check({(d["domain"], d["merge"], d["own"]) for d in domains} ==
+              {(c, "yes", False), (c, "dry-run", False), (c, "yes", True)}, f"{domains}")
+        series = [line.rsplit(" ", 1)[0] for line in host.ctl("metrics").splitlines() if not line.startswith("#")]
+        check(len(series) == len(set(series)), f"twice: {sorted(s for s in series if series.count(s) > 1)[:3]}")
+        check(host.stop(daemon) == 0, "end")
+
+
 def minimum_age():
     """a process younger than MinimumAge is left alone, then merged without being asked for"""
     with Host("age") as host:
@@ -380,5 +396,5 @@ def sharing_limit():
 
 if __name__ == "__main__":
     os.environ.setdefault("PYTHONHASHSEED", "0")
-    run_tests(outside_is_untouched, first_match_wins, second_domain, domain_renamed, dontdump, dry_run, minimum_age,
-              comings_and_goings, minimum_run, huge_pages, sharing_limit)
+    run_tests(outside_is_untouched, first_match_wins, second_domain, domain_renamed, dontdump, dry_run, domains_of_one_name,
+              minimum_age, comings_and_goings, minimum_run, huge_pages, sharing_limit)
