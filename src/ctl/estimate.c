@@ -197,7 +197,8 @@ static int collect(EstimateReport *report, char **names, const char *config) {
 /* Pages that merging would never get at are not counted; who is merely stopped or young now is. */
 static bool is_left_out(TargetSkip skip) {
         return skip == TARGET_SKIP_SELF || skip == TARGET_SKIP_KERNEL_THREAD || skip == TARGET_SKIP_ZOMBIE ||
-               skip == TARGET_SKIP_COMPAT32 || skip == TARGET_SKIP_NOT_DUMPABLE || skip == TARGET_SKIP_DENIED;
+               skip == TARGET_SKIP_COMPAT32 || skip == TARGET_SKIP_NOT_DUMPABLE || skip == TARGET_SKIP_SHADOW_STACK ||
+               skip == TARGET_SKIP_DENIED;
 }
 
 static void leave_out(EstimateItem *item, const char *why) {

@@ -281,9 +281,6 @@ static int inspect(Target *target, uint64_t minimum_age_nsec, TargetSkip *ret, b
         r = read_file(target->procfd, "status", &status, NULL);
         if (r < 0)
                 return outcome(r);
-        value = status_value(status, "x86_Thread_features");
-        if (value && memmem(value, strcspn(value, "\n"), "shstk", 5))
-                return found(ret, TARGET_SKIP_SHADOW_STACK);
         value = status_value(status, "Uid");
         if (!value || sscanf(value, "%*u %u", &euid) != 1)
                 return -EBADMSG;
@@ -292,6 +289,9 @@ static int inspect(Target *target, uint64_t minimum_age_nsec, TargetSkip *ret, b
                 return r;
         if (!dumpable)
                 return found(ret, TARGET_SKIP_NOT_DUMPABLE);
+        value = status_value(status, "x86_Thread_features");
+        if (value && memmem(value, strcspn(value, "\n"), "shstk", 5))
+                return found(ret, TARGET_SKIP_SHADOW_STACK);
         value = status_value(status, "TracerPid");
         if (value && *value != '0')
                 return found(ret, TARGET_SKIP_TRACED);
