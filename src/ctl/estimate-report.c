@@ -29,7 +29,7 @@ static json_t *json_counts(const EstimateCounts *counts) {
 
         for (size_t i = 0; i < ELEMENTSOF(run_names); i++)
                 json_object_set_new(runs, run_names[i], json_integer((json_int_t)counts->runs[i]));
-        json = json_pack("{sI sI sI sI sI sI sI sI sI s{sI sI} so}",
+        json = json_pack("{sI sI sI sI sI sI sI sI sI sI s{sI sI} so}",
                          "pages", (json_int_t)counts->pages,
                          "zero", (json_int_t)counts->zero,
                          "distinct", (json_int_t)counts->distinct,
@@ -38,6 +38,7 @@ static json_t *json_counts(const EstimateCounts *counts) {
                          "already_shared", (json_int_t)counts->already_shared,
                          "huge_pages", (json_int_t)counts->huge_pages,
                          "unread", (json_int_t)counts->unread,
+                         "dontdump", (json_int_t)counts->dontdump,
                          "bytes_saveable", (json_int_t)((counts->zero + counts->duplicate) * PAGE_BYTES),
                          "bytes_saveable_by_route",
                          "advise", (json_int_t)counts->bytes_saveable_advise,
@@ -169,6 +170,10 @@ void estimate_report_table(const EstimateReport *report) {
                format_bytes((int64_t)total.bytes_saveable_zero).text);
         for (size_t i = 0; i < ELEMENTSOF(run_names); i++)
                 printf("%s %s: %" PRIu64, i ? "," : "", run_names[i], total.runs[i]);
-        printf(".\nHuge pages: %" PRIu64 ". Left out, because their mapping is never merged or they went away: %s.\n",
+        printf(".\nHuge pages: %" PRIu64 ". Left out, because their mapping is never merged or they went away: %s",
                total.huge_pages, format_bytes((int64_t)(total.unread * PAGE_BYTES)).text);
+        if (total.dontdump > 0)
+                printf(", of which IncludeDontDump=yes would take in %s",
+                       format_bytes((int64_t)(total.dontdump * PAGE_BYTES)).text);
+        puts(".");
 }

@@ -102,7 +102,15 @@ static char *plain_path(const CgroupTree *tree, const char *given) {
         return path;
 }
 
-static int add_named_cgroup(EstimateReport *report, const CgroupTree *tree, const Paths *paths, const char *given) {
+/* Whether it would be read, were the cgroup opted in. */
+static bool takes_dontdump(const Conf *conf, const char *cgroup) {
+        const ConfCgroup *section = policy_find(conf, cgroup);
+
+        return section && !section->malformed && section->include_dontdump;
+}
+
+static int add_named_cgroup(EstimateReport *report, const CgroupTree *tree, const Paths *paths, const Conf *conf,
+                            const char *given) {
         _cleanup_free_ char *top = plain_path(tree, given);
         bool found = false;
 
@@ -114,13 +122,19 @@ static int add_named_cgroup(EstimateReport *report, const CgroupTree *tree, cons
                 if (!is_below(paths->paths[i], top))
                         continue;
                 found = true;
-                r = add_cgroup(report, tree, paths->paths[i], false);
+                r = add_cgroup(report, tree, paths->paths[i], takes_dontdump(conf, paths->paths[i]));
                 if (r < 0)
                         return r;
         }
         if (!found)
                 ctl_fail("%s: no such cgroup", given);
         return 0;
+}
+
+static int add_named_process(EstimateReport *report, const Conf *conf, pid_t pid) {
+        _cleanup_free_ char *cgroup = NULL;
+
+        return add_item(report, pid, 0, cgroup_of_process(pid, &cgroup) == 0 && takes_dontdump(conf, cgroup));
 }
 
 static void warn_of_conf(void *userdata, const char *file, unsigned line, const char *message) {
@@ -130,14 +144,9 @@ static void warn_of_conf(void *userdata, const char *file, unsigned line, const 
                 ctl_fail("%s: %s", file, message);
 }
 
-static int add_opted_in(EstimateReport *report, const CgroupTree *tree, const Paths *paths, const char *config) {
-        _cleanup_(conf_freep) Conf *conf = NULL;
-        int r = conf_load("", config, warn_of_conf, NULL, &conf);
+static int add_opted_in(EstimateReport *report, const CgroupTree *tree, const Paths *paths, const Conf *conf) {
+        int r;
 
-        if (r < 0) {
-                ctl_fail("the configuration cannot be read: %s", strerror(-r));
-                return r;
-        }
         for (size_t i = 0; i < paths->n; i++) {
                 const ConfCgroup *section = policy_find(conf, paths->paths[i]);
 
@@ -166,14 +175,20 @@ static pid_t parse_pid(const char *text) {
 
 static int collect(EstimateReport *report, char **names, const char *config) {
         _cleanup_(cgroup_tree_freep) CgroupTree *tree = NULL;
+        _cleanup_(conf_freep) Conf *conf = NULL;
         _cleanup_(paths_done) Paths paths = {};
         bool cgroups = !*names;
-        int r = add_group(report, NULL);
+        int r = conf_load("", config, warn_of_conf, NULL, &conf);
 
+        if (r < 0) {
+                ctl_fail("the configuration cannot be read: %s", strerror(-r));
+                return r;
+        }
+        r = add_group(report, NULL);
         for (char **name = names; *name && r == 0; name++) {
                 pid_t pid = parse_pid(*name);
                 if (pid)
-                        r = add_item(report, pid, 0, false);
+                        r = add_named_process(report, conf, pid);
                 else
                         cgroups = true;
         }
@@ -187,10 +202,10 @@ static int collect(EstimateReport *report, char **names, const char *config) {
                 return r;
         }
         if (!*names)
-                return add_opted_in(report, tree, &paths, config);
+                return add_opted_in(report, tree, &paths, conf);
         for (char **name = names; *name && r == 0; name++)
                 if (!parse_pid(*name))
-                        r = add_named_cgroup(report, tree, &paths, *name);
+                        r = add_named_cgroup(report, tree, &paths, conf, *name);
         return r;
 }
 

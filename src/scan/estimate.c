@@ -161,9 +161,12 @@ static int add_memory(Estimate *estimate, Target *target, bool include_dontdump,
         if (r != 0)
                 return r;
         claim_tracked(target, &vmas);
-        for (size_t i = 0; i < vmas.n; i++)
+        for (size_t i = 0; i < vmas.n; i++) {
                 if (vmas.vmas[i].skip != VMA_OK)
                         counts->unread += vmas.vmas[i].anonymous_bytes / PAGE_BYTES;
+                if (vmas.vmas[i].skip == VMA_SKIP_DONTDUMP)
+                        counts->dontdump += vmas.vmas[i].anonymous_bytes / PAGE_BYTES;
+        }
         r = space_refresh(&space, &vmas);
         if (r != 0)
                 return r;
@@ -363,6 +366,7 @@ static void add_counts(EstimateCounts *to, const EstimateCounts *from) {
         to->already_shared += from->already_shared;
         to->huge_pages += from->huge_pages;
         to->unread += from->unread;
+        to->dontdump += from->dontdump;
         for (size_t i = 0; i < ELEMENTSOF(to->runs); i++)
                 to->runs[i] += from->runs[i];
 }

@@ -18,6 +18,7 @@ typedef struct EstimateCounts {
         uint64_t already_shared;   /* mappings beyond the first of frames met several times */
         uint64_t huge_pages;    /* 2 MiB pages mapped whole */
         uint64_t unread;        /* present anonymous pages that are left out: skipped mappings, read failures */
+        uint64_t dontdump;      /* of unread: in mappings that IncludeDontDump=yes would take in */
         uint64_t runs[7];       /* pages that have a twin, the first of each content too (both get marked), by the
                                  * length of their run of adjacent ones: 1, 2-3, 4-7, 8-15, 16-63, 64-511, 512+ */
         uint64_t bytes_saveable_advise; /* net of its cost: KSM's 64 B for each marked page and each node */
