@@ -26,11 +26,20 @@
 #include <stdio.h>
 #include <string.h>
 
+typedef struct Section {
+        size_t n_cgroups, n_processes;
+        PolicyTrust trust;              /* of its domain, at the first section of it; paths are the tree's */
+} Section;
+
 typedef struct Doctor {
         Conf *conf;
+        HostKernel kernel;
         json_t *warnings, *sections, *foreign;
-        size_t *n_cgroups, *n_processes;        /* by section */
+        Section *of;                    /* each section of the configuration */
         CgroupTree *tree;
+        const char *no_ksm;             /* why route advise is not possible; NULL: it is */
+        char *no_remap;                 /* the same of route remap */
+        bool shmem_denied;
 } Doctor;
 
 static const char *state_name(int state) {
@@ -60,58 +69,109 @@ static void on_warning(void *userdata, const char *file, unsigned line, const ch
                 json_array_append_new(doctor->warnings, json_text(text));
 }
 
+/* Who shares a pool: the first section of the domain stands for all. */
+static Section *pool_section(const Doctor *doctor, const ConfCgroup *section) {
+        for (size_t i = 0; i < doctor->conf->n_cgroups; i++) {
+                const ConfCgroup *other = &doctor->conf->cgroups[i];
+
+                if (other->merge == CONF_MERGE_YES && other->route == CONF_ROUTE_REMAP &&
+                    strcmp(other->domain, section->domain) == 0)
+                        return &doctor->of[i];
+        }
+        return NULL;
+}
+
 static void on_cgroup(void *userdata, const char *path, bool appeared) {
         Doctor *doctor = userdata;
         const ConfCgroup *section = policy_find(doctor->conf, path);
         _cleanup_free_ pid_t *pids = NULL;
+        Section *of, *pool;
         size_t n = 0;
 
-        if (!section)
-                return;
-        doctor->n_cgroups[section - doctor->conf->cgroups]++;
         /* tree is not known yet while cgroup_tree_new() reports what exists. */
-        if (doctor->tree && cgroup_processes(doctor->tree, path, &pids, &n) == 0)
-                doctor->n_processes[section - doctor->conf->cgroups] += n;
+        if (!section || !doctor->tree)
+                return;
+        of = &doctor->of[section - doctor->conf->cgroups];
+        of->n_cgroups++;
+        if (cgroup_processes(doctor->tree, path, &pids, &n) < 0 || n == 0)
+                return;
+        of->n_processes += n;
+        pool = section->merge == CONF_MERGE_YES && section->route == CONF_ROUTE_REMAP && !conf_domain_is_each(section)
+                       ? pool_section(doctor, section) : NULL;
+        if (pool)
+                policy_trust_add(&pool->trust, section, path);
 }
 
-static const char *section_verdict(const Doctor *doctor, const ConfCgroup *section, size_t index) {
+/* What becomes of its memory, and why no more: NULL where that is what it asks for. */
+typedef struct Verdict {
+        const char *what, *why;
+} Verdict;
+
+#define ZEROS_ONLY "only its zero pages are given back (route zero)"
+#define NO_MOVE "this kernel cannot move pages out of a process (UFFDIO_MOVE, 6.8)"
+
+/* As pass_judge_trust() decides it for each pass. */
+static Verdict remap_verdict(const Doctor *doctor, const ConfCgroup *section) {
+        const Section *pool = pool_section(doctor, section);
+        const char *doubt = pool ? policy_trust_problem(&pool->trust, doctor->shmem_denied) : NULL;
+
+        if (doctor->no_remap)
+                return (Verdict){ "nothing is merged", doctor->no_remap };
+        if (!doctor->conf->daemon.merge_across_nodes && doctor->kernel.n_nodes > 1)
+                return (Verdict){ "nothing is merged", "route remap cannot keep NUMA nodes apart (MergeAcrossNodes=no)" };
+        if (doubt)
+                return (Verdict){ ZEROS_ONLY, doubt };
+        return (Verdict){ "merged by route remap, into a pool of its domain", NULL };
+}
+
+/* As choose_route() of daemon/roster.c. */
+static Verdict section_verdict(const Doctor *doctor, const ConfCgroup *section) {
+        bool moves = doctor->kernel.uffd_move;
+
         if (section->malformed)
-                return "malformed: nothing in it is merged";
+                return (Verdict){ "malformed: nothing in it is merged", NULL };
         if (section->merge == CONF_MERGE_NO)
-                return "Merge=no: left alone";
+                return (Verdict){ "Merge=no: left alone", NULL };
+        if (doctor->of[section - doctor->conf->cgroups].n_cgroups == 0)
+                return (Verdict){ "matches no cgroup that exists now", NULL };
+        if (section->merge == CONF_MERGE_DRY_RUN)
+                return (Verdict){ "read and matched, nothing is merged", NULL };
         if (section->route == CONF_ROUTE_REMAP)
-                return doctor->n_cgroups[index] == 0 ? "matches no cgroup that exists now" :
-                       section->merge == CONF_MERGE_DRY_RUN ? "read and matched, nothing is merged" :
-                                                              "merged by route remap, into a pool of its domain";
-        if (doctor->n_cgroups[index] == 0)
-                return "matches no cgroup that exists now";
-        return section->merge == CONF_MERGE_DRY_RUN ? "read and matched, nothing is merged" :
-               section->route == CONF_ROUTE_ZERO ? "its zero pages are given back (route zero)" :
-               section->route == CONF_ROUTE_ADVISE ? "merged by route advise" :
-               "merged by route advise; if another domain has that, its zero pages are given back (route zero)";
+                return remap_verdict(doctor, section);
+        if (section->route == CONF_ROUTE_ZERO)
+                return moves ? (Verdict){ "its zero pages are given back (route zero)", NULL }
+                             : (Verdict){ "nothing is merged", NO_MOVE };
+        if (doctor->no_ksm)
+                return (Verdict){ section->route == CONF_ROUTE_AUTO && moves ? ZEROS_ONLY : "nothing is merged",
+                                  doctor->no_ksm };
+        if (section->route == CONF_ROUTE_ADVISE)
+                return (Verdict){ "merged by route advise", NULL };
+        return (Verdict){ moves ? "merged by route advise; if another domain has that, its zero pages are given back "
+                                  "(route zero)"
+                                : "merged by route advise; if another domain has that, nothing is merged", NULL };
+}
+
+static json_t *section_json(const Doctor *doctor, const ConfCgroup *section) {
+        const Section *of = &doctor->of[section - doctor->conf->cgroups];
+        Verdict verdict = section_verdict(doctor, section);
+
+        return json_pack("{s:s, s:s, s:i, s:s, s:s, s:s, s:I, s:I, s:o}", "pattern", section->pattern, "file",
+                         section->file, "line", (int)section->line, "merge", conf_merge_name(section->merge), "domain",
+                         section->domain, "route", conf_route_name(section->route), "cgroups",
+                         (json_int_t)of->n_cgroups, "processes", (json_int_t)of->n_processes, "verdict",
+                         json_sprintf("%s%s%s", verdict.what, verdict.why ? ": " : "", verdict.why ?: ""));
 }
 
 static void check_sections(Doctor *doctor) {
         size_t n = doctor->conf->n_cgroups;
 
-        doctor->n_cgroups = calloc(n + 1, sizeof(size_t));
-        doctor->n_processes = calloc(n + 1, sizeof(size_t));
-        if (!doctor->n_cgroups || !doctor->n_processes)
+        doctor->of = calloc(n + 1, sizeof *doctor->of);
+        if (!doctor->of)
                 return;
-        if (cgroup_tree_new(NULL, on_cgroup, doctor, &doctor->tree) == 0) {
-                memset(doctor->n_cgroups, 0, n * sizeof(size_t));
+        if (cgroup_tree_new(NULL, on_cgroup, doctor, &doctor->tree) == 0)
                 cgroup_tree_foreach(doctor->tree, on_cgroup, doctor);
-        }
-        for (size_t i = 0; i < n; i++) {
-                const ConfCgroup *section = &doctor->conf->cgroups[i];
-                json_array_append_new(
-                        doctor->sections,
-                        json_pack("{s:s, s:s, s:i, s:s, s:s, s:s, s:I, s:I, s:s}", "pattern", section->pattern, "file",
-                                  section->file, "line", (int)section->line, "merge", conf_merge_name(section->merge),
-                                  "domain", section->domain, "route", conf_route_name(section->route), "cgroups",
-                                  (json_int_t)doctor->n_cgroups[i], "processes", (json_int_t)doctor->n_processes[i],
-                                  "verdict", section_verdict(doctor, section, i)));
-        }
+        for (size_t i = 0; i < n; i++)
+                json_array_append_new(doctor->sections, section_json(doctor, &doctor->conf->cgroups[i]));
 }
 
 /* Whose domain KSM is for: as the daemon decides it (daemon/roster.c), who asks for it by name comes before the first that
@@ -126,10 +186,10 @@ static const ConfCgroup *ksm_section(const Doctor *doctor) {
                         continue;
                 if (section->route == CONF_ROUTE_ADVISE)
                         return section;
-                if (section->route == CONF_ROUTE_AUTO && !open && doctor->n_cgroups && doctor->n_cgroups[i] > 0)
+                if (section->route == CONF_ROUTE_AUTO && !open && doctor->of && doctor->of[i].n_cgroups > 0)
                         open = section;
         }
-        return open && !(conf_domain_is_each(open) && doctor->n_cgroups[open - doctor->conf->cgroups] > 1) ? open : NULL;
+        return open && !(conf_domain_is_each(open) && doctor->of[open - doctor->conf->cgroups].n_cgroups > 1) ? open : NULL;
 }
 
 /* Whether what such a process offers is merged by the domain that KSM is for in any case. */
@@ -140,21 +200,15 @@ static bool belongs(const Doctor *doctor, const char *cgroup) {
                (section == owner || strcmp(section->domain, owner->domain) == 0);
 }
 
-/* A process that offers memory to KSM itself (ksm_stat, Linux 6.1; its fields ksm_mergeable and ksm_merge_any, 6.17)
- * and is not of the domain that is merged there shares KSM's one merge space with it. */
+/* A process that offers memory to KSM itself and is not of the domain that is merged there shares KSM's one merge space
+ * with it. */
 static void check_process(Doctor *doctor, int proc, const char *pid) {
+        _cleanup_free_ char *comm = NULL, *cgroup = NULL;
         char path[300];
-        _cleanup_free_ char *stat = NULL, *comm = NULL, *cgroup = NULL;
-        unsigned long long merging = 0;
-        const char *field;
+        KsmProcess ksm;
 
-        snprintf(path, sizeof path, "%s/ksm_stat", pid);
-        if (read_file(proc, path, &stat, NULL) < 0)
-                return;
-        field = strstr(stat, "ksm_merging_pages ");
-        if (field)
-                merging = strtoull(field + strlen("ksm_merging_pages "), NULL, 10);
-        if (!merging && !strstr(stat, "ksm_mergeable: yes") && !strstr(stat, "ksm_merge_any: yes"))
+        ksm_process(proc, pid, &ksm);
+        if (!ksm.offers)
                 return;
         if (cgroup_of_process((pid_t)atoi(pid), &cgroup) == 0 && belongs(doctor, cgroup))
                 return;
@@ -164,19 +218,23 @@ static void check_process(Doctor *doctor, int proc, const char *pid) {
         json_array_append_new(doctor->foreign,
                               json_pack("{s:i, s:o, s:o, s:I}", "pid", atoi(pid), "name",
                                         json_text(comm ?: ""), "cgroup", json_text(cgroup ?: ""), "pages_merging",
-                                        (json_int_t)merging));
+                                        (json_int_t)ksm.merging_pages));
 }
 
-static void check_foreign(Doctor *doctor) {
+/* false: there may be others. */
+static bool check_foreign(Doctor *doctor) {
         DIR *dir = opendir("/proc");
         struct dirent *entry;
+        bool known;
 
         if (!dir)
-                return;
+                return false;
         while ((entry = readdir(dir)))
                 if (entry->d_name[0] >= '1' && entry->d_name[0] <= '9')
                         check_process(doctor, dirfd(dir), entry->d_name);
+        known = ksm_tells_offers(dirfd(dir));
         closedir(dir);
+        return known;
 }
 
 /* An opening for writing changes nothing. That an ordinary user may not is no verdict on the daemon. */
@@ -186,16 +244,18 @@ static bool ksm_read_only(void) {
         return fd < 0 && errno == EROFS;
 }
 
-static json_t *ksm_json(void) {
+static json_t *ksm_json(Doctor *doctor) {
         _cleanup_(ksm_freep) Ksm *ksm = NULL;
         KsmKnobs knobs;
         KsmCounters counters;
         int r = ksm_new(NULL, NULL, &ksm);
 
         if (r < 0 || ksm_read_only() || ksm_knobs(ksm, &knobs) < 0 || ksm_counters(ksm, &counters) < 0)
-                return json_pack("{s:b, s:s}", "usable", 0, "verdict",
-                                 r == -ENOENT ? "this kernel has no KSM: route advise is not possible, route zero is"
-                                              : "KSM's settings cannot be changed: only route zero is possible");
+                doctor->no_ksm = r == -ENOENT ? "this kernel has no KSM" : "KSM's settings cannot be changed";
+        if (doctor->no_ksm)
+                return json_pack("{s:b, s:o}", "usable", 0, "verdict",
+                                 json_sprintf("%s: route advise is not possible%s", doctor->no_ksm,
+                                              doctor->kernel.uffd_move ? "; routes zero and remap do without" : ""));
         return json_pack("{s:b, s:I, s:b, s:I, s:I, s:s}", "usable", 1, "run", (json_int_t)knobs.run, "advisor",
                          knobs.advisor, "pages_shared", (json_int_t)counters.pages_shared, "pages_sharing",
                          (json_int_t)counters.pages_sharing, "verdict",
@@ -231,23 +291,28 @@ static json_t *keeper_json(void) {
 }
 
 /* A pool is made for a moment: mounted nowhere, seen by nobody. */
-static json_t *remap_json(const HostKernel *kernel) {
+static json_t *remap_json(Doctor *doctor) {
         _cleanup_(pool_freep) Pool *pool = NULL;
-        _cleanup_free_ char *verdict = NULL;
-        bool moves = kernel->uffd_move, denied = host_shmem_huge_denied(NULL);
         const char *reason = NULL;
-        int r = moves ? pool_new("doctor", 2, &pool, &reason) : -EOPNOTSUPP;
+        json_t *verdict;
+        int n = 0, r = doctor->kernel.uffd_move ? pool_new("doctor", 2, &pool, &reason) : -EOPNOTSUPP;
 
-        if (r < 0)
-                r = asprintf(&verdict, "not possible: %s%s%s",
-                             moves ? reason ?: "no pool can be made" : "no UFFDIO_MOVE (Linux 6.8)", moves ? ": " : "",
-                             moves ? strerror(-r) : "");
+        doctor->shmem_denied = host_shmem_huge_denied(NULL);
+        if (!doctor->kernel.uffd_move)
+                n = asprintf(&doctor->no_remap, NO_MOVE);
+        else if (r < 0)
+                n = asprintf(&doctor->no_remap, "no pool can be made: %s: %s", reason ?: "memory", strerror(-r));
+        if (n < 0)
+                doctor->no_remap = NULL;
+        if (doctor->no_remap)
+                verdict = json_sprintf("not possible: %s", doctor->no_remap);
         else
-                r = asprintf(&verdict, "possible; cgroups of one domain share a pool %s",
-                             denied ? "(shmem_enabled is deny)"
-                                    : "only if each says TrustedTogether=yes (shmem_enabled is not deny)");
-        return json_pack("{s:b, s:b, s:s, s:o}", "usable", pool != NULL, "shmem_denied", denied, "verdict",
-                         r < 0 ? "out of memory" : verdict, "keeper", keeper_json());
+                verdict = json_sprintf("possible; cgroups of one domain share a pool %s",
+                                       doctor->shmem_denied
+                                               ? "(shmem_enabled is deny)"
+                                               : "only if each says TrustedTogether=yes (shmem_enabled is not deny)");
+        return json_pack("{s:b, s:b, s:o, s:o}", "usable", pool != NULL, "shmem_denied", doctor->shmem_denied, "verdict",
+                         verdict, "keeper", keeper_json());
 }
 
 /* Attaches each for a moment, whether a daemon has them attached or not. */
@@ -317,6 +382,8 @@ static void print_text(const json_t *report) {
                             (long long)json_integer_value(json_object_get(one, "pid")),
                             json_string_value(json_object_get(one, "name")),
                             json_string_value(json_object_get(one, "cgroup")));
+        if (!json_is_true(json_object_get(report, "foreign_known")))
+                printf("  who has offered memory to KSM that ksmd has not come to yet cannot be told (Linux 6.17)\n");
         one = json_object_get(report, "remap");
         printf("\nRoute remap\n  %s\n  keeper: %s\n", json_string_value(json_object_get(one, "verdict")),
                json_string_value(json_object_get(json_object_get(one, "keeper"), "verdict")));
@@ -337,10 +404,28 @@ static void print_text(const json_t *report) {
                 printf("%s  no cgroup is opted in: nothing is merged\n", head);
 }
 
+static json_t *report_json(Doctor *doctor) {
+        const HostKernel *kernel = &doctor->kernel;
+        json_t *ksm, *remap;
+        bool foreign_known;
+
+        host_kernel_probe(&doctor->kernel);
+        ksm = ksm_json(doctor);
+        remap = remap_json(doctor);
+        check_sections(doctor);
+        foreign_known = check_foreign(doctor);
+        return json_pack("{s:s, s:i, s:i, s:I, s:I, s:I, s:o, s:o, s:o, s:o, s:o, s:b, s:o, s:o}", "kernel",
+                         kernel->release, "cpus", (int)kernel->n_cpus, "numa_nodes", (int)kernel->n_nodes,
+                         "memory_bytes", (json_int_t)kernel->memory_bytes, "break_nsec",
+                         (json_int_t)kernel->fault_cost.break_nsec, "tracked_write_nsec",
+                         (json_int_t)kernel->fault_cost.write_nsec, "features", features_json(kernel), "probes",
+                         probes_json(kernel, doctor->conf), "ksm", ksm, "remap", remap, "foreign", doctor->foreign,
+                         "foreign_known", foreign_known, "warnings", doctor->warnings, "sections", doctor->sections);
+}
+
 int command_doctor(const Ctl *ctl, int argc, char **argv) {
         Doctor doctor = { .warnings = json_array(), .sections = json_array(), .foreign = json_array() };
         bool missing = false;
-        HostKernel kernel;
         json_t *report;
         int r;
 
@@ -358,27 +443,18 @@ int command_doctor(const Ctl *ctl, int argc, char **argv) {
                 json_decref(doctor.foreign);
                 return r;
         }
-        host_kernel_probe(&kernel);
-        check_sections(&doctor);
-        check_foreign(&doctor);
-        report = json_pack("{s:s, s:i, s:i, s:I, s:I, s:I, s:o, s:o, s:o, s:o, s:o, s:o, s:o}", "kernel", kernel.release, "cpus",
-                           (int)kernel.n_cpus, "numa_nodes", (int)kernel.n_nodes, "memory_bytes",
-                           (json_int_t)kernel.memory_bytes, "break_nsec",
-                           (json_int_t)kernel.fault_cost.break_nsec, "tracked_write_nsec",
-                           (json_int_t)kernel.fault_cost.write_nsec, "features", features_json(&kernel), "probes",
-                           probes_json(&kernel, doctor.conf), "ksm", ksm_json(), "remap", remap_json(&kernel),
-                           "foreign", doctor.foreign, "warnings", doctor.warnings, "sections", doctor.sections);
+        report = report_json(&doctor);
         r = CTL_DONE;
         if (ctl->json)
                 r = ctl_print_json(report);
         else
                 print_text(report);
-        for (size_t i = 0; i < kernel.n_features; i++)
-                missing |= kernel.features[i].required && kernel.features[i].state != 1;
+        for (size_t i = 0; i < doctor.kernel.n_features; i++)
+                missing |= doctor.kernel.features[i].required && doctor.kernel.features[i].state != 1;
         json_decref(report);
         cgroup_tree_free(doctor.tree);
-        free(doctor.n_cgroups);
-        free(doctor.n_processes);
+        free(doctor.of);
+        free(doctor.no_remap);
         conf_free(doctor.conf);
         return missing ? CTL_FAILED : r;
 }

@@ -380,28 +380,30 @@ static void probe_child(Probe *p) {
         p->pidfd = safe_close(p->pidfd);
 }
 
-/* Processes that have pages in KSM's care: those pages are noted (rmap items) as soon as ksmd came by. */
-static unsigned count_ksm_processes(void) {
+/* Nobody may have marked anything, before it can be said that nobody has. */
+static void probe_ksm_alone(HostKernel *host) {
         DIR *proc = opendir("/proc");
-        unsigned n = 0;
+        bool tells;
 
-        if (!proc)
-                return 0;
+        if (!proc) {
+                (void)set(host, F_KSM_ALONE, -errno);
+                return;
+        }
         for (const struct dirent *entry; (entry = readdir(proc));) {
-                _cleanup_free_ char *text = NULL;
-                const char *items;
-                char path[64];
+                KsmProcess process;
 
                 if (entry->d_name[0] < '1' || entry->d_name[0] > '9')
                         continue;
-                snprintf(path, sizeof path, "/proc/%.20s/ksm_stat", entry->d_name);
-                if (read_file(AT_FDCWD, path, &text, NULL) < 0)
-                        continue;
-                items = strstr(text, "ksm_rmap_items ");
-                n += items && strtoul(items + strlen("ksm_rmap_items "), NULL, 10) > 0;
+                ksm_process(dirfd(proc), entry->d_name, &process);
+                host->n_ksm_processes += process.offers;
         }
+        tells = ksm_tells_offers(dirfd(proc));
         closedir(proc);
-        return n;
+        (void)set(host, F_KSM_ALONE, host->n_ksm_processes > 0 ? 0 : tells ? 1 : -ENODATA);
+        if (host->n_ksm_processes == 0 && !tells)
+                host->features[F_KSM_ALONE].follows =
+                        "Who has offered memory that ksmd has not come to yet cannot be told (Linux 6.17); he would share the "
+                        "one merge space.";
 }
 
 static void probe_ksm(HostKernel *host) {
@@ -422,8 +424,7 @@ static void probe_ksm(HostKernel *host) {
         (void)set(host, F_KSM_OURS, host->ksm && knobs.run == 0);
         (void)set(host, F_KSM_ADVISOR, !knobs.advisor);
         (void)set(host, F_NODES, host->n_nodes <= 1 || knobs.merge_across_nodes == 1);
-        host->n_ksm_processes = count_ksm_processes();
-        (void)set(host, F_KSM_ALONE, host->n_ksm_processes == 0);
+        probe_ksm_alone(host);
 }
 
 static unsigned count_nodes(void) {

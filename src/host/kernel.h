@@ -22,7 +22,7 @@ typedef struct HostKernel {
         uint64_t memory_bytes;
         unsigned max_map_count, n_nodes, n_cpus;
         HostFaultCost fault_cost;       /* zeros: could not be measured */
-        unsigned n_ksm_processes;       /* processes with pages in KSM's care now (/proc/PID/ksm_stat, 6.1) */
+        unsigned n_ksm_processes;       /* that offer memory to KSM now, as far as this kernel tells (ksm_process()) */
         char release[65];
         HostFeature features[40];
         size_t n_features;

@@ -254,6 +254,43 @@ int ksm_new(const char *sysfs, const char *state_path, Ksm **ret) {
         return 0;
 }
 
+/* Of a file of "name value" lines. */
+static bool find_number(const char *text, const char *name, uint64_t *ret) {
+        const char *found = strstr(text, name);
+
+        if (found)
+                *ret = strtoull(found + strlen(name), NULL, 10);
+        return found;
+}
+
+void ksm_process(int proc_fd, const char *pid, KsmProcess *ret) {
+        _cleanup_free_ char *stat = NULL;
+        uint64_t items = 0;
+        char path[64];
+
+        *ret = (KsmProcess){};
+        snprintf(path, sizeof path, "%.20s/ksm_stat", pid);
+        (void)read_file(proc_fd, path, &stat, NULL);
+        if (!stat || !find_number(stat, "ksm_merging_pages ", &ret->merging_pages)) {
+                snprintf(path, sizeof path, "%.20s/ksm_merging_pages", pid);
+                if (read_u64(proc_fd, path, &ret->merging_pages) < 0)
+                        ret->merging_pages = 0;
+        }
+        ret->offers = ret->merging_pages > 0;
+        if (!stat)
+                return;
+        if (strstr(stat, "ksm_mergeable:"))
+                ret->offers |= strstr(stat, "ksm_mergeable: yes") || strstr(stat, "ksm_merge_any: yes");
+        else
+                ret->offers |= find_number(stat, "ksm_rmap_items ", &items) && items > 0;
+}
+
+bool ksm_tells_offers(int proc_fd) {
+        _cleanup_free_ char *stat = NULL;
+
+        return read_file(proc_fd, "self/ksm_stat", &stat, NULL) == 0 && strstr(stat, "ksm_mergeable:");
+}
+
 Ksm *ksm_free(Ksm *ksm) {
         if (!ksm)
                 return NULL;

@@ -52,5 +52,17 @@ int ksm_restore_knobs(Ksm *ksm, const char *const *knobs, size_t n);
  * is put back yet. */
 bool ksm_was_left_changed(const Ksm *ksm);
 
+/* What /proc tells of one process. */
+typedef struct KsmProcess {
+        bool offers;            /* memory of it is in KSM, or ksmd will come to it */
+        uint64_t merging_pages;
+} KsmProcess;
+
+/* proc_fd: of /proc. offers is what the kernel says where ksm_tells_offers(); else what ksmd has come to already (Linux
+ * 6.1; merged pages alone, 5.19). */
+void ksm_process(int proc_fd, const char *pid, KsmProcess *ret);
+/* Whether this kernel tells who has offered memory that ksmd has not come to yet (6.17). */
+bool ksm_tells_offers(int proc_fd);
+
 /* CPU time ksmd has used, in nanoseconds (its /proc/PID/schedstat or stat); -ENOENT: no such thread is visible. */
 int ksmd_cpu_nsec(Ksm *ksm, uint64_t *ret);

@@ -82,7 +82,7 @@ int unlink(const char *path) {
         return (int)syscall(SYS_unlinkat, AT_FDCWD, path, 0);
 }
 
-static void put(const char *name, const char *text) {
+static void put_file(const char *name, const char *text) {
         char path[128];
         FILE *f;
 
@@ -91,6 +91,10 @@ static void put(const char *name, const char *text) {
         assert_non_null(f);
         fputs(text, f);
         fclose(f);
+}
+
+static void put(const char *name, const char *text) {
+        put_file(name, text);
         strcpy(held_value(name), text);
 }
 
@@ -463,6 +467,46 @@ static void test_ksmd(void **unused) {
         assert_true(second >= first);
 }
 
+/* What each kernel tells of who uses KSM. */
+static void test_processes(void **unused) {
+        static const struct {
+                const char *stat, *merging;
+                bool tells, offers;
+                uint64_t pages;
+        } cases[] = {
+                { "ksm_rmap_items 5\nksm_merging_pages 3\nksm_merge_any: no\nksm_mergeable: yes\n", NULL, true, true, 3 },
+                { "ksm_rmap_items 0\nksm_merging_pages 0\nksm_merge_any: yes\nksm_mergeable: no\n", NULL, true, true, 0 },
+                { "ksm_rmap_items 5\nksm_merging_pages 0\nksm_merge_any: no\nksm_mergeable: no\n", NULL, true, false, 0 },
+                { "ksm_rmap_items 5\nzero_pages_sharing 0\nksm_merging_pages 0\n", NULL, false, true, 0 }, /* 6.4 */
+                { "ksm_rmap_items 0\n", "7\n", false, true, 7 },  /* 6.1 */
+                { "ksm_rmap_items 0\n", "0\n", false, false, 0 },
+                { NULL, "7\n", false, true, 7 },                 /* 5.19 */
+                { NULL, NULL, false, false, 0 },
+        };
+        char path[80];
+        int proc;
+
+        snprintf(path, sizeof path, "%s/self", sysfs);
+        assert_int_equal(mkdir(path, 0700), 0);
+        proc = open(sysfs, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+        assert_true(proc >= 0);
+        for (size_t i = 0; i < ELEMENTSOF(cases); i++) {
+                KsmProcess process;
+
+                (void)unlinkat(proc, "self/ksm_stat", 0);
+                (void)unlinkat(proc, "self/ksm_merging_pages", 0);
+                if (cases[i].stat)
+                        put_file("self/ksm_stat", cases[i].stat);
+                if (cases[i].merging)
+                        put_file("self/ksm_merging_pages", cases[i].merging);
+                ksm_process(proc, "self", &process);
+                assert_int_equal(process.offers, cases[i].offers);
+                assert_int_equal(process.merging_pages, cases[i].pages);
+                assert_int_equal(ksm_tells_offers(proc), cases[i].tells);
+        }
+        close(proc);
+}
+
 int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test_setup(test_reads, setup),
@@ -477,6 +521,7 @@ int main(void) {
                 cmocka_unit_test_setup(test_every_death_is_healed, setup),
                 cmocka_unit_test_setup(test_to_and_fro, setup),
                 cmocka_unit_test_setup(test_ksmd, setup),
+                cmocka_unit_test_setup(test_processes, setup),
         };
         int failed;
 
