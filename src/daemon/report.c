@@ -55,8 +55,10 @@ static json_t *warnings_json(const Manager *m) {
         if (m->reload_problem)
                 json_array_append_new(array, json_text(m->reload_problem));
         if (!m->ksm)
-                add_warning(array, m->zero ? "KSM cannot be used (%s): only zero pages are given back"
-                                           : "KSM cannot be used (%s): nothing is merged", strerror(-m->ksm_error));
+                add_warning(array, m->zero ? "KSM cannot be used (%s): route advise merges nothing, route auto gives back zero "
+                                             "pages only"
+                                           : "KSM cannot be used (%s): routes advise and auto merge nothing",
+                            strerror(-m->ksm_error));
         if (m->stranger_marked)
                 add_warning(array, "merging waits: a process that left another domain is still marked and cannot be "
                                    "called at the moment");
@@ -76,7 +78,7 @@ static json_t *warnings_json(const Manager *m) {
                         add_warning(array, "domain %s merges nothing: %s", m->roster.slots[i]->name,
                                     m->roster.slots[i]->idle_reason);
                 else if (m->roster.slots[i]->trust_problem)
-                        add_warning(array, "domain %s: only zero pages are given back: %s", m->roster.slots[i]->name,
+                        add_warning(array, "domain %s is not remapped: %s", m->roster.slots[i]->name,
                                     m->roster.slots[i]->trust_problem);
                 else if (m->roster.slots[i]->zero_reason)
                         add_warning(array, "domain %s: only zero pages are given back: %s", m->roster.slots[i]->name,

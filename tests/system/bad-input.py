@@ -270,6 +270,7 @@ def ksm_absent_or_readonly():
             doctor = subprocess.run([*in_namespace(setup), str(KSMCTL), "--config", str(config), "doctor"],
                                     stdout=subprocess.PIPE, text=True).stdout
             check("no KSM" in doctor or "cannot be changed" in doctor, f"{what}: {doctor}")
+            check("merged by route advise" not in doctor, f"{what}: {doctor}")
             check(host.stop(daemon) == 0, what)
         check(knobs() == host.knobs, "knobs")
 

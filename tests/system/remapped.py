@@ -14,8 +14,8 @@ import threading
 import time
 
 from controls import Noticed, end_at_every_step, test_daemon, until_noticed
-from harness import (BUILD, KSM, NO_KSM, Frames, Host, Obedient, PAGE, check, in_namespace, knobs, mappings, run_tests, skip,
-                     wait_for)
+from harness import (BUILD, KSM, KSMCTL, NO_KSM, Frames, Host, Obedient, PAGE, check, in_namespace, knobs, mappings,
+                     run_tests, skip, wait_for)
 
 DAEMON = "MinimumAge=0s\nScanInterval=300ms\n"
 
@@ -491,6 +491,10 @@ def killed():
         ended(host, daemon, *victims)
 
 
+def doctor(config):
+    return subprocess.run([str(KSMCTL), "--config", str(config), "doctor"], stdout=subprocess.PIPE, text=True).stdout
+
+
 def trusted():
     """two cgroups share a pool only while they say that they trust each other"""
     with Host("remaptrust") as host:
@@ -511,10 +515,13 @@ def trusted():
         check(not any(pool_lines(v.pid) for v in two), "remapped without trust")
         why = host.call("Explain", pid=two[0].pid)
         check("TrustedTogether" in (why["reason"] or ""), f"{why['reason']}")
-        check(any("TrustedTogether" in w for w in host.call("GetStatus")["warnings"]), "not told")
+        warnings = host.call("GetStatus")["warnings"]
+        check(any(f"domain {top}-* is not remapped: several" in w for w in warnings), f"{warnings}")
+        check("only its zero pages are given back" in doctor(path), doctor(path))
         host.configure(text + "TrustedTogether=yes\n")
         host.ctl("reload")
         converge(host, *one, *two)
+        check("merged by route remap" in doctor(path), doctor(path))
         host.configure(text)
         host.ctl("reload")
         wait_for("an end of sharing", lambda: host.passes() or not any(pool_lines(v.pid) for v in one + two), 20)
