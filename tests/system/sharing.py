@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """How often a page may be mapped: 4,096 identical pages under several limits make as many copies as the limit says, for
 KSM and in our own trees; auto follows from what a mapping costs, measured."""
+import pathlib
 import subprocess
 import sys
 
@@ -51,10 +52,12 @@ def forget_all():
 
 def under_limit(host, limit, more=""):
     """Merges the pages under MaxPageSharing=limit; returns the most mappings of a frame, the statistics, and KSM's."""
-    group = host.cgroup(f"limit-{limit}")
+    group = host.cgroup(f"limit-{limit}-{len(host.groups)}")
     twins = [Twins(host, group, PAGES // 4) for _ in range(4)]
     daemon = host.daemon(host.configure(f"MinimumAge=0\nScanInterval=1w\nMaxPageSharing={limit}\nOnStop=unmerge\n{more}"
                                         f"[Cgroup {group}]\nMerge=yes\n"))
+    names = [file.read_text() for file in pathlib.Path(f"/proc/{daemon.pid}/task").glob("*/comm")]
+    check(("crew-1\n" in names) == ("ScanThreads" in more), f"threads {names} with {more!r}")
     for _ in range(20):
         host.passes()
         counts = {}
@@ -83,7 +86,7 @@ def dups_follow_the_limit():
         if not nothing_shared(host):  # asked first: it takes everybody's apart
             skip("somebody else shares pages on this host: KSM's limit cannot change")
         forget_all()
-        for limit, more in (2, ""), (16, ""), (256, ""), ("auto", "MaxRmapWalk=50us\n"):
+        for limit, more in (2, ""), (16, ""), (16, "ScanThreads=2\n"), (256, ""), ("auto", "MaxRmapWalk=50us\n"):
             counts, stats, kernel = under_limit(host, limit, more)
             force = stats["max_page_sharing"]
             wanted = -(-PAGES // force)
