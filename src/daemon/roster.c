@@ -239,6 +239,7 @@ static int reserve_leaving(Roster *roster) {
 
 static void member_leave(Roster *roster, Member *member) {
         member->leaving = true;
+        member->left = member->group ? member->group->id : 0;
         roster->leaving[roster->n_leaving++] = member;
 }
 
@@ -460,6 +461,19 @@ static void unblock(Roster *roster) {
         roster->n_blocked = 0;
 }
 
+/* Who left it before and is not undone yet, as when it was unmerged before a reload. */
+static void await_those_left(Roster *roster, uint64_t id, uint64_t unmerge) {
+        for (size_t i = 0; i < roster->n_leaving; i++) {
+                Member *member = roster->leaving[i];
+
+                if (member->left != id || id == 0)
+                        continue;
+                member->unmerge = unmerge;
+                if (member->given_up)
+                        member->undo_at_nsec = 0; /* asked once more, so that who waits is told */
+        }
+}
+
 int roster_block(Roster *roster, const char *path, uint64_t unmerge) {
         char *copy;
         int r;
@@ -477,6 +491,7 @@ int roster_block(Roster *roster, const char *path, uint64_t unmerge) {
                 group_refresh(roster, roster->groups[i]); /* who was forked a moment ago leaves with the others */
                 for (size_t k = 0; k < roster->groups[i]->n_members; k++)
                         roster->groups[i]->members[k]->unmerge = unmerge;
+                await_those_left(roster, roster->groups[i]->id, unmerge);
                 group_leave(roster, i);
                 return 0;
         }

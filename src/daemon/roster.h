@@ -129,6 +129,7 @@ typedef struct Member {
         UnmapRound unmap;               /* route remap; of a putting back that was cut */
         uint64_t undo_at_nsec, undo_wait_nsec; /* leaving: could not be undone, is tried again then; after how long */
         bool undo_rests;                /* leaving: it runs, and undoing goes on then */
+        uint64_t left;                  /* leaving: the id of its cgroup (Group.id); 0: not known */
         uint64_t unmerge;               /* leaving: by which request (Request.id); 0: none */
         uint64_t skipped[_VMA_SKIP_MAX]; /* for Explain: present pages in mappings that are left alone, by reason, … */
         uint64_t skipped_due_nsec;      /* … as of the last count; when they may be counted again. 0: they were not yet */
@@ -186,7 +187,8 @@ void roster_refresh_cgroup(Roster *roster, uint64_t id);
 void roster_reconfigure(Roster *roster, const Conf *conf);
 /* Whether pages of different nodes are kept apart from now on: nothing may be merged. */
 void roster_set_apart(Roster *roster, bool apart);
-/* One cgroup leaves, for the unmerge of this number (Member.unmerge), and is left alone until roster_reconfigure().
+/* One cgroup leaves, for the unmerge of this number (Member.unmerge), and is left alone until roster_reconfigure(). Who left it
+ * before, and is still to be undone, is counted to it.
  * -ENOENT, -ENOMEM. */
 int roster_block(Roster *roster, const char *path, uint64_t unmerge);
 /* A member leaves, and is met anew when what was done to it is undone. */

@@ -144,8 +144,9 @@ static void drop_undone(Manager *m) {
         }
 }
 
-static Request *request_of(Manager *m, const Member *member) {
-        for (size_t i = 0; i < m->n_requests; i++)
+/* Of those who asked for its undoing the one after that (NULL: the first); NULL: there is no other. */
+static Request *next_request(Manager *m, const Member *member, const Request *after) {
+        for (size_t i = after ? (size_t)(after - m->requests) + 1 : 0; i < m->n_requests; i++)
                 if (m->requests[i].id == member->unmerge && member->unmerge != 0)
                         return &m->requests[i];
         return NULL;
@@ -180,11 +181,11 @@ static int undo_by_turns(Manager *m, Member *member, UndoSlice *slice, bool *ret
         return r;
 }
 
-static void give_up(Member *member, Request *request, int error) {
+static void give_up(Manager *m, Member *member, int error) {
         if (!member->given_up)
                 log_warning("process %d: what was done to it cannot be undone: %s", member->target->pid,
                             error < 0 ? strerror(-error) : remote_error_name(error));
-        if (request)
+        for (Request *request = NULL; (request = next_request(m, member, request));)
                 request->failed++;
         member->given_up = true;
         member->unmerge = 0; /* nobody waits for it any more */
@@ -193,12 +194,11 @@ static void give_up(Member *member, Request *request, int error) {
 
 /* A slice's worth of one of them. true: it is not over, or its record is still needed. */
 static bool undo_one(Manager *m, Member *member, UndoSlice *slice) {
-        Request *request = request_of(m, member);
         uint64_t before = slice->pages;
         bool had_marks = member->marks.recorded, cut;
         int r = undo_by_turns(m, member, slice, &cut);
 
-        if (request) {
+        for (Request *request = NULL; (request = next_request(m, member, request));) {
                 request->pages += slice->pages - before;
                 if (slice->pages > before || cut)
                         request->moved_nsec = now_nsec();
@@ -210,7 +210,7 @@ static bool undo_one(Manager *m, Member *member, UndoSlice *slice) {
                 return true;
         }
         if (r != 0) {
-                give_up(member, request, r);
+                give_up(m, member, r);
                 return true;
         }
         /* The children of who just ended are as managed as he was, and know from what is remembered of him. */
@@ -266,6 +266,14 @@ bool manager_undo_rests(const Manager *m) {
         return false;
 }
 
+/* Of who asked for the same before a reload, and still waits; or a new one. */
+static uint64_t unmerge_id(Manager *m, const Request *request) {
+        for (size_t i = 0; i < m->n_requests; i++)
+                if (m->requests[i].id != 0 && strcmp(m->requests[i].cgroup, request->cgroup) == 0)
+                        return m->requests[i].id;
+        return ++m->request_ids;
+}
+
 void manager_begin_unmerges(Manager *m) {
         for (size_t i = 0; i < m->n_requests;) {
                 Request *request = &m->requests[i];
@@ -273,7 +281,7 @@ void manager_begin_unmerges(Manager *m) {
 
                 if (request->kind == REQUEST_UNMERGE && !request->started) {
                         request->started = true;
-                        request->id = ++m->request_ids;
+                        request->id = unmerge_id(m, request);
                         request->moved_nsec = now_nsec();
                         r = roster_block(&m->roster, request->cgroup, request->id);
                 }

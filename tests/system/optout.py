@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 import time
 
 from controls import Noticed, test_daemon, until_noticed
@@ -114,6 +115,29 @@ def unmerge_command():
         host.ctl("unmerge", b)
         apart(two, before, "unmerge while paused")
         check(one.merged() >= one.mergeable * 0.99 and host.stop(daemon) == 0, "end")
+
+
+def unmerge_again():
+    """an unmerge after a reload waits for processes that an earlier one could not undo yet"""
+    with merged("again") as (host, (group,), (load,), before, daemon):
+        for pid in load.pids:
+            os.kill(pid, signal.SIGSTOP)
+        said = host.ctl("unmerge", group, expect=1)
+        check("goes on being tried" in said and load.marked() > 0, said)
+        host.ctl("reload")
+        said = host.ctl("unmerge", group, expect=1)
+        check("goes on being tried" in said and load.marked() > 0, said)
+        host.ctl("reload")
+        answers = []
+        again = threading.Thread(target=lambda: answers.append(host.ctl("unmerge", group)))
+        again.start()
+        time.sleep(1)
+        for pid in load.pids:
+            os.kill(pid, signal.SIGCONT)
+        again.join()
+        check(answers and int(answers[0].split()[0]) >= load.mergeable * 0.99, f"{answers}")
+        apart(load, before, "unmerge once more")
+        check(host.stop(daemon) == 0, "end")
 
 
 def on_stop():
@@ -379,6 +403,7 @@ def refuses_for_good():
 
 
 if __name__ == "__main__":
-    tests = [process_moved_out, section_removed, unmerge_command, on_stop, reloaded_and_stopped, orphans, own_marks_stay,
-             born_meanwhile, born_elsewhere, route_changed, other_domain_after_restart, secrets_after_restart, refuses_for_good]
+    tests = [process_moved_out, section_removed, unmerge_command, unmerge_again, on_stop, reloaded_and_stopped, orphans,
+             own_marks_stay, born_meanwhile, born_elsewhere, route_changed, other_domain_after_restart,
+             secrets_after_restart, refuses_for_good]
     run_tests(*tests, *([control_born] if sys.argv[1:] else []))

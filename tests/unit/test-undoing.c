@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 
-/* Whose record may go when he is undone, with a roster of the test's, and processes that are names in a directory. */
+/* Whose record may go when he is undone, and who is told: with a roster of the test's, and processes that are names in a directory. */
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -176,10 +176,34 @@ static void test_gone(void **unused) {
         told(&calls.load, REMOTE_E_GONE);
 }
 
+/* Who asks for the same once more, after a reload, is told with the first. */
+static void test_requests(void **unused) {
+        char name[] = "one", other[] = "two";
+        Manager *m = world_new();
+
+        m->n_requests = 3;
+        m->request_ids = 5;
+        world.requests[0] = (Request){ .kind = REQUEST_UNMERGE, .cgroup = name, .started = true, .id = 5 };
+        world.requests[1] = (Request){ .kind = REQUEST_UNMERGE, .cgroup = name };
+        world.requests[2] = (Request){ .kind = REQUEST_UNMERGE, .cgroup = other };
+        manager_begin_unmerges(m);
+        assert_true(world.requests[1].id == 5 && world.requests[2].id == 6);
+        undo(m);
+        assert_true(world.requests[0].pages == 7 && world.requests[1].pages == 7 && world.requests[2].pages == 0);
+        world.parent.undone = false;
+        world.parent.undo_at_nsec = 0;
+        world.parent.unmerge = 5;
+        world.leaving[0] = &world.parent;
+        m->roster.n_leaving = 1;
+        calls.undo = REMOTE_E_DENIED;
+        undo(m);
+        assert_true(world.requests[0].failed == 1 && world.requests[1].failed == 1 && world.requests[2].failed == 0);
+}
+
 int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(test_newborn), cmocka_unit_test(test_cannot_be_told),
-                cmocka_unit_test(test_marks_cannot_be_told), cmocka_unit_test(test_gone),
+                cmocka_unit_test(test_marks_cannot_be_told), cmocka_unit_test(test_gone), cmocka_unit_test(test_requests),
         };
         static const char *const names[] = { "100", "200", "self" };
         char path[64];
