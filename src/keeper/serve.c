@@ -10,8 +10,9 @@
  * ESRCH), or something changes the mappings just then and its event has to be read first (EAGAIN). It faults again if
  * need be; trying again here instead would never read the event.
  *
- * What is told to be there twice in a row is not: where an absent page was write-protected (nobody means to, see
- * remap_guard_page()) the kernel keeps a mark that nothing can be filled into, and that lifting the protection removes.
+ * What is told to be there may not be: where an absent page was write-protected (nobody means to, see remap_guard_page())
+ * the kernel keeps a mark that nothing can be filled into, and that lifting the protection removes. Where the page is there
+ * that changes nothing.
  */
 #ifdef KEEPER_TEST
 unsigned serve_left_out;
@@ -31,24 +32,14 @@ static int lift_protection(int fd, uint64_t address) {
 }
 
 static void fill(Hold *hold, int fd, uint64_t address) {
-        static struct {
-                int fd;
-                uint64_t address;
-        } there; /* where the last fault was not answered with zeros, as the page was */
         struct uffdio_zeropage zero = { .range = { address, PAGE_BYTES } };
-        bool again = there.fd == fd && there.address == address;
 
-        there.fd = -EBADF;
         if (ioctl(fd, UFFDIO_ZEROPAGE, &zero) == 0) {
                 hold->stats->zeros++;
                 return;
         }
-        if (errno == EEXIST && again)
+        if (errno == EEXIST)
                 (void)lift_protection(fd, address);
-        else if (errno == EEXIST) {
-                there.fd = fd;
-                there.address = address;
-        }
         wake(hold, fd, address);
 }
 
