@@ -17,13 +17,16 @@
  * One thread, one epoll instance, level-triggered: faults before requests, and of each descriptor only so many messages
  * in a round, so that none starves the others.
  *
- * Nothing here waits for a peer. A reply that does not fit into the socket ends that connection; a notice that does not
- * is kept back and sent later (a child's userfaultfd is held by us meanwhile, and offered until somebody has a copy).
+ * Nothing here waits for a peer. A reply that does not fit into the socket ends that connection. So notices leave room for
+ * replies: a few go when the socket is writable, which to the kernel it is while no more than a quarter of it is full; the
+ * others are kept back until it is again (a child's userfaultfd is held by us meanwhile, and offered until somebody has a
+ * copy).
  */
 #define PEERS_MAX 8U
 #define READ_MAX 64U                    /* messages of one userfaultfd in a round */
 #define DRAIN_MAX 65536U                /* in a KEEPER_SYNC: its process has no more threads than that */
 #define EVENTS_MAX 64
+#define NOTICES_MAX 16U                  /* at a time: less than a quarter of any socket */
 #define OTHERS_MAX (PEERS_MAX + 2)      /* that are watched beside guards */
 #define SWEEP_NSEC NSEC_PER_SEC
 /* Waiting for the first daemon to say something: it started us, so it will. */
@@ -36,7 +39,8 @@ typedef struct Server {
         int peers[PEERS_MAX];
         uint32_t n_peers;
         int daemon;             /* the peer that is told of children: who greeted last; -EBADF */
-        bool unsent;            /* there are children to be offered */
+        int unsent_from;        /* no child to be offered is a lower descriptor; hold->end: there is none */
+        bool telling;           /* the daemon's socket is watched for being writable */
         bool had_peer;
         bool starving;          /* there was no descriptor left for a child's guard since the last sweep */
         uint64_t started_nsec, swept_nsec, sweep_nsec; /* when the last one was, and the next one is due */
@@ -61,37 +65,48 @@ static void close_peer(Server *server, int fd) {
                         server->peers[i] = server->peers[--server->n_peers];
                         break;
                 }
-        if (server->daemon == fd)
+        if (server->daemon == fd) {
                 server->daemon = -EBADF;
+                server->telling = false;
+        }
         safe_close(fd);
 }
 
-/* Offers the daemon copies of children's userfaultfds it has not got; stops where its socket is full. */
+static void set_telling(Server *server, bool telling) {
+        struct epoll_event event = { .events = EPOLLIN | (telling ? EPOLLOUT : 0), .data.fd = server->daemon };
+
+        if (server->daemon >= 0 && telling != server->telling &&
+            epoll_ctl(server->epoll_fd, EPOLL_CTL_MOD, server->daemon, &event) == 0)
+                server->telling = telling;
+}
+
+/* Offers the daemon, whose socket is writable, copies of children's userfaultfds it has not got. */
 static void send_children(Server *server) {
         Hold *hold = server->hold;
+        unsigned n = 0;
 
-        server->unsent = false;
-        for (int fd = 0; fd < hold->end; fd++) {
+        for (int fd = server->unsent_from; fd < hold->end; fd++) {
                 KeeperMessage notice = { .op = KEEPER_FORKED, .protocol = KEEPER_PROTOCOL };
 
+                server->unsent_from = fd;
                 if (!hold->entries[fd].id || !hold->entries[fd].unsent)
                         continue;
-                server->unsent = true;
-                if (server->daemon < 0)
+                if (n++ == NOTICES_MAX)
                         return;
                 notice.item = hold->entries[fd].item;
                 if (keeper_message_send(server->daemon, &notice, fd, MSG_DONTWAIT) < 0)
                         return;
                 hold->entries[fd].unsent = false;
         }
-        server->unsent = false;
+        server->unsent_from = hold->end;
+        set_telling(server, false);
 }
 
 static void on_forked(void *userdata, int fd) {
         Server *server = userdata;
 
         (void)watch(server, fd);
-        server->unsent = true;
+        server->unsent_from = MIN_OF(server->unsent_from, fd);
 }
 
 /* Those whose address space is gone. Nobody else notices that for us, see guard_is_dead(). How long it took to look at
@@ -249,11 +264,12 @@ static int carry_out(Server *server, int peer, const KeeperMessage *request, int
                      int *ret_fd) {
         switch (request->op) {
         case KEEPER_HELLO:
+                set_telling(server, false);
                 server->daemon = peer;
                 /* Who comes anew has no copies of what was offered to somebody else. */
                 for (int i = 0; i < server->hold->end; i++)
                         server->hold->entries[i].unsent = server->hold->entries[i].item.parent != 0;
-                server->unsent = true;
+                server->unsent_from = 0;
                 return 0;
         case KEEPER_NEXT:
                 return next_held(server->hold, request->cursor, reply, ret_fd);
@@ -347,7 +363,6 @@ static int begin(Server *server) {
                 r = watch(server, server->options->listen_fd);
         if (r == 0)
                 r = watch(server, server->options->keeper_pidfd);
-        server->unsent = true;
         return r;
 }
 
@@ -357,8 +372,8 @@ static int one_round(Server *server) {
         int n;
 
         sweep_if_due(server);
-        if (server->unsent && server->daemon >= 0)
-                send_children(server);
+        if (server->unsent_from < server->hold->end)
+                set_telling(server, true);
         n = epoll_wait(server->epoll_fd, events, EVENTS_MAX, (int)(SWEEP_NSEC / NSEC_PER_MSEC));
         if (n < 0)
                 return errno == EINTR ? 0 : -errno;
@@ -374,8 +389,11 @@ static int one_round(Server *server) {
                         accept_peer(server);
                 else if (fd == server->options->keeper_pidfd)
                         return SERVER_E_ALONE;
-                else if (is_peer(server, fd))
+                else if (is_peer(server, fd)) {
+                        if (fd == server->daemon && events[i].events & EPOLLOUT)
+                                send_children(server);
                         answer_peer(server, fd);
+                }
         }
         return 0;
 }

@@ -336,14 +336,34 @@ static void test_protected_fork(void) {
         guarded_stop(&guarded);
 }
 
-/* A discarded page that was protected all the same. */
-static void test_protected_hole(void) {
+static void *read_hole(void *page) { return (void *)(uintptr_t)page_is_zero(page); }
+
+/* So many, each by a thread. */
+static long order_read_holes(long n) {
+        pthread_t threads[4];
+        long zero = 0;
+
+        for (long i = 0; i < n; i++)
+                CHECK(pthread_create(&threads[i], NULL, read_hole, (void *)area_page(50 + (uint64_t)i)) == 0);
+        for (long i = 0; i < n; i++) {
+                void *is;
+
+                CHECK(pthread_join(threads[i], &is) == 0);
+                zero += is != NULL;
+        }
+        return zero;
+}
+
+/* Discarded pages that were protected all the same: one, and several at once. */
+static void test_protected_holes(long n) {
         Guarded guarded = guarded_start(PAGES, true);
 
-        CHECK(child_order(&guarded.child, order_discard, 50) == 0);
-        protect(&guarded, 50);
-        await_order(begin_order(&guarded, order_is_zero_50, 0, 1), "who reads a protected hole", NULL, NULL);
-        CHECK_HARMLESS(child_order(&guarded.child, order_is_pool, 51) == 1);
+        for (long i = 0; i < n; i++) {
+                CHECK(child_order(&guarded.child, order_discard, 50 + i) == 0);
+                protect(&guarded, 50 + (uint64_t)i);
+        }
+        await_order(begin_order(&guarded, order_read_holes, n, n), "who reads a protected hole", NULL, NULL);
+        CHECK_HARMLESS(child_order(&guarded.child, order_is_pool, 50 + n) == 1);
         guarded_stop(&guarded);
 }
 
@@ -406,10 +426,11 @@ static void test_watched_again(void) {
         guarded_stop(&guarded);
 }
 
-/* So many children, which end at once when the last one is there. */
-static long order_brood(long n) {
-        pid_t group = 0;
+static pid_t group;
 
+/* So many children, … */
+static long order_brood_begin(long n) {
+        group = 0;
         for (long i = 0; i < n; i++) {
                 pid_t pid = fork();
 
@@ -420,10 +441,49 @@ static long order_brood(long n) {
                 CHECK(pid > 0 && setpgid(pid, group) == 0);
                 group = group ?: pid;
         }
+        return 0;
+}
+
+/* … which end at once. */
+static long order_brood_end(long n) {
         CHECK(kill(-group, SIGKILL) == 0);
         for (long i = 0; i < n; i++)
                 CHECK(waitpid(-group, NULL, 0) > 0);
         return 0;
+}
+
+static long order_brood(long n) { return order_brood_begin(n) ?: order_brood_end(n); }
+
+static int count_child(void *userdata, const KeeperItem *item, int uffd) {
+        *(unsigned *)userdata += item->parent != 0;
+        return 0;
+}
+
+/* The keeper has more to tell a daemon than its socket holds, and answers it all the same. */
+static void test_many_children(const char *program) {
+        Guarded guarded = guarded_start(PAGES, true);
+        Keeper *second = NULL;
+        uint64_t until, begun = now_nsec();
+        KeeperStats stats;
+        int r;
+
+        CHECK(child_order(&guarded.child, order_brood_begin, 1000) == 0);
+        r = keeper_stats(keeper, &stats);
+        CHECK(r == 0, "%s", strerror(-r));
+        r = keeper_new(guard_directory, program, &second);
+        CHECK(r == 0, "%s", strerror(-r));
+        second = keeper_free(second);
+        r = keeper_recover(keeper);
+        CHECK(r == 0, "%s", strerror(-r));
+        printf("known to a second daemon, and the first again, in %lu ms\n", (now_nsec() - begun) / NSEC_PER_MSEC);
+        until = now_nsec() + 10 * NSEC_PER_SEC;
+        for (unsigned known = 0; known < 1000; usleep(1000)) {
+                CHECK(now_nsec() < until, "%u of 1000 children are known", known);
+                known = 0;
+                CHECK(keeper_list(keeper, count_child, &known) == 0);
+        }
+        CHECK(child_order(&guarded.child, order_brood_end, 1000) == 0);
+        guarded_stop(&guarded);
 }
 
 /* Until nobody's guard but that of the process itself is held. */
@@ -579,10 +639,12 @@ int main(int argc, char **argv) {
         test_mremap();
         test_requeue();
         test_protected_fork();
-        test_protected_hole();
+        test_protected_holes(1);
+        test_protected_holes(4);
         test_watches();
         test_watched_again();
         test_sweep();
+        test_many_children(argv[1]);
         test_many_guards();
         test_store_emptied(argv[1]);
         guard_test_end();
