@@ -250,10 +250,19 @@ static void insert(RemoteCandidate *list, size_t *n, RemoteCandidate candidate) 
         *n = end + 1;
 }
 
-int remote_choose(const Target *target, const RemoteMaps *maps, RemoteCandidate ret[static REMOTE_CANDIDATES],
-                  size_t *ret_n) {
+static bool is_unfit(const RemoteUnfit *unfit, pid_t tid) {
+        for (size_t i = 0; i < unfit->n; i++)
+                if (unfit->tids[i] == tid)
+                        return true;
+        return false;
+}
+
+int remote_choose(const Target *target, const RemoteMaps *maps, const RemoteUnfit *unfit,
+                  RemoteCandidate ret[static REMOTE_CANDIDATES], size_t *ret_n) {
         size_t n = 0;
-        RemoteCandidate leader = {target->pid, judge(target, maps, target->pid)};
+        RemoteCandidate leader = {target->pid, REMOTE_SLEEP_REFUSE};
+        if (!is_unfit(unfit, leader.tid))
+                leader.sleep = judge(target, maps, leader.tid);
         if (leader.sleep != REMOTE_SLEEP_REFUSE)
                 insert(ret, &n, leader);
         if (leader.sleep != REMOTE_SLEEP_EXACT) {
@@ -263,7 +272,7 @@ int remote_choose(const Target *target, const RemoteMaps *maps, RemoteCandidate 
                         return r;
                 size_t looked = 0;
                 for (pid_t tid; looked < LOOK_AT_MAX && (tid = remote_tasks_next(tasks)) > 0;) {
-                        if (tid == target->pid)
+                        if (tid == target->pid || is_unfit(unfit, tid))
                                 continue;
                         looked++;
                         RemoteCandidate candidate = {tid, judge(target, maps, tid)};
@@ -275,4 +284,17 @@ int remote_choose(const Target *target, const RemoteMaps *maps, RemoteCandidate 
         }
         *ret_n = n;
         return 0;
+}
+
+bool remote_others_may_be_fit(const Target *target, const RemoteUnfit *unfit) {
+        _cleanup_closedir_ DIR *tasks = NULL;
+        if (remote_tasks_open(target, &tasks) != 0)
+                return false;
+        for (pid_t tid; (tid = remote_tasks_next(tasks)) > 0;) {
+                RemoteThreadStatus status;
+                if (!is_unfit(unfit, tid) && !remote_is_worker(target, tid) &&
+                    remote_thread_status(target, tid, &status) == 0 && status.seccomp <= 0 && remote_status_is_fit(&status))
+                        return true;
+        }
+        return false;
 }

@@ -175,12 +175,23 @@ static long filter_size(pid_t tid, size_t nth) {
         return n < 0 ? -errno : n;
 }
 
-/* Threads have filters in common, inherited: with as many as the runner has, the last as long, they are taken for his, which
- * were judged. To read and to run them all for each of many threads takes longer than a stop may. */
+/* To read and to run them all for each of many threads takes longer than a stop may. */
+static bool are_alike(const RemoteThread *thread, const RemoteThread *read, long *ret_beyond) {
+        size_t n = read->n_filters;
+
+        *ret_beyond = filter_size(thread->tid, n);
+        return *ret_beyond < 0 && (n == 0 || filter_size(thread->tid, n - 1) == filter_size(read->tid, n - 1));
+}
+
+bool remote_filters_alike(const RemoteThread *thread, const RemoteThread *read) {
+        long beyond;
+
+        return read->n_filters > 0 && are_alike(thread, read, &beyond);
+}
+
 int remote_filter_check_return(RemoteThread *thread, const RemoteThread *runner) {
-        size_t n = runner->n_filters;
-        long beyond = filter_size(thread->tid, n);
-        if (beyond < 0 && (n == 0 || filter_size(thread->tid, n - 1) == filter_size(runner->tid, n - 1)))
+        long beyond;
+        if (are_alike(thread, runner, &beyond))
                 return beyond != -EACCES || !thread->seccomp ? 0 : REMOTE_E_UNFIT;
         _cleanup_(filters_done) Filters filters = {};
         int r = read_filters(thread->tid, &filters);
@@ -191,7 +202,7 @@ int remote_filter_check_return(RemoteThread *thread, const RemoteThread *runner)
         return may_return(&filters, runner->code.sigreturn) ? 0 : REMOTE_E_UNFIT;
 }
 
-int remote_filter_check(RemoteThread *thread, uint64_t region, const RemoteCall *calls, size_t n, bool must_allow) {
+static int check_calls(RemoteThread *thread, uint64_t region, const RemoteCall *calls, size_t n, bool must_allow) {
         const uint64_t results = region + REMOTE_REGION_RESULTS_OFFSET, stub = region + sizeof(RemoteHead);
         const RemoteCall own[] = {
                 {.nr = SYS_mmap, .args = {region, REMOTE_REGION_BYTES, PROT_READ | PROT_EXEC,
@@ -211,9 +222,9 @@ int remote_filter_check(RemoteThread *thread, uint64_t region, const RemoteCall 
                 return remote_thread_gone(thread);
         if (r < 0)
                 return r != -ENODATA ? r : must_allow ? REMOTE_E_UNFIT : 0;
+        thread->n_filters = filters.n;
         if (!may_return(&filters, thread->code.sigreturn) || !may_return(&filters, stub))
                 return REMOTE_E_UNFIT;
-        thread->n_filters = filters.n;
         bool may_clean_up = true;
         for (size_t i = 0; i < ELEMENTSOF(own); i++) {
                 bool borrowed = own[i].nr == SYS_mmap || own[i].nr == SYS_munmap;
@@ -231,4 +242,23 @@ int remote_filter_check(RemoteThread *thread, uint64_t region, const RemoteCall 
         }
         thread->seccomp = !may_clean_up;
         return 0;
+}
+
+bool remote_status_is_fit(const RemoteThreadStatus *status) {
+        return !status->shadow_stack && (status->seccomp != SECCOMP_MODE_STRICT || !remote_guards(REMOTE_GUARD_FILTER));
+}
+
+int remote_filter_check(RemoteThread *thread, const Target *target, uint64_t region, const RemoteCall *calls, size_t n,
+                        bool must_allow) {
+        RemoteThreadStatus status;
+        int r = remote_thread_status(target, thread->tid, &status);
+        if (r == 0 && !remote_status_is_fit(&status))
+                r = REMOTE_E_UNFIT;
+        if (r != 0)
+                return r;
+        thread->seccomp = status.seccomp > 0;
+        r = remote_thread_suspend_seccomp(thread);
+        if (r != 0 || !thread->seccomp || !remote_guards(REMOTE_GUARD_FILTER))
+                return r;
+        return check_calls(thread, region, calls, n, must_allow);
 }

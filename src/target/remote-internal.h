@@ -100,9 +100,17 @@ typedef struct RemoteCandidate {
 } RemoteCandidate;
 
 #define REMOTE_CANDIDATES 4U
-/* The best threads to stop, best first. *ret_n may be 0. REMOTE_E_GONE, -errno. */
-int remote_choose(const Target *target, const RemoteMaps *maps, RemoteCandidate ret[static REMOTE_CANDIDATES],
-                  size_t *ret_n);
+/* Threads that were asked, and are unfit: what one is, others need not be. */
+#define REMOTE_UNFIT_MAX 16U
+typedef struct RemoteUnfit {
+        pid_t tids[REMOTE_UNFIT_MAX];
+        size_t n;
+} RemoteUnfit;
+/* The best threads to stop, best first, and none of those. *ret_n may be 0. REMOTE_E_GONE, -errno. */
+int remote_choose(const Target *target, const RemoteMaps *maps, const RemoteUnfit *unfit,
+                  RemoteCandidate ret[static REMOTE_CANDIDATES], size_t *ret_n);
+/* Somebody who was not asked, for he sleeps on, may be fit. */
+bool remote_others_may_be_fit(const Target *target, const RemoteUnfit *unfit);
 
 /* No thread but the one that is about to be stopped (and is looked at then) can be executing in a region of ours:
  * it is the only one, or all are asleep elsewhere. */
@@ -128,6 +136,7 @@ typedef struct RemoteThreadStatus {
         bool blocks_all;        /* all signals that can be: as a thread in a region of ours does */
 } RemoteThreadStatus;
 int remote_thread_status(const Target *target, pid_t tid, RemoteThreadStatus *ret); /* REMOTE_E_GONE, -errno */
+bool remote_status_is_fit(const RemoteThreadStatus *status); /* neither a shadow stack nor strict mode */
 
 /* How far a thread has been taken: what has to be undone. */
 typedef enum RemoteStage {
@@ -148,7 +157,7 @@ struct RemoteThread {
         bool stopped, dead;
         bool executed;          /* another program than it was chosen in: there is nothing in it for us but to let it go */
         bool seccomp;           /* it has a filter that may not let it clean up when nobody traces it */
-        size_t n_filters;       /* that were judged */
+        size_t n_filters;       /* that were read */
         int inject;             /* a signal it had taken already when it stopped: goes back with the next resume */
         uint64_t interrupted_nsec; /* of the last interrupt that made it stand in place; 0: none did */
         uint64_t stopped_nsec;  /* when it was last not seen standing: it stands since then or later */
@@ -206,10 +215,13 @@ typedef struct RemoteCollector {
 int remote_collect_begin(RemoteCollector *collector, Remote *remote); /* -errno */
 void remote_collect_end(RemoteCollector *collector);
 
-/* Of a standing thread that has seccomp filters: whether what it is about to run for us could harm it if we died in the
- * middle. REMOTE_E_UNFIT: it could; REMOTE_E_GONE, -errno. Finds out whether it may clean up after us. must_allow: each
- * call has to work without us too, an error would be as bad as an end. */
-int remote_filter_check(RemoteThread *thread, uint64_t region, const RemoteCall *calls, size_t n, bool must_allow);
+/* Of a standing thread: whether what it is about to run for us could harm it if we died in the middle, by what confines it
+ * now. REMOTE_E_UNFIT: it could; REMOTE_E_GONE, _DENIED, -errno. Its filters are suspended. Finds out whether it may clean up
+ * after us. must_allow: each call has to work without us too, an error would be as bad as an end. */
+int remote_filter_check(RemoteThread *thread, const Target *target, uint64_t region, const RemoteCall *calls, size_t n,
+                        bool must_allow);
+/* Threads have filters in common, inherited: with as many as one whose were read, the last as long, they are taken for his. */
+bool remote_filters_alike(const RemoteThread *thread, const RemoteThread *read);
 /* Of another standing thread, that is to wait for the runner and to go home by rt_sigreturn(2): REMOTE_E_UNFIT, _GONE, -errno. */
 int remote_filter_check_return(RemoteThread *thread, const RemoteThread *runner);
 /* The action of one program; pure. *ret_only_nr: it looked at the number and the architecture only. */

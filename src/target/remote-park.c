@@ -41,9 +41,10 @@ static int park(RemoteThread *thread, RemoteThread *runner, uint64_t nth, uint8_
                 return r;
         if (remote_region_has(remote_arch_pc(&thread->regs)))
                 return REMOTE_E_BUSY; /* a dead caller's */
+        int own = thread->memfd;
         thread->memfd = runner->memfd;
         bool in_rseq = remote_thread_in_rseq(thread, remote_arch_pc(&thread->regs));
-        thread->memfd = -EBADF;
+        thread->memfd = own;
         if (in_rseq)
                 return REMOTE_E_BUSY; /* the kernel owes it an abort, which a thread that waits elsewhere would not get */
         r = remote_arch_frame_below(thread->tid, &thread->regs, thread->mask, runner->code.sigreturn, slot + bytes, frame,

@@ -4,7 +4,6 @@
 #include "base/clock.h"
 
 #include <fcntl.h>
-#include <linux/seccomp.h>
 #include <string.h>
 #include <sys/syscall.h>
 
@@ -164,42 +163,56 @@ static int run(RemoteThread *thread, const Target *target, RemoteTransaction *tr
         return 0;
 }
 
-static int check_filters(RemoteThread *thread, const RemoteProgram *program, uint64_t region) {
+static int check_filters(RemoteThread *thread, const RemoteVisit *visit, const RemoteProgram *program) {
         _cleanup_free_ RemoteCall *calls = calloc(program->n_ops, sizeof *calls);
         size_t n = 0;
         if (!calls)
                 return -ENOMEM;
         for (unsigned i = 0; i < program->n_ops; i++)
-                n += remote_program_call_at(program, i, region, &calls[n]);
-        return remote_filter_check(thread, region, calls, n, true);
+                n += remote_program_call_at(program, i, visit->region, &calls[n]);
+        return remote_filter_check(thread, visit->target, visit->region, calls, n, true);
 }
 
-/* Of the standing threads, one that may be used. */
+/* refused: by its filters; NULL: nobody was yet. */
+static int try_out(RemoteThread *thread, const RemoteVisit *visit, const RemoteProgram *program, const RemoteThread *refused,
+               uint64_t *ret_floor) {
+        thread->memfd = fcntl(visit->memfd, F_DUPFD_CLOEXEC, 3);
+        if (thread->memfd < 0)
+                return -errno;
+        thread->code = visit->code;
+        int r = remote_visit_check(thread, visit, ret_floor);
+        if (r != 0)
+                return r;
+        if (remote_thread_in_rseq(thread, remote_arch_pc(&thread->regs)))
+                return REMOTE_E_BUSY;
+        if (refused && remote_filters_alike(thread, refused))
+                return REMOTE_E_UNFIT;
+        return check_filters(thread, visit, program);
+}
+
+/* Of the standing threads, one that may be used. REMOTE_E_UNFIT: none of them ever may. */
 static int pick(RemoteCrowd *crowd, const RemoteVisit *visit, const RemoteCandidate *candidates, size_t n,
-                RemoteThread **ret, uint64_t *ret_floor) {
-        int last = REMOTE_E_BUSY;
+                const RemoteProgram *program, RemoteThread **ret, uint64_t *ret_floor) {
+        bool busy = false, unfit = false;
+        const RemoteThread *refused = NULL;
         for (size_t i = 0; i < n + crowd->n; i++) {
                 pid_t tid = i < n ? candidates[i].tid : crowd->threads[i - n]->tid;
                 RemoteThread *thread = remote_crowd_find(crowd, tid);
                 if (!thread || thread->memfd >= 0)
                         continue; /* ended, or tried already */
-                thread->memfd = fcntl(visit->memfd, F_DUPFD_CLOEXEC, 3);
-                if (thread->memfd < 0)
-                        return -errno;
-                thread->code = visit->code;
-                int r = remote_visit_check(thread, visit, ret_floor);
-                if (r == 0 && remote_thread_in_rseq(thread, remote_arch_pc(&thread->regs)))
-                        r = REMOTE_E_BUSY;
+                int r = try_out(thread, visit, program, refused, ret_floor);
                 if (r == 0) {
                         *ret = thread;
                         return 0;
                 }
-                if (r < 0)
+                if (r < 0 || r == REMOTE_E_DENIED)
                         return r;
-                if (r != REMOTE_E_GONE)
-                        last = r;
+                unfit |= r == REMOTE_E_UNFIT;
+                busy |= r == REMOTE_E_BUSY;
+                if (thread->n_filters > 0)
+                        refused = thread;
         }
-        return last;
+        return unfit && !busy ? REMOTE_E_UNFIT : REMOTE_E_BUSY;
 }
 
 /* What dead callers left is taken away first, in a visit of its own. */
@@ -224,7 +237,7 @@ static int transact(Remote *remote, Target *target, RemoteTransaction *transacti
         size_t n_candidates = 0;
         int r = prepare(remote, target, &visit);
         if (r == 0)
-                r = remote_choose(target, &visit.maps, candidates, &n_candidates);
+                r = remote_choose(target, &visit.maps, &(RemoteUnfit){}, candidates, &n_candidates);
         if (r != 0)
                 return r;
         if (n_candidates > 0 && candidates[0].sleep == REMOTE_SLEEP_NONE && !remote_may_be_slow(remote) &&
@@ -240,22 +253,10 @@ static int transact(Remote *remote, Target *target, RemoteTransaction *transacti
                 transaction->on_standing(transaction->userdata);
 
         RemoteThread *chosen = NULL;
-        RemoteThreadStatus status;
         uint64_t floor = 0;
-        r = pick(crowd, &visit, candidates, n_candidates, &chosen, &floor);
+        r = pick(crowd, &visit, candidates, n_candidates, transaction->program, &chosen, &floor);
         if (r == 0)
                 remote_boost_begin(remote, chosen->tid); /* all the others wait for what it does */
-        if (r == 0)
-                r = remote_thread_status(target, chosen->tid, &status);
-        if (r == 0)
-                chosen->seccomp = status.seccomp > 0; /* as it stands: it may have got a filter since it was looked at */
-        if (r == 0 && (status.shadow_stack ||
-                       (status.seccomp == SECCOMP_MODE_STRICT && remote_guards(REMOTE_GUARD_FILTER))))
-                r = REMOTE_E_UNFIT;
-        if (r == 0)
-                r = remote_thread_suspend_seccomp(chosen);
-        if (r == 0 && chosen->seccomp && remote_guards(REMOTE_GUARD_FILTER))
-                r = check_filters(chosen, transaction->program, visit.region);
         if (r == 0)
                 r = remote_enter(chosen, floor, visit.region, transaction->program->holds ? crowd->n - 1 : 0);
         if (r == 0) {

@@ -5,7 +5,6 @@
 #include "base/io.h"
 
 #include <fcntl.h>
-#include <linux/seccomp.h>
 #include <linux/userfaultfd.h>
 #include <stdio.h>
 #include <string.h>
@@ -120,7 +119,7 @@ static int call_in_thread(Remote *remote, RemoteVisit *visit, RemoteCandidate ca
                 return r;
         if (status.tracer)
                 return REMOTE_E_TRACED;
-        if (status.shadow_stack || (status.seccomp == SECCOMP_MODE_STRICT && remote_guards(REMOTE_GUARD_FILTER)))
+        if (!remote_status_is_fit(&status))
                 return REMOTE_E_UNFIT;
         if (status.state != 'S' && status.state != 'R')
                 return REMOTE_E_BUSY;
@@ -144,8 +143,8 @@ static int call_in_thread(Remote *remote, RemoteVisit *visit, RemoteCandidate ca
                 remote_visit_look_again(visit);
                 n = visit->n_leftovers;
         }
-        if (r == 0 && n > 0 && thread->seccomp && remote_guards(REMOTE_GUARD_FILTER))
-                r = remote_filter_check(thread, visit->region, calls, n, false);
+        if (r == 0 && n > 0)
+                r = remote_filter_check(thread, visit->target, visit->region, calls, n, false);
         if (r == 0 && n > 0)
                 r = remote_enter(thread, floor, visit->region, 0);
         if (r == 0 && n > 0)
@@ -167,43 +166,69 @@ static int call_in_thread(Remote *remote, RemoteVisit *visit, RemoteCandidate ca
         return 0;
 }
 
+/* What dead callers left is taken away first. */
+static int sweep_and_call(Remote *remote, RemoteVisit *visit, RemoteCandidate candidate, RemoteCall *calls, size_t n,
+                          size_t *ret_done) {
+        if (visit->n_leftovers > 0) {
+                size_t swept;
+                int r = call_in_thread(remote, visit, candidate, visit->leftovers, visit->n_leftovers, &swept);
+                if (r != 0)
+                        return r;
+                visit->n_leftovers = 0;
+        }
+        return call_in_thread(remote, visit, candidate, calls, n, ret_done);
+}
+
+/* One after the other, until it is done in one. REMOTE_E_UNFIT: all of them are. */
+static int call_in_one_of(Remote *remote, RemoteVisit *visit, const RemoteCandidate *candidates, size_t n_candidates,
+                          RemoteUnfit *unfit, RemoteCall *calls, size_t n, size_t *ret_done) {
+        bool busy = false;
+        for (size_t i = 0; i < n_candidates && unfit->n < ELEMENTSOF(unfit->tids); i++) {
+                if (candidates[i].sleep == REMOTE_SLEEP_NONE && !remote_may_be_slow(remote) &&
+                    remote_cpus_are_contended(remote, REMOTE_CONTENDED_THREADS) && !remote_boost_works(remote))
+                        return REMOTE_E_BUSY;
+                int r = sweep_and_call(remote, visit, candidates[i], calls, n, ret_done);
+                if (r <= 0 || r == REMOTE_E_LOST || r == REMOTE_E_TRACED || r == REMOTE_E_DENIED)
+                        return r;
+                if (r == REMOTE_E_GONE && !target_alive(visit->target))
+                        return REMOTE_E_GONE;
+                if (r == REMOTE_E_UNFIT)
+                        unfit->tids[unfit->n++] = candidates[i].tid;
+                else
+                        busy = true;
+        }
+        return busy ? REMOTE_E_BUSY : REMOTE_E_UNFIT;
+}
+
+static int why_nobody(const Target *target, const RemoteUnfit *unfit) {
+        RemoteThreadStatus status;
+        if (unfit->n > 0)
+                return remote_others_may_be_fit(target, unfit) ? REMOTE_E_BUSY : REMOTE_E_UNFIT;
+        int r = remote_thread_status(target, target->pid, &status);
+        return r != 0 ? r : status.tracer ? REMOTE_E_TRACED : REMOTE_E_BUSY;
+}
+
 static int call_once_somewhere(Remote *remote, Target *target, RemoteCall *calls, size_t n, size_t *ret_done) {
         if (!target_alive(target))
                 return REMOTE_E_GONE;
         if (remote_lingers_inside(remote, target))
                 return REMOTE_E_BUSY;
         _cleanup_(remote_visit_done) RemoteVisit visit = {.target = target, .memfd = -EBADF, .maps.fd = -EBADF};
-        RemoteCandidate candidates[REMOTE_CANDIDATES];
-        size_t n_candidates = 0;
+        RemoteUnfit unfit = {};
         int r = remote_visit_prepare(target, &visit);
-        if (r == 0)
-                r = remote_choose(target, &visit.maps, candidates, &n_candidates);
         if (r != 0)
                 return r;
-        if (n_candidates == 0) {
-                RemoteThreadStatus status;
-                r = remote_thread_status(target, target->pid, &status);
-                return r != 0 ? r : status.tracer ? REMOTE_E_TRACED : REMOTE_E_BUSY;
-        }
-        for (size_t i = 0; i < n_candidates; i++) {
-                if (candidates[i].sleep == REMOTE_SLEEP_NONE && !remote_may_be_slow(remote) &&
-                    remote_cpus_are_contended(remote, REMOTE_CONTENDED_THREADS) && !remote_boost_works(remote))
-                        break;
-                if (visit.n_leftovers > 0) {
-                        size_t swept;
-                        r = call_in_thread(remote, &visit, candidates[i], visit.leftovers, visit.n_leftovers, &swept);
-                        if (r == 0)
-                                visit.n_leftovers = 0;
-                } else
-                        r = 0;
-                if (r == 0)
-                        r = call_in_thread(remote, &visit, candidates[i], calls, n, ret_done);
-                if (r <= 0 || r == REMOTE_E_LOST || r == REMOTE_E_TRACED || r == REMOTE_E_UNFIT || r == REMOTE_E_DENIED)
+        do {
+                RemoteCandidate candidates[REMOTE_CANDIDATES];
+                size_t n_candidates = 0;
+                r = remote_choose(target, &visit.maps, &unfit, candidates, &n_candidates);
+                if (r != 0)
                         return r;
-                if (r == REMOTE_E_GONE && !target_alive(target))
-                        return REMOTE_E_GONE;
-        }
-        return REMOTE_E_BUSY;
+                if (n_candidates == 0)
+                        return why_nobody(target, &unfit);
+                r = call_in_one_of(remote, &visit, candidates, n_candidates, &unfit, calls, n, ret_done);
+        } while (r == REMOTE_E_UNFIT && unfit.n < ELEMENTSOF(unfit.tids));
+        return r;
 }
 
 static void none_made(RemoteCall *calls, size_t n) {
