@@ -124,6 +124,11 @@ int remote_enter(RemoteThread *thread, uint64_t floor, uint64_t region, size_t n
         if (!thread->below)
                 return -ENOMEM;
         thread->below_size = size;
+        /* How large a frame is depends on the processor (AMX: 11 KiB). As where there are more threads than may be parked: they
+         * may be fewer later. */
+        thread->region_bytes = REMOTE_REGION_BYTES + ROUND_UP(n_parked * remote_park_bytes(thread), PAGE_BYTES);
+        if (thread->region_bytes > REMOTE_REGION_STRIDE)
+                return REMOTE_E_BUSY;
         if (pread(thread->memfd, thread->below, size, (off_t)thread->frame) != (ssize_t)size)
                 return REMOTE_E_BUSY;
         if (write_all(thread->memfd, frame, size, thread->frame) != 0) {
@@ -134,7 +139,6 @@ int remote_enter(RemoteThread *thread, uint64_t floor, uint64_t region, size_t n
 
         thread->stage = REMOTE_STAGE_INSIDE;
         thread->wanted = region;
-        thread->region_bytes = REMOTE_REGION_BYTES + ROUND_UP(n_parked * remote_park_bytes(thread), PAGE_BYTES);
         const uint64_t args[6] = {region, thread->region_bytes, PROT_READ | PROT_EXEC,
                                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, UINT64_MAX, 0};
         int64_t mapped;

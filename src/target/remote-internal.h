@@ -414,6 +414,7 @@ enum {
 #ifdef REMOTE_TEST
 extern unsigned remote_test_leave_out;
 extern uint64_t remote_test_program_wait_nsec; /* for a program to end */
+extern uint64_t remote_test_vector_bytes; /* by which a frame is larger than here */
 extern pid_t remote_test_unlisted; /* a thread that the kernel leaves out */
 void remote_test_step(RemoteStep step);
 #define remote_guards(guard) (!(remote_test_leave_out & (guard)))

@@ -18,7 +18,16 @@
  * us after a while, and then ends the program without having begun), so the end of the program always comes. The stub
  * that goes home alone leaves the region, which others may be in; the next visit takes it away when none is.
  */
-uint64_t remote_park_bytes(const RemoteThread *runner) { return ROUND_UP(runner->below_size + 256, (uint64_t)64); }
+#ifdef REMOTE_TEST
+uint64_t remote_test_vector_bytes;
+#define VECTOR_BYTES remote_test_vector_bytes
+#else
+#define VECTOR_BYTES 0
+#endif
+
+uint64_t remote_park_bytes(const RemoteThread *runner) {
+        return ROUND_UP(runner->below_size + VECTOR_BYTES + 256, (uint64_t)64);
+}
 
 static int count(const RemoteThread *runner, uint64_t parked) {
         return remote_write(runner, &parked, sizeof parked,

@@ -178,6 +178,24 @@ static void test_deserted(Remote *remote) {
         end(remote, pid);
 }
 
+/* Frames as AMX makes them: they would reach into the next region. */
+static void test_too_large(Remote *remote) {
+        _cleanup_(target_freep) Target *target = NULL;
+        pid_t pid = start(100, false);
+
+        CHECK(target_new(pid, &target) == 0);
+        remote_test_vector_bytes = 11 << 10;
+        for (unsigned i = 0; i < TRIES; i++) {
+                RemoteTransaction transaction;
+                int r = transact(remote, target, true, &transaction);
+                CHECK(r == REMOTE_E_BUSY, "%s", remote_error_name(r));
+                usleep(2000);
+        }
+        remote_test_vector_bytes = 0;
+        CHECK(target_alive(target));
+        end(remote, pid);
+}
+
 /* The kernel leaves one out when another ends: who was not seen runs. */
 static void test_unlisted(Remote *remote) {
         _cleanup_(target_freep) Target *target = NULL;
@@ -220,6 +238,7 @@ int main(void) {
         for (unsigned n = 1; n <= 250; n = n == 1 ? 8 : n == 8 ? 64 : n == 64 ? 250 : 251)
                 test_stop(remote, n);
         test_too_many(remote);
+        test_too_large(remote);
         test_unlisted(remote);
         test_deserted(remote);
         return 0;
