@@ -45,7 +45,7 @@ struct Unstable {
         size_t n;
         size_t expected;        /* entries that there are to be soon: buckets for them are not joined; 0: none */
         uint64_t swept;         /* the position of the sweep, and above its 32 bits how often it has come round */
-        uint32_t dying;         /* chain that bucket_free() is at: where its moving cells are found */
+        uint32_t dying;         /* chain that cells_free() is at: where its moving cells are found */
 };
 
 static inline uint32_t cell_size(uint32_t id) {
