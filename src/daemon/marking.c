@@ -88,6 +88,8 @@ static int mark_member(Pass *pass, Member *member) {
         };
         int r;
 
+        if (!member_may_be_read(member)) /* others' pages are like its own; huge pages would be read to make the plan */
+                return 0;
         r = manager_refresh_vmas(member);
         if (r != 0)
                 return r < 0 ? r : 0;

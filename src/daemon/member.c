@@ -235,8 +235,7 @@ static bool meet(Manager *m, Member *member) {
                 while (manager_undo_goes_on(m, member, &slice));
                 return false;
         }
-        return member->skip == TARGET_OK ||
-               (member->adopted && (member->skip == TARGET_SKIP_FROZEN || member->skip == TARGET_SKIP_STOPPED));
+        return member_may_be_read(member);
 }
 
 /* The mappings, and where in them pages are present: which shows what is new, and may be cold. */

@@ -145,6 +145,12 @@ static inline uint64_t member_merged(const Member *member) {
         return MAX_OF(member->counts.merged, member->census.ksm_mappings);
 }
 
+/* It was met and keeps no secrets, as of this pass. Who is stopped or frozen cannot be called, and can be read. */
+static inline bool member_may_be_read(const Member *member) {
+        return member->skip == TARGET_OK ||
+               (member->adopted && (member->skip == TARGET_SKIP_FROZEN || member->skip == TARGET_SKIP_STOPPED));
+}
+
 /* Route remap's: what makes a slot's pool (NULL, or why there is none), and takes what is in it into its new domain. */
 typedef struct RosterPools {
         const char *(*open)(void *userdata, Slot *slot);

@@ -13,7 +13,7 @@ HUGE = 2 << 20
 SPLIT_BLINDLY = "split for what it held before"
 # An area of huge pages whose contents follow from a kind; obeys lines, checks itself.
 VICTIM = r"""
-import ctypes, hashlib, mmap, sys
+import ctypes, hashlib, mmap, os, sys
 P, H, N = 4096, 2 << 20, int(sys.argv[1])
 libc = ctypes.CDLL(None, use_errno=True)
 whole = mmap.mmap(-1, (N + 1) * H, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -33,11 +33,15 @@ def fill(percent):
     for i in range(N * H // P):
         whole[at + i * P:at + (i + 1) * P] = page(i)
 
+def dumpable(yes):
+    os.setuid(65534)  # of root it cannot be seen from outside
+    assert libc.prctl(4, int(yes), 0, 0, 0) == 0  # PR_SET_DUMPABLE
+
 print("ready", base + at, flush=True)
 for line in sys.stdin:
     word, *rest = line.split()
-    if word == "fill":
-        fill(*rest)
+    if word in ("fill", "dumpable"):
+        globals()[word](*rest)
         print("ok", flush=True)
     else:
         print("ok" if all(whole[at + i * P:at + (i + 1) * P] == page(i) for i in range(N * H // P)) else "bad",
@@ -163,6 +167,42 @@ def changed_since_it_was_read():
         check(victim.intact() and host.stop(daemon) == 0, "end")
 
 
+# One page in so many of such an area of so many huge pages, filled once.
+TWIN = r"""
+import hashlib, mmap, sys, time
+pages, step, name = int(sys.argv[1]) * 512, int(sys.argv[2]), sys.argv[3]
+area = mmap.mmap(-1, pages // step * 4096, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+area.madvise(mmap.MADV_NOHUGEPAGE)
+area[:] = b"".join(hashlib.sha256(f"1 {i} {name}".encode()).digest() * 128 for i in range(0, pages, step))
+print("ready", flush=True)
+time.sleep(600)
+"""
+
+
+def secrets_are_not_read():
+    """huge pages of a process that keeps secrets by now are not read when pages like them turn up elsewhere"""
+    with Host("secrets") as host:
+        group = host.cgroup("a")
+        victim = filled(host, group, 32, 0, "s")
+        check(victim.order("dumpable", 1), "PR_SET_DUMPABLE")
+        daemon = host.daemon(host.configure(conf(group, "HugePageSplit=1%\n")))
+        host.passes(3)
+        check(victim.order("dumpable", 0), "PR_SET_DUMPABLE")
+        wait_for("it to be left alone", lambda: host.passes() or "not-dumpable" in str(host.call("Explain", pid=victim.pid)))
+        before = host.stats()["pages_hashed"]
+        host.spawn(group, sys.executable, "-c", TWIN, 32, 32, "s", ready="ready")
+        for _ in range(5):
+            host.passes()
+            read = host.stats()["pages_hashed"] - before
+            found = host.call("Explain", pid=victim.pid)["merge_failures"]["kernel"]
+            check(read < 32 * 512, "secrets were read")
+            if found >= 400:
+                break
+        print(f"    {read} pages read, {found} of {32 * 512 // 32} found in the other process")
+        check(found >= 400, "this proves nothing")
+        check(victim.order("check") and host.stop(daemon) == 0, "end")
+
+
 def control():
     """A daemon that does not read a huge page as a whole before it splits it fails for that, and nothing else."""
     try:
@@ -178,4 +218,4 @@ if __name__ == "__main__":
     if sys.argv[1:] == ["control"]:
         control()
         sys.exit(1)
-    run_tests(unique_ones_stay, zero_part_comes_back_and_goes, changed_since_it_was_read)
+    run_tests(unique_ones_stay, zero_part_comes_back_and_goes, changed_since_it_was_read, secrets_are_not_read)
