@@ -272,6 +272,7 @@ int manager_refresh(Manager *m, Member *member) {
                 r = track_update(member->track, member->target, &member->vmas);
                 if (r == TARGET_E_GONE)
                         return r;
+                member->look_again |= r == 0 && member->track->grown;
                 if (r < 0 || wants_its_own) /* a mapping belongs to one userfaultfd */
                         manager_end_track(member);
         }
@@ -328,6 +329,7 @@ bool manager_member_ready(Manager *m, Member *member) {
                 log_debug("process %d cannot be read: %s", member->target->pid, strerror(-r));
         if (r != 0 || left)
                 return r == 0;
+        look |= member->look_again; /* what was written to before it was registered was no fault, or is one used up */
         member->faults = look ? UINT64_MAX : now.faults - member->activity.faults;
         member->activity = now;
         member->look_again = false;

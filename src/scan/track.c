@@ -273,6 +273,15 @@ static int adjust(const Track *track, const Target *target, const Vma *vma, bool
         return r == -ENOMEM && is_gone(track->uffd, vma->start) ? -ESRCH : r == 0;
 }
 
+/* All of it was covered before. at: the first mapping of ours that ends behind its start. */
+static bool was_covered(const Track *track, size_t at, const Vma *vma) {
+        uint64_t end = vma->start;
+
+        for (; at < track->n_mappings && track->mappings[at].start <= end && end < vma->end; at++)
+                end = track->mappings[at].end;
+        return end >= vma->end;
+}
+
 int track_update(Track *track, const Target *target, const VmaList *vmas) {
         Track new = {};
         size_t at_mapping = 0, at_chunk = 0;
@@ -280,10 +289,13 @@ int track_update(Track *track, const Target *target, const VmaList *vmas) {
 
         for (size_t i = 0; i < vmas->n && r >= 0; i++) {
                 const Vma *vma = &vmas->vmas[i];
+                bool ours = is_ours(track, &at_mapping, vma);
 
-                r = adjust(track, target, vma, is_ours(track, &at_mapping, vma));
-                if (r > 0)
+                r = adjust(track, target, vma, ours);
+                if (r > 0) {
+                        new.grown |= !ours || !was_covered(track, at_mapping, vma);
                         r = add_mapping(&new, track, &at_chunk, vma);
+                }
         }
         if (r < 0) {
                 free(new.chunks);

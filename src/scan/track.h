@@ -44,6 +44,7 @@ typedef struct Track {
         TrackMapping *mappings; /* by address */
         size_t n_mappings, mappings_allocated;
         bool stale;             /* part of it is registered no more: update, with mappings read anew */
+        bool grown;             /* the last update covered more than the one before: first writes to that were no faults */
 } Track;
 
 /* Takes uffd over, also on failure. -errno: the kernel has no asynchronous write protection (before 6.7), or it is no

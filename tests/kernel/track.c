@@ -120,6 +120,9 @@ static long there_and_back(long i) {
 static void test_mappings(void) {
         Child child = child_tracked(8);
 
+        CHECK(child.track->grown);
+        child_update(&child);
+        CHECK(!child.track->grown);
         child_order(&child, touch, 0);
         child_order(&child, touch, 7);
         EXPECT(&child, "w------w");
@@ -139,7 +142,7 @@ static void test_mappings(void) {
         CHECK(child.track->stale);
         EXPECT(&child, "--w-----");
         child_update(&child);
-        CHECK(!child.track->stale);
+        CHECK(!child.track->stale && child.track->grown);
         EXPECT(&child, "--w-----");
         EXPECT(&child, "--------");
 
@@ -155,7 +158,7 @@ static void test_mappings(void) {
         child_order(&child, touch, 6);
         EXPECT(&child, "----w-w-");
         child_update(&child);
-        CHECK(track_covers(child.track, area_page(4)));
+        CHECK(!child.track->grown && track_covers(child.track, area_page(4)));
         CHECK(child_order(&child, allow, 4) == 0);
         child_order(&child, touch, 4);
         EXPECT(&child, "----w---");
@@ -171,7 +174,9 @@ static void test_mappings(void) {
         child_read_vmas(&child);
         CHECK(!vma_list_find(&child.vmas, area_page(1))->tracked);
         CHECK(child_order(&child, unlock, 1) == 0);
+        CHECK(!child.track->grown);
         child_update(&child);
+        CHECK(child.track->grown);
         EXPECT(&child, "-w------");
 
         /* Gone. */
@@ -179,6 +184,7 @@ static void test_mappings(void) {
         EXPECT(&child, "--------");
         child_update(&child);
         CHECK(!track_covers(child.track, area_page(0)) && track_covers(child.track, area_page(1)));
+        CHECK(!child.track->grown);
         child_stop(&child);
 }
 
@@ -263,7 +269,7 @@ static void test_growth(void) {
         child_order(&child, touch, 6);
         CHECK(!track_covers(child.track, area_page(6)));
         child_update(&child);
-        CHECK(track_covers(child.track, area_page(6)));
+        CHECK(track_covers(child.track, area_page(6)) && child.track->grown);
         EXPECT(&child, "------w-");
         /* Away: known at the new place after the next update, with all that is in it. */
         CHECK(child_order(&child, move, 8) == 0);
