@@ -29,30 +29,42 @@ static void note_losses(Manager *m, Member *member, int losses) {
                 member->unmark = true;
 }
 
+/* Where nothing is told any more the probe forgets the block. */
+static void set_told(const Manager *m, const Member *member, Block *block, const PageSet merged) {
+        JudgeRecord *record = block->judge;
+        struct probe_block now;
+
+        memcpy(now.merged, merged, sizeof now.merged);
+        if (probes_block_set(m->probes, member->target->pid, block->addr, &now) == 0)
+                memcpy(record->told, merged, sizeof record->told);
+        else
+                memset(record->told, 0, sizeof record->told);
+        block->told = page_set_any(record->told);
+}
+
 /* What the probe saw break since it was told, or since this was asked last. */
 static bool collect(const Manager *m, const Member *member, Block *block, PageSet ret_broken) {
         struct probe_block now;
+        PageSet left;
 
-        if (!page_set_any(block->judge->told) || !probes_block_get(m->probes, member->target->pid, block->addr, &now))
+        if (!block->told || !probes_block_get(m->probes, member->target->pid, block->addr, &now))
                 return false;
         for (unsigned i = 0; i < BLOCK_PAGES / 64; i++) {
                 ret_broken[i] = block->judge->told[i] & ~now.merged[i];
-                block->judge->told[i] &= now.merged[i];
+                left[i] = block->judge->told[i] & now.merged[i];
         }
+        if (page_set_any(left))
+                memcpy(block->judge->told, left, sizeof left);
+        else
+                set_told(m, member, block, left);
         return page_set_any(ret_broken);
 }
 
 static void tell(const Manager *m, const Member *member, Block *block) {
-        JudgeRecord *record = block->judge;
-        struct probe_block now;
+        const JudgeRecord *record = block->judge;
 
-        if (equal(record->told, record->merged) || !probes_have(m->probes, PROBE_FAULTS))
-                return;
-        memcpy(now.merged, record->merged, sizeof now.merged);
-        if (probes_block_set(m->probes, member->target->pid, block->addr, &now) == 0)
-                memcpy(record->told, record->merged, sizeof record->told);
-        else
-                memset(record->told, 0, sizeof record->told);
+        if (!equal(record->told, record->merged) && probes_have(m->probes, PROBE_FAULTS))
+                set_told(m, member, block, record->merged);
 }
 
 /* A block was looked at, as far as it is marked. */
@@ -220,25 +232,25 @@ void manager_forget_judgement(Manager *m) {
 }
 
 static void untell(Manager *m, Member *member) {
-        for (size_t b = 0; b < member->space.n; b++)
-                if (member->space.blocks[b]->judge)
-                        memset(member->space.blocks[b]->judge->told, 0, sizeof(PageSet));
+        for (size_t b = 0; b < member->space.n; b++) {
+                Block *block = member->space.blocks[b];
+
+                if (!block->told)
+                        continue;
+                memset(block->judge->told, 0, sizeof block->judge->told);
+                block->told = false;
+        }
         member->breaks_seen = 0;
 }
 
 void manager_untell(const Manager *m, const Member *member) {
-        const struct probe_block nothing = { 0 };
+        const PageSet nothing = { 0 };
 
         if (probes_blocks(m->probes, member->target->pid) == 0)
                 return;
-        for (size_t b = 0; b < member->space.n; b++) {
-                Block *block = member->space.blocks[b];
-
-                if (!block->judge || !page_set_any(block->judge->told))
-                        continue;
-                (void)probes_block_set(m->probes, member->target->pid, block->addr, &nothing);
-                memset(block->judge->told, 0, sizeof block->judge->told);
-        }
+        for (size_t b = 0; b < member->space.n; b++)
+                if (member->space.blocks[b]->told)
+                        set_told(m, member, member->space.blocks[b], nothing);
 }
 
 void manager_forget_told(Manager *m) { foreach_member(m, untell); }

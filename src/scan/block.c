@@ -213,7 +213,8 @@ static int update(Space *space, const PresentList *present) {
                 } else if (!found || block->addr < found->addr) {
                         old++;
                         block->huge = false;
-                        if (!space->selected && !page_set_any(block->hole) && ++block->dead_passes > DEAD_PASSES_MAX) {
+                        if (!space->selected && !page_set_any(block->hole) && !block->told &&
+                            ++block->dead_passes > DEAD_PASSES_MAX) {
                                 block_free(space->table, block);
                                 continue;
                         }

@@ -50,6 +50,7 @@ typedef struct Block {
         uint32_t judged;        /* the pass that last read all of its pages */
         bool recheck;           /* what is in changed is to be read again */
         bool unprotected;       /* it was sampled: when it is tracked again, pages are reported that nobody wrote to */
+        bool told;              /* a probe was told that pages of it are merged (merge/judge.h) */
         bool refilled;          /* khugepaged filled in what was given back: not to be given back again */
         PageSet hashed;         /* check[] holds something */
         PageSet zero;           /* all zero when last read, on a frame of its own */

@@ -3,6 +3,11 @@
 """Pages that are written again and again are left alone, the rest stays merged; with the policy switched off (the control)
 they are merged and broken for ever. What is counted is what the processes count for themselves. All of it with the
 probes, and without them."""
+import contextlib
+import json
+import pathlib
+import re
+import shutil
 import subprocess
 
 from harness import BUILD, Host, Obedient, check, run_tests, wait_for
@@ -152,5 +157,32 @@ def let_go():
         check(host.stop(process) == 0, "end")
 
 
+def told_blocks(daemon):
+    """How many blocks the daemon's probes know of."""
+    def ask(what, number):
+        return json.loads(subprocess.check_output(["bpftool", "-j", "map", what, "id", number]))
+    said = ""
+    for info in pathlib.Path(f"/proc/{daemon.pid}/fdinfo").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            said += info.read_text()
+    maps = set(re.findall(r"^map_id:\s*(\d+)", said, re.M))
+    return sum(len(ask("dump", number)) for number in maps if ask("show", number)["name"] == "blocks")
+
+
+def broken_blocks_are_forgotten():
+    """a block of which every page broke costs the probes nothing any more, nor whoever goes through all of them later"""
+    with Host("forgotten") as host:
+        victim, process = start(host, ["--hot", "50"], "PayBack=10min\n")
+        if probed(host) and shutil.which("bpftool"):
+            before = told_blocks(process)
+            broken = victim.write()
+            check(broken >= victim.pages * 0.49, f"{broken} pages broken")
+            # Of 8 MiB in each of two processes, at any address, three blocks are whole.
+            wait_for("broken blocks to be forgotten", lambda: told_blocks(process) <= before - 6, 10)
+            print(f"    {before} blocks told, {told_blocks(process)} after {broken} of {victim.pages} pages broke")
+        victim.order("check")
+        check(host.stop(process) == 0, "end")
+
+
 if __name__ == "__main__":
-    run_tests(together, scattered, without_probes, without_policy, let_go)
+    run_tests(together, scattered, without_probes, without_policy, let_go, broken_blocks_are_forgotten)
