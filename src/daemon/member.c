@@ -183,7 +183,8 @@ static void forget_image(Manager *m, Member *member) {
         member->pooled = member->astray = 0;
         member->marks_loaded = member->adopted = member->track_tried = member->kept_taken = false;
         member->kin = 0;
-        member->vmas_nsec = member->refreshed_nsec = member->last_pass = 0;
+        member->vmas_nsec = member->refreshed_nsec = 0;
+        member->last_pass = member->unconfirmed = 0;
         member->remote_error = 0;
 }
 

@@ -245,6 +245,8 @@ int manager_pass(Manager *m) {
         log_step("read and matched", &since);
         if (r == 0)
                 r = pass_confirm(&pass);
+        if (r != 0)
+                pass_keep_cold(&pass);
         for (size_t i = 0; i < pass.n_slots; i++)
                 domain_end_pass(pass.slots[i]->domain);
         pass_limit_memory(&pass);

@@ -59,8 +59,10 @@ void pass_limit_memory(const Pass *pass);
 
 /* All: -ECANCELED when the main loop has something to carry out. */
 int pass_read(Pass *pass);
-/* What was read for the first time is believed only when it stands a second look. */
+/* What was read for the first time is believed only when it stands a second look; what was cold is cold again after it. */
 int pass_confirm(Pass *pass);
+/* The pass is given up before that: only the latter. */
+void pass_keep_cold(const Pass *pass);
 /* huge.c: huge pages of the member that seem worth splitting are read again, whole. TARGET_E_GONE: the member is to be
  * passed over. */
 int pass_judge_huge(Pass *pass, Member *member, const PlanRules *rules);

@@ -40,7 +40,8 @@ static void scan_one(void *userdata, unsigned thread, size_t item) {
         (void)scan_batch(round->scanner, thread, &round->batches[item]); /* the batch keeps the result */
 }
 
-static void count_fresh(Pass *pass, const ScanBatch *batch, uint32_t number) {
+static void count_fresh(Pass *pass, Member *member, const ScanBatch *batch) {
+        uint32_t number = pass_domain(member)->pass;
         const Block *last = NULL;
 
         for (unsigned i = 0; i < batch->n; i++) {
@@ -49,8 +50,11 @@ static void count_fresh(Pass *pass, const ScanBatch *batch, uint32_t number) {
                 if (block == last)
                         continue;
                 last = block;
-                pass->fresh += block->first_pass == number;
-                pass->fresh_sampled += block->first_pass == number && select_is_sampled(block);
+                if (block->first_pass != number)
+                        continue;
+                pass->fresh++;
+                pass->fresh_sampled += select_is_sampled(block);
+                member->unconfirmed = member->unconfirmed ?: number;
         }
 }
 
@@ -70,7 +74,7 @@ static int read_round(Pass *pass, Member *member) {
 
                 if (batch->result != 0)
                         r = batch->result;
-                count_fresh(pass, batch, domain->pass);
+                count_fresh(pass, member, batch);
                 pass->pages_read += batch->n;
         }
         if (r == 0)
@@ -177,8 +181,13 @@ int pass_read(Pass *pass) {
         return 0;
 }
 
+/* Also what was read by earlier passes that were given up. */
+static bool is_unconfirmed(const Member *member, const Block *block) {
+        return member->unconfirmed > 0 && block->first_pass >= member->unconfirmed;
+}
+
 /* Protected pages that were written since they were read: left unprotected, they are reported again to the next pass. */
-static int confirm_tracked(Member *member, uint32_t pass) {
+static int confirm_tracked(Member *member) {
         _cleanup_(track_ranges_done) TrackRanges written = {};
         int r = 0;
 
@@ -189,7 +198,7 @@ static int confirm_tracked(Member *member, uint32_t pass) {
                 for (uint64_t addr = written.ranges[i].start; addr < written.ranges[i].end; addr += PAGE_BYTES) {
                         Block *block = space_find(&member->space, addr);
 
-                        if (!block || block->first_pass != pass || select_is_sampled(block))
+                        if (!block || !is_unconfirmed(member, block) || select_is_sampled(block))
                                 continue;
                         page_set_add(block->changed, (unsigned)(addr % BLOCK_BYTES / PAGE_BYTES));
                         block->unsettled = true;
@@ -201,25 +210,24 @@ static void confirm_member(Member *member) {
         Domain *domain = pass_domain(member);
         int r = 0;
 
-        if (member->track && confirm_tracked(member, domain->pass) == TARGET_E_GONE)
+        if (member->track && confirm_tracked(member) == TARGET_E_GONE)
                 member->gone = true;
         for (size_t b = 0; b < member->space.n && r == 0; b++) {
                 Block *block = member->space.blocks[b];
 
-                if (block->pass == domain->pass && block->first_pass == domain->pass && select_is_sampled(block))
+                if (is_unconfirmed(member, block) && select_is_sampled(block))
                         r = domain_confirm_block(domain, block, &member->vmas);
         }
         member->gone |= r == TARGET_E_GONE;
 }
 
 /* What the process had not used for long, and we read just now for the first time. */
-static void keep_cold(Member *member) {
+static void keep_cold(const Member *member) {
         _cleanup_(cold_list_done) ColdList list = { 0 };
-        uint32_t pass = pass_domain(member)->pass;
         int r = 0;
 
         for (size_t b = 0; b < member->space.n && r == 0; b++)
-                if (member->space.blocks[b]->first_pass == pass)
+                if (is_unconfirmed(member, member->space.blocks[b]))
                         r = cold_collect(&list, &member->vmas, member->space.blocks[b]->addr);
         if (r == 0)
                 r = cold_restore(member->target, list.ranges, list.n);
@@ -227,25 +235,53 @@ static void keep_cold(Member *member) {
                 log_debug("process %d: what was cold looks used now: %s", member->target->pid, strerror(-r));
 }
 
+static bool waits_for_look(const Member *member) {
+        return !passed_over(member) && member->unconfirmed > 0 && member_may_be_read(member);
+}
+
+/* How long after the first reading of this pass the second look is to come; 0: there is nothing to look at. */
+static uint64_t quiet_nsec(const Pass *pass) {
+        bool any = false, earlier = false;
+
+        for (size_t i = 0; i < pass->n_members; i++)
+                if (waits_for_look(pass->members[i])) {
+                        any = true;
+                        earlier |= pass->members[i]->unconfirmed < pass_domain(pass->members[i])->pass;
+                }
+        if (!any)
+                return 0;
+        return earlier || pass->fresh_sampled * FEW_SHARE > pass->fresh ? QUIET_NSEC : QUIET_TRACKED_NSEC;
+}
+
 int pass_confirm(Pass *pass) {
         bool swap = host_has_swap();
-        uint64_t since = now_nsec() - pass->first_read_nsec;
-        uint64_t quiet = pass->fresh_sampled * FEW_SHARE > pass->fresh ? QUIET_NSEC : QUIET_TRACKED_NSEC;
+        uint64_t since = now_nsec() - pass->first_read_nsec, quiet = quiet_nsec(pass);
 
-        if (pass->fresh == 0)
-                return 0;
         if (since < quiet && manager_breathe(pass->manager, quiet - since))
                 return -ECANCELED;
         for (size_t i = 0; i < pass->n_members; i++) {
                 Member *member = pass->members[i];
 
-                if (passed_over(member) || !member->touched)
+                if (!waits_for_look(member))
                         continue;
                 confirm_member(member);
                 if (swap && !member->gone)
                         keep_cold(member);
+                member->unconfirmed = 0;
                 if (manager_breathe(pass->manager, 0))
                         return -ECANCELED;
         }
         return 0;
+}
+
+/* Who leaves was read, too. The second look is the next pass's. */
+void pass_keep_cold(const Pass *pass) {
+        for (size_t i = 0; i < pass->n_members && host_has_swap(); i++) {
+                const Member *member = pass->members[i];
+
+                if (member->gone || member->unconfirmed == 0)
+                        continue;
+                keep_cold(member);
+                (void)manager_attend(pass->manager);
+        }
 }

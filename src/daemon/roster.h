@@ -101,6 +101,8 @@ typedef struct Member {
         uint64_t faults;                /* since the pass before (UINT64_MAX: unknown) */
         Standing standing;
         uint32_t last_pass;             /* of its domain, that read all it had to; 0: none yet */
+        uint32_t unconfirmed;           /* of its domain: the first pass that read new blocks which stood no second look yet;
+                                         * 0: there are none */
         Selection todo;                 /* what is to be read */
         Marks marks;
         MemberCounts counts;
