@@ -56,9 +56,8 @@ static CensusPart part_of(Member *member) {
         };
 }
 
-/* Within a pass the event loop is let run now and then. */
-static void breathe(Manager *m, const PlanRange *range, uint64_t *pages) {
-        *pages += (range->end - range->start) / PAGE_BYTES;
+void pass_breathe_counting(Manager *m, uint64_t n_pages, uint64_t *pages) {
+        *pages += n_pages;
         if (*pages >= BREATH_PAGES && m->in_pass) {
                 (void)manager_breathe(m, 0); /* whoever wants the pass to end gets it a moment later */
                 *pages = 0;
@@ -73,12 +72,17 @@ static void census_member(Manager *m, CensusFrames *frames, Member *member) {
         m->looks++;
         member->census = (Census){ 0 };
         for (size_t i = 0; i < member->marks.ours.n; i++) {
-                const PlanRange *range = &member->marks.ours.ranges[i];
+                const PlanRange range = member->marks.ours.ranges[i];
 
-                if (census_add(frames, &part, range->start, range->end, &member->census, manager_looked, &looking) != 0)
-                        return;
-                breathe(m, range, &pages);
+                for (uint64_t at = range.start, end; at < range.end && !passed_over(member); at = end) {
+                        end = breath_end(at, range.end);
+                        if (census_add(frames, &part, at, end, &member->census, manager_looked, &looking) != 0)
+                                return;
+                        pass_breathe_counting(m, (end - at) / PAGE_BYTES, &pages);
+                }
         }
+        if (passed_over(member)) /* it left meanwhile */
+                return;
         manager_end_looking(&looking);
         member->holes = 0;
         if (zero_count(&member->space, &member->vmas, &member->holes) != 0)
@@ -91,11 +95,14 @@ static void note_member(Manager *m, CensusFrames *frames, Member *member) {
         uint64_t pages = 0;
 
         for (size_t i = 0; i < member->marks.ours.n; i++) {
-                const PlanRange *range = &member->marks.ours.ranges[i];
+                const PlanRange range = member->marks.ours.ranges[i];
 
-                if (census_note(frames, notes, &part, range->start, range->end) != 0)
-                        return;
-                breathe(m, range, &pages);
+                for (uint64_t at = range.start, end; at < range.end && !passed_over(member); at = end) {
+                        end = breath_end(at, range.end);
+                        if (census_note(frames, notes, &part, at, end) != 0)
+                                return;
+                        pass_breathe_counting(m, (end - at) / PAGE_BYTES, &pages);
+                }
         }
 }
 

@@ -41,6 +41,14 @@ typedef struct Pass {
 
 /* The event loop gets its turn after so many entries of a pagemap were looked at: 2 to 3 ms. */
 #define BREATH_PAGES ((uint64_t)1 << 16)
+/* So far at most in one go from at on, to end. */
+static inline uint64_t breath_end(uint64_t at, uint64_t end) {
+        const uint64_t bytes = BREATH_PAGES * PAGE_BYTES;
+
+        return MIN_OF(end, (at / bytes + 1) * bytes);
+}
+/* census.c: within a pass the event loop has its turn if there were so many pages since it had (*pages grows). */
+void pass_breathe_counting(Manager *manager, uint64_t n_pages, uint64_t *pages);
 
 static inline bool passed_over(const Member *member) { return member->gone || member->leaving; }
 

@@ -17,6 +17,7 @@ typedef struct Count {
         FrameMap pages, kin;    /* of the pool; of relatives, by (kin, address, page) */
         const RemapPool *pool;
         size_t own_at;          /* the member's ranges: where to go on */
+        uint64_t since;         /* pages looked at since the event loop had its turn */
 } Count;
 
 /* Addresses come in order. */
@@ -50,11 +51,11 @@ static int count_page(Count *count, Member *member, uint64_t address, uint64_t p
         return 0;
 }
 
-static int count_mapping(Count *count, Member *member, const Vma *vma) {
+static int count_piece(Count *count, Member *member, const Vma *vma, uint64_t start, uint64_t end) {
         uint64_t entries[BLOCK_PAGES];
 
-        for (uint64_t at = vma->start; at < vma->end;) {
-                size_t want = (size_t)MIN_OF((vma->end - at) / PAGE_BYTES, (uint64_t)BLOCK_PAGES), n;
+        for (uint64_t at = start; at < end;) {
+                size_t want = (size_t)MIN_OF((end - at) / PAGE_BYTES, (uint64_t)BLOCK_PAGES), n;
                 int r = target_read_pagemap(member->target, at, want, entries, &n);
 
                 if (r != 0)
@@ -69,15 +70,38 @@ static int count_mapping(Count *count, Member *member, const Vma *vma) {
         return 0;
 }
 
+/* The mapping of the pool at that address, or the next one behind it. */
+static const Vma *find_pooled(const Count *count, const Member *member, uint64_t addr) {
+        const VmaList *vmas = &member->vmas;
+
+        for (size_t i = vma_list_first(vmas, addr); i < vmas->n; i++)
+                if (remap_vma_is(&vmas->vmas[i], &count->pool->identity))
+                        return &vmas->vmas[i];
+        return NULL;
+}
+
+/* Goes by addresses: the list may be another when the event loop had its turn. */
+static void count_mappings(Manager *m, Count *count, Member *member) {
+        const Vma *vma;
+
+        for (uint64_t at = 0, end; !passed_over(member) && (vma = find_pooled(count, member, at)); at = end) {
+                at = MAX_OF(at, vma->start);
+                end = breath_end(at, vma->end);
+                if (count_piece(count, member, vma, at, end) != 0)
+                        return;
+                pass_breathe_counting(m, (end - at) / PAGE_BYTES, &count->since);
+        }
+}
+
 static void count_member(Manager *m, Count *count, Member *member) {
         member->census = (Census){};
         count->own_at = 0;
         if (member->pooled > 0 && manager_refresh_vmas(member) == 0)
                 manager_note_pooled(m, member);
-        for (size_t i = 0; member->pooled > 0 && i < member->vmas.n; i++)
-                if (remap_vma_is(&member->vmas.vmas[i], &count->pool->identity) &&
-                    count_mapping(count, member, &member->vmas.vmas[i]) != 0)
-                        break;
+        if (member->pooled > 0)
+                count_mappings(m, count, member);
+        if (passed_over(member))
+                return;
         member->holes = 0;
         if (zero_count(&member->space, &member->vmas, &member->holes) != 0)
                 member->holes = 0;
@@ -87,7 +111,7 @@ void manager_census_pooled(Manager *m, Slot *slot, Member *const *members, size_
         Count count = { .pool = slot->pool };
 
         for (size_t i = 0; i < n; i++)
-                if (!members[i]->gone && !members[i]->leaving && members[i]->group->slot == slot)
+                if (!passed_over(members[i]) && members[i]->group->slot == slot)
                         count_member(m, &count, members[i]);
         frame_map_done(&count.pages);
         frame_map_done(&count.kin);
