@@ -163,6 +163,41 @@ static void make_fresh(Undo *u, unsigned on_error) {
         remote_program_here(p, good);
 }
 
+/* After step 2: where a page of the run was written it is given back, and that is all: goes on at done. */
+static void ask_written(Undo *u, unsigned done, unsigned on_error) {
+        RemapProgram *base = &u->base;
+        RemoteProgram *p = base->p;
+        unsigned clean = remote_program_label(p);
+
+        remote_program_copy(p, u->scan + WORD_OF(PagemapScan, start), row_value(base, ROW_START));
+        REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, u->scan + WORD_OF(PagemapScan, end),
+                       row_value(base, ROW_START), row_value(base, ROW_BYTES));
+        remote_program_copy(p, u->scan + WORD_OF(PagemapScan, vec), remote_at(u->scan + WORD_OF(PagemapScan, vec) + 8));
+        REMOTE_CALL(p, on_error, base->error, SYS_ioctl, remote_word(u->pagemap), remote_value(PAGEMAP_SCAN_IOCTL),
+                    remote_at(u->scan));
+        REMOTE_OPERATE(p, REMOTE_OP_EQUAL, clean, REMOTE_NOTHING, remote_word(base->error), remote_value(0));
+        give_back(u, REMAP_BUSY);
+        remote_program_jump(p, done);
+        remote_program_here(p, clean);
+}
+
+/* mremap(2) unmaps what is in its way before it moves: having failed, it may have left a hole. Then there is a mapping
+ * that the pages can come home to; where there was no hole, on_error. */
+static void fill_hole(Undo *u, unsigned on_error) {
+        RemapProgram *base = &u->base;
+        RemoteProgram *p = base->p;
+
+        REMOTE_CALL(p, REMOTE_NOWHERE, REMOTE_NOTHING, SYS_munmap, remote_word(u->fresh), row_value(base, ROW_BYTES));
+        REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, base->temporary, row_value(base, ROW_FLAGS),
+                       remote_value(MAP_ANONYMOUS | MAP_FIXED_NOREPLACE));
+        REMOTE_CALL(p, on_error, REMOTE_NOTHING, SYS_mmap, row_value(base, ROW_START), row_value(base, ROW_BYTES),
+                    remote_value(PROT_READ | PROT_WRITE), remote_word(base->temporary), remote_value(UINT64_MAX),
+                    remote_value(0));
+        remap_advise(base, row_value(base, ROW_START), REMOTE_NOWHERE);
+        remap_register(base, u->mute, row_value(base, ROW_START), row_value(base, ROW_BYTES),
+                       UFFDIO_REGISTER_MODE_MISSING, REMOTE_NOWHERE);
+}
+
 static void undo_rows(Undo *u) {
         RemapProgram *base = &u->base;
         RemoteProgram *p = base->p;
@@ -174,23 +209,8 @@ static void undo_rows(Undo *u) {
         REMOTE_CALL(p, failed, base->error, SYS_madvise, row_value(base, ROW_START), row_value(base, ROW_BYTES),
                     remote_value(REMAP_POPULATE_READ));
         take_over(u, kept);
-        if (!base->batch->written_too && remap_guards(REMAP_GUARD_WRITTEN)) {
-                unsigned busy = remote_program_label(p), clean = remote_program_label(p);
-
-                remote_program_copy(p, u->scan + WORD_OF(PagemapScan, start), row_value(base, ROW_START));
-                REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, u->scan + WORD_OF(PagemapScan, end),
-                               row_value(base, ROW_START), row_value(base, ROW_BYTES));
-                remote_program_copy(p, u->scan + WORD_OF(PagemapScan, vec),
-                                    remote_at(u->scan + WORD_OF(PagemapScan, vec) + 8));
-                REMOTE_CALL(p, kept, base->error, SYS_ioctl, remote_word(u->pagemap), remote_value(PAGEMAP_SCAN_IOCTL),
-                            remote_at(u->scan));
-                REMOTE_OPERATE(p, REMOTE_OP_EQUAL, clean, REMOTE_NOTHING, remote_word(base->error), remote_value(0));
-                remote_program_jump(p, busy);
-                remote_program_here(p, busy);
-                give_back(u, REMAP_BUSY);
-                remote_program_jump(p, done);
-                remote_program_here(p, clean);
-        }
+        if (!base->batch->written_too && remap_guards(REMAP_GUARD_WRITTEN))
+                ask_written(u, done, kept);
         copy_out(u, kept);
         if (!remap_guards(REMAP_GUARD_PROTECT))
                 remote_program_dawdle(p, REMAP_DAWDLE_NSEC);
@@ -211,18 +231,9 @@ static void undo_rows(Undo *u) {
         remap_row_result(base, REMAP_DONE);
         remote_program_jump(p, done);
 
-        /* mremap(2) unmaps what is in its way before it moves: having failed, it may have left a hole. */
         remote_program_here(p, gone);
         remap_row_error(base);
-        REMOTE_CALL(p, REMOTE_NOWHERE, REMOTE_NOTHING, SYS_munmap, remote_word(u->fresh), row_value(base, ROW_BYTES));
-        REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, base->temporary, row_value(base, ROW_FLAGS),
-                       remote_value(MAP_ANONYMOUS | MAP_FIXED_NOREPLACE));
-        REMOTE_CALL(p, kept, REMOTE_NOTHING, SYS_mmap, row_value(base, ROW_START), row_value(base, ROW_BYTES),
-                    remote_value(PROT_READ | PROT_WRITE), remote_word(base->temporary), remote_value(UINT64_MAX),
-                    remote_value(0));
-        remap_advise(base, row_value(base, ROW_START), REMOTE_NOWHERE);
-        remap_register(base, u->mute, row_value(base, ROW_START), row_value(base, ROW_BYTES),
-                       UFFDIO_REGISTER_MODE_MISSING, REMOTE_NOWHERE);
+        fill_hole(u, kept);
         remote_program_jump(p, in_place);
 
         /* As it was. */
