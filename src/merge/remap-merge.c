@@ -127,11 +127,7 @@ static void put_back_anonymous(Merge *m) {
         RemoteProgram *p = base->p;
         unsigned whole = remote_program_label(p), unguarded = remote_program_label(p), done = remote_program_label(p);
 
-        REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, base->temporary, row_value(base, ROW_FLAGS),
-                       remote_value(MAP_FIXED | MAP_ANONYMOUS));
-        REMOTE_CALL(p, unguarded, REMOTE_NOTHING, SYS_mmap, row_value(base, ROW_START), row_value(base, ROW_BYTES),
-                    remote_value(PROT_READ | PROT_WRITE), remote_word(base->temporary), remote_value(UINT64_MAX),
-                    remote_value(0));
+        remap_mmap(base, row_value(base, ROW_START), MAP_FIXED | MAP_ANONYMOUS, REMAP_NO_FILE, remote_value(0), unguarded);
         remap_advise(base, row_value(base, ROW_START), REMOTE_NOWHERE);
         remap_register(base, m->uffd, row_value(base, ROW_START), row_value(base, ROW_BYTES),
                        UFFDIO_REGISTER_MODE_MISSING, whole);
@@ -220,11 +216,7 @@ static void put_pool(Merge *m) {
         unsigned failed = remote_program_label(p), undo = remote_program_label(p), done = remote_program_label(p);
 
         check_late(m, failed);
-        REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, base->temporary, row_value(base, ROW_FLAGS),
-                       remote_value(MAP_FIXED));
-        REMOTE_CALL(p, failed, base->error, SYS_mmap, row_value(base, ROW_START), row_value(base, ROW_BYTES),
-                    remote_value(PROT_READ | PROT_WRITE), remote_word(base->temporary), remote_word(m->pool),
-                    row_value(base, ROW_OFFSET));
+        remap_mmap(base, row_value(base, ROW_START), MAP_FIXED, remote_word(m->pool), row_value(base, ROW_OFFSET), failed);
         if (remap_guards(REMAP_GUARD_POPULATE))
                 REMOTE_CALL(p, undo, base->error, SYS_madvise, row_value(base, ROW_START), row_value(base, ROW_BYTES),
                             remote_value(REMAP_POPULATE_READ));

@@ -185,6 +185,14 @@ void remap_range(RemapProgram *program, unsigned uffd, uint64_t request, RemoteO
                     remote_at(program->range));
 }
 
+void remap_mmap(RemapProgram *program, RemoteOperand start, int flags, RemoteOperand fd, RemoteOperand offset,
+                unsigned on_error) {
+        REMOTE_OPERATE(program->p, REMOTE_OP_ADD, REMOTE_NOWHERE, program->temporary, row_value(program, ROW_FLAGS),
+                       remote_value((uint64_t)flags));
+        REMOTE_CALL(program->p, on_error, program->error, SYS_mmap, start, row_value(program, ROW_BYTES),
+                    remote_value(PROT_READ | PROT_WRITE), remote_word(program->temporary), fd, offset);
+}
+
 void remap_advise(RemapProgram *program, RemoteOperand start, unsigned on_error) {
         unsigned done = remote_program_label(program->p);
 
@@ -203,7 +211,7 @@ void remap_scratch(RemapProgram *program, unsigned uffd, unsigned on_error) {
 
         REMOTE_CALL(p, on_error, program->temporary, SYS_mmap, remote_value(0), remote_word(program->scratch_bytes),
                     remote_value(PROT_READ | PROT_WRITE),
-                    remote_value(MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE), remote_value(UINT64_MAX),
+                    remote_value(MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE), REMAP_NO_FILE,
                     remote_value(0));
         remote_program_copy(program->p, program->scratch, remote_word(program->temporary));
         REMOTE_CALL(p, bad, REMOTE_NOTHING, SYS_madvise, remote_word(program->scratch),

@@ -82,6 +82,10 @@ void remap_register(RemapProgram *program, unsigned uffd, RemoteOperand start, R
                     unsigned on_error);
 /* UFFDIO_UNREGISTER or UFFDIO_WAKE; what fails is passed over. */
 void remap_range(RemapProgram *program, unsigned uffd, uint64_t request, RemoteOperand start, RemoteOperand bytes);
+/* A mapping of the row's size, with its flags and these. fd: REMAP_NO_FILE for an anonymous one. */
+#define REMAP_NO_FILE remote_value(UINT64_MAX)
+void remap_mmap(RemapProgram *program, RemoteOperand start, int flags, RemoteOperand fd, RemoteOperand offset,
+                unsigned on_error);
 void remap_advise(RemapProgram *program, RemoteOperand start, unsigned on_error);
 /* The scratch mapping, registered with uffd. */
 void remap_scratch(RemapProgram *program, unsigned uffd, unsigned on_error);

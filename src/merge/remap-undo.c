@@ -133,11 +133,7 @@ static void make_fresh(Undo *u, unsigned on_error) {
         remote_program_copy(p, u->fresh, remote_word(u->next));
         REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, u->next, remote_word(u->next), row_value(base, ROW_BYTES));
         REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, u->next, remote_word(u->next), remote_value(PAGE_BYTES));
-        REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, base->temporary, row_value(base, ROW_FLAGS),
-                       remote_value(MAP_ANONYMOUS | MAP_FIXED));
-        REMOTE_CALL(p, on_error, base->error, SYS_mmap, remote_word(u->fresh), row_value(base, ROW_BYTES),
-                    remote_value(PROT_READ | PROT_WRITE), remote_word(base->temporary), remote_value(UINT64_MAX),
-                    remote_value(0));
+        remap_mmap(base, remote_word(u->fresh), MAP_ANONYMOUS | MAP_FIXED, REMAP_NO_FILE, remote_value(0), on_error);
         remap_advise(base, remote_word(u->fresh), bad);
         remote_program_copy(p, u->whole, row_value(base, alone_at_first ? ROW_START : ROW_WHOLE_START));
         remote_program_copy(p, u->whole_bytes, row_value(base, alone_at_first ? ROW_BYTES : ROW_WHOLE_BYTES));
@@ -188,11 +184,8 @@ static void fill_hole(Undo *u, unsigned on_error) {
         RemoteProgram *p = base->p;
 
         REMOTE_CALL(p, REMOTE_NOWHERE, REMOTE_NOTHING, SYS_munmap, remote_word(u->fresh), row_value(base, ROW_BYTES));
-        REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, base->temporary, row_value(base, ROW_FLAGS),
-                       remote_value(MAP_ANONYMOUS | MAP_FIXED_NOREPLACE));
-        REMOTE_CALL(p, on_error, REMOTE_NOTHING, SYS_mmap, row_value(base, ROW_START), row_value(base, ROW_BYTES),
-                    remote_value(PROT_READ | PROT_WRITE), remote_word(base->temporary), remote_value(UINT64_MAX),
-                    remote_value(0));
+        remap_mmap(base, row_value(base, ROW_START), MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, REMAP_NO_FILE, remote_value(0),
+                   on_error);
         remap_advise(base, row_value(base, ROW_START), REMOTE_NOWHERE);
         remap_register(base, u->mute, row_value(base, ROW_START), row_value(base, ROW_BYTES),
                        UFFDIO_REGISTER_MODE_MISSING, REMOTE_NOWHERE);
@@ -203,7 +196,7 @@ static void undo_rows(Undo *u) {
         RemoteProgram *p = base->p;
         RemapLoop loop = remap_loop_begin(base, REMAP_NOT_BEGUN, true);
         unsigned kept = remote_program_label(p), failed = remote_program_label(p), gone = remote_program_label(p),
-                 in_place = remote_program_label(p), done = remote_program_label(p);
+                 in_place = remote_program_label(p), whole = remote_program_label(p), done = remote_program_label(p);
 
         remote_program_copy(p, u->beside, remote_value(0));
         REMOTE_CALL(p, failed, base->error, SYS_madvise, row_value(base, ROW_START), row_value(base, ROW_BYTES),
@@ -233,12 +226,13 @@ static void undo_rows(Undo *u) {
 
         remote_program_here(p, gone);
         remap_row_error(base);
-        fill_hole(u, kept);
+        fill_hole(u, whole);
         remote_program_jump(p, in_place);
 
         /* As it was. */
         remote_program_here(p, kept);
         remap_row_error(base);
+        remote_program_here(p, whole);
         if (remap_guards(REMAP_GUARD_MUTE)) {
                 unsigned alone = remote_program_label(p);
 
@@ -302,7 +296,7 @@ int remap_undo(Remote *remote, Target *target, RemapBatch *batch) {
         remap_scratch(program, u.mute, out);
         REMOTE_CALL(p, unscratch, u.reserve, SYS_mmap, remote_value(0), remote_word(u.reserve_bytes),
                     remote_value(PROT_NONE), remote_value(MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE),
-                    remote_value(UINT64_MAX), remote_value(0));
+                    REMAP_NO_FILE, remote_value(0));
         REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, u.next, remote_word(u.reserve), remote_value(PAGE_BYTES));
         undo_rows(&u);
         REMOTE_CALL(p, REMOTE_NOWHERE, REMOTE_NOTHING, SYS_munmap, remote_word(u.reserve),
