@@ -47,8 +47,6 @@
 
 #define COMPARED_PAGES 16U              /* at once: both sides stay in the cache */
 
-#define WORD_OF(structure, member) (offsetof(structure, member) / sizeof(uint64_t))
-
 typedef struct Merge {
         RemapProgram base;
         unsigned dev, pool, guard;      /* given, in a row */

@@ -34,11 +34,6 @@ const char *remap_result_name(RemapResult result) {
         return (unsigned)result < _REMAP_RESULT_MAX ? result_names[result] : "?";
 }
 
-#define WORD_OF(structure, member) (offsetof(structure, member) / sizeof(uint64_t))
-
-/* Bytes that any count of moved ones is below, and any negative number is not. */
-#define NEGATIVE ((uint64_t)1 << 62)
-
 /* The address of a field of the row at hand. */
 static void find_field(RemapProgram *program, unsigned field) {
         REMOTE_OPERATE(program->p, REMOTE_OP_ADD, REMOTE_NOWHERE, program->field, remote_word(program->row),
@@ -105,8 +100,7 @@ int remap_program_new(RemapBatch *batch, RemapProgram *ret) {
                 scratch += batch->ranges[i].n_pages * PAGE_BYTES;
         }
         remote_program_set(program.p, program.scratch_bytes, scratch);
-        remote_program_set(program.p, program.move + offsetof(UffdMove, mode) / sizeof(uint64_t),
-                           UAPI_UFFD_MOVE_DONTWAKE);
+        remote_program_set(program.p, program.move + WORD_OF(UffdMove, mode), UAPI_UFFD_MOVE_DONTWAKE);
         *ret = program;
         return 0;
 }
@@ -258,7 +252,7 @@ void remap_move_in(RemapProgram *program, unsigned uffd) {
                     remote_at(program->move));
         remote_program_jump(p, done);
         remote_program_here(p, failed);
-        REMOTE_OPERATE(p, REMOTE_OP_BELOW, some, REMOTE_NOTHING, remote_word(moved), remote_value(NEGATIVE));
+        REMOTE_OPERATE(p, REMOTE_OP_BELOW, some, REMOTE_NOTHING, remote_word(moved), remote_value(REMOTE_NEGATIVE));
         const int ends[] = { -EEXIST, -ENOENT, -EINVAL };
         for (size_t i = 0; i < ELEMENTSOF(ends); i++)
                 REMOTE_OPERATE(p, REMOTE_OP_EQUAL, done, REMOTE_NOTHING, remote_word(program->temporary),
@@ -343,7 +337,7 @@ static void read_results(const RemapProgram *program) {
 
                 range->result = (RemapResult)remote_program_get(program->p, row + ROW_RESULT);
                 range->error = (int)remote_program_get(program->p, row + ROW_ERROR);
-                range->done_pages = done < NEGATIVE ? (uint32_t)(done / PAGE_BYTES) : 0;
+                range->done_pages = done < REMOTE_NEGATIVE ? (uint32_t)(done / PAGE_BYTES) : 0;
         }
 }
 

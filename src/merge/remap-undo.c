@@ -37,7 +37,6 @@
 #ifndef MAP_FIXED_NOREPLACE
 #define MAP_FIXED_NOREPLACE 0x100000
 #endif
-#define WORD_OF(structure, member) (offsetof(structure, member) / sizeof(uint64_t))
 
 typedef struct Undo {
         RemapProgram base;
@@ -113,7 +112,7 @@ static void copy_out(Undo *u, unsigned on_error) {
                     remote_at(u->copy));
         remote_program_jump(p, done);
         remote_program_here(p, failed);
-        REMOTE_OPERATE(p, REMOTE_OP_BELOW, some, REMOTE_NOTHING, remote_word(copied), remote_value((uint64_t)1 << 62));
+        REMOTE_OPERATE(p, REMOTE_OP_BELOW, some, REMOTE_NOTHING, remote_word(copied), remote_value(REMOTE_NEGATIVE));
         REMOTE_OPERATE(p, REMOTE_OP_EQUAL, again, REMOTE_NOTHING, remote_word(base->error),
                        remote_value((uint64_t)(int64_t)-EAGAIN));
         remote_program_jump(p, on_error);

@@ -55,7 +55,6 @@ typedef enum Row {
 #define SCRATCH_BYTES (ZERO_SCRATCH_PAGES * PAGE_BYTES)
 /* After so many pages of a run that could not be moved it is let be. */
 #define FAILURES_MAX 16U
-#define SIGN_BIT ((uint64_t)1 << 63)
 
 typedef struct Words {
         unsigned device, uffd;
@@ -84,9 +83,10 @@ static Words words_new(RemoteProgram *p) {
         for (size_t i = 0; i < ELEMENTSOF(each); i++)
                 *each[i] = remote_program_words(p, 1);
         remote_program_set(p, w.api, UFFD_API);
-        remote_program_set(p, w.api + 1, zero_guards(ZERO_GUARD_EVENT) ? UFFD_FEATURE_EVENT_REMOVE : 0);
-        remote_program_set(p, w.range + 2, UFFDIO_REGISTER_MODE_MISSING);
-        remote_program_set(p, w.move + 3, UAPI_UFFD_MOVE_DONTWAKE);
+        remote_program_set(p, w.api + WORD_OF(struct uffdio_api, features),
+                           zero_guards(ZERO_GUARD_EVENT) ? UFFD_FEATURE_EVENT_REMOVE : 0);
+        remote_program_set(p, w.range + WORD_OF(struct uffdio_register, mode), UFFDIO_REGISTER_MODE_MISSING);
+        remote_program_set(p, w.move + WORD_OF(UffdMove, mode), UAPI_UFFD_MOVE_DONTWAKE);
         return w;
 }
 
@@ -124,12 +124,20 @@ static void uffd_call(RemoteProgram *p, const Words *w, unsigned on_error, unsig
         REMOTE_CALL(p, on_error, w->result, SYS_ioctl, remote_word(w->uffd), remote_value(request), remote_at(argument));
 }
 
+/* What UFFDIO_REGISTER takes, and in its beginning UFFDIO_UNREGISTER. */
+static void set_range(RemoteProgram *p, const Words *w, RemoteOperand start, RemoteOperand bytes) {
+        remote_program_copy(p, w->range + WORD_OF(struct uffdio_register, range.start), start);
+        remote_program_copy(p, w->range + WORD_OF(struct uffdio_register, range.len), bytes);
+}
+
 /* to + offset <- from + offset. */
 static void move(RemoteProgram *p, const Words *w, unsigned on_error, unsigned to, unsigned from, RemoteOperand length) {
-        REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, w->move, remote_word(to), remote_word(w->offset));
-        REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, w->move + 1, remote_word(from), remote_word(w->offset));
-        remote_program_copy(p, w->move + 2, length);
-        remote_program_copy(p, w->move + 4, remote_value(0));
+        REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, w->move + WORD_OF(UffdMove, dst), remote_word(to),
+                       remote_word(w->offset));
+        REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, w->move + WORD_OF(UffdMove, src), remote_word(from),
+                       remote_word(w->offset));
+        remote_program_copy(p, w->move + WORD_OF(UffdMove, len), length);
+        remote_program_copy(p, w->move + WORD_OF(UffdMove, move), remote_value(0));
         uffd_call(p, w, on_error, UAPI_UFFDIO_MOVE, w->move);
 }
 
@@ -156,11 +164,12 @@ static void rows_next(RemoteProgram *p, const Words *w, const Rows *rows) {
 /* Takes one run's pages away, around those that cannot be moved. */
 static void take_run(RemoteProgram *p, const Words *w, unsigned next) {
         unsigned again = remote_program_label(p), partly = remote_program_label(p), skip = remote_program_label(p),
-                 same = remote_program_label(p), on = remote_program_label(p), taken = remote_program_label(p);
+                 same = remote_program_label(p), on = remote_program_label(p), taken = remote_program_label(p),
+                 came = w->move + WORD_OF(UffdMove, move);
         load_row(p, w);
-        load_field(p, w, ROW_SPAN_START, w->range);
-        load_field(p, w, ROW_SPAN_BYTES, w->range + 1);
-        jump_equal(p, same, w->range + 1, 0);
+        load_field(p, w, ROW_SPAN_START, w->range + WORD_OF(struct uffdio_register, range.start));
+        load_field(p, w, ROW_SPAN_BYTES, w->range + WORD_OF(struct uffdio_register, range.len));
+        jump_equal(p, same, w->range + WORD_OF(struct uffdio_register, range.len), 0);
         remote_program_copy(p, w->registered, remote_value(0));
         if (zero_guards(ZERO_GUARD_MISSING))
                 uffd_call(p, w, next, UFFDIO_REGISTER, w->range);
@@ -178,16 +187,16 @@ static void take_run(RemoteProgram *p, const Words *w, unsigned next) {
         remote_program_jump(p, taken);
 
         remote_program_here(p, partly);
-        jump_equal(p, skip, w->move + 4, 0);
-        REMOTE_OPERATE(p, REMOTE_OP_BELOW, on, REMOTE_NOTHING, remote_word(w->move + 4), remote_value(SIGN_BIT));
+        jump_equal(p, skip, came, 0);
+        REMOTE_OPERATE(p, REMOTE_OP_BELOW, on, REMOTE_NOTHING, remote_word(came), remote_value(REMOTE_NEGATIVE));
         remote_program_here(p, skip);
-        remote_program_copy(p, w->move + 4, remote_value(0));
+        remote_program_copy(p, came, remote_value(0));
         add(p, w->offset, remote_value(PAGE_BYTES));
         add(p, w->failures, remote_value(1));
         jump_equal(p, taken, w->failures, FAILURES_MAX);
         remote_program_here(p, on);
-        add(p, w->moved, remote_word(w->move + 4));
-        add(p, w->offset, remote_word(w->move + 4));
+        add(p, w->moved, remote_word(came));
+        add(p, w->offset, remote_word(came));
         jump_below(p, again, w->offset, remote_word(w->bytes));
         remote_program_here(p, taken);
         store_moved(p, w);
@@ -196,7 +205,9 @@ static void take_run(RemoteProgram *p, const Words *w, unsigned next) {
 /* What a worker discards is emptied in scratch too. It waits for us to read this. */
 static void heed_event(RemoteProgram *p, const Words *w, unsigned table, unsigned done) {
         unsigned low = remote_program_label(p), high = remote_program_label(p), overlap = remote_program_label(p),
-                 next = remote_program_label(p), each = remote_program_label(p), begin = remote_program_label(p);
+                 next = remote_program_label(p), each = remote_program_label(p), begin = remote_program_label(p),
+                 start = w->message + WORD_OF(struct uffd_msg, arg.remove.start),
+                 end = w->message + WORD_OF(struct uffd_msg, arg.remove.end);
         jump_equal(p, begin, w->message, UFFD_EVENT_REMOVE);
         remote_program_jump(p, done);
         remote_program_here(p, begin);
@@ -211,11 +222,11 @@ static void heed_event(RemoteProgram *p, const Words *w, unsigned table, unsigne
         REMOTE_OPERATE(p, REMOTE_OP_LOAD, REMOTE_NOWHERE, w->at, remote_word(w->at));
         REMOTE_OPERATE(p, REMOTE_OP_SUB, REMOTE_NOWHERE, w->at, remote_word(w->at), remote_word(w->low));
 
-        REMOTE_OPERATE(p, REMOTE_OP_BELOW, low, REMOTE_NOTHING, remote_word(w->message + 1), remote_word(w->low));
-        remote_program_copy(p, w->low, remote_word(w->message + 1));
+        REMOTE_OPERATE(p, REMOTE_OP_BELOW, low, REMOTE_NOTHING, remote_word(start), remote_word(w->low));
+        remote_program_copy(p, w->low, remote_word(start));
         remote_program_here(p, low);
-        REMOTE_OPERATE(p, REMOTE_OP_BELOW, high, REMOTE_NOTHING, remote_word(w->high), remote_word(w->message + 2));
-        remote_program_copy(p, w->high, remote_word(w->message + 2));
+        REMOTE_OPERATE(p, REMOTE_OP_BELOW, high, REMOTE_NOTHING, remote_word(w->high), remote_word(end));
+        remote_program_copy(p, w->high, remote_word(end));
         remote_program_here(p, high);
         jump_below(p, overlap, w->low, remote_word(w->high));
         remote_program_jump(p, next);
@@ -233,7 +244,8 @@ static void heed_event(RemoteProgram *p, const Words *w, unsigned table, unsigne
 static void put_back(RemoteProgram *p, const Words *w, unsigned table, unsigned look) {
         unsigned again = remote_program_label(p), failed = remote_program_label(p), some = remote_program_label(p),
                  read = remote_program_label(p), none = remote_program_label(p), stayed = remote_program_label(p),
-                 passed = remote_program_label(p), done = remote_program_label(p);
+                 passed = remote_program_label(p), done = remote_program_label(p),
+                 came = w->move + WORD_OF(UffdMove, move);
         remote_program_here(p, again);
         move(p, w, failed, w->address, w->scratch, remote_word(w->length));
         add(p, w->back, remote_word(w->length));
@@ -241,8 +253,8 @@ static void put_back(RemoteProgram *p, const Words *w, unsigned table, unsigned 
         remote_program_jump(p, done);
 
         remote_program_here(p, failed);
-        jump_equal(p, none, w->move + 4, 0);
-        REMOTE_OPERATE(p, REMOTE_OP_BELOW, some, REMOTE_NOTHING, remote_word(w->move + 4), remote_value(SIGN_BIT));
+        jump_equal(p, none, came, 0);
+        REMOTE_OPERATE(p, REMOTE_OP_BELOW, some, REMOTE_NOTHING, remote_word(came), remote_value(REMOTE_NEGATIVE));
         remote_program_here(p, none);
         jump_equal(p, read, w->result, (uint64_t)-EAGAIN);
         jump_equal(p, again, w->result, (uint64_t)-EBUSY);
@@ -251,13 +263,13 @@ static void put_back(RemoteProgram *p, const Words *w, unsigned table, unsigned 
         /* No mapping of the kind it left is there. */
         add(p, w->lost, remote_value(1));
         remote_program_here(p, stayed);
-        remote_program_copy(p, w->move + 4, remote_value(PAGE_BYTES));
+        remote_program_copy(p, came, remote_value(PAGE_BYTES));
         remote_program_jump(p, passed);
         remote_program_here(p, some);
-        add(p, w->back, remote_word(w->move + 4));
+        add(p, w->back, remote_word(came));
         remote_program_here(p, passed);
-        add(p, w->offset, remote_word(w->move + 4));
-        REMOTE_OPERATE(p, REMOTE_OP_SUB, REMOTE_NOWHERE, w->length, remote_word(w->length), remote_word(w->move + 4));
+        add(p, w->offset, remote_word(came));
+        REMOTE_OPERATE(p, REMOTE_OP_SUB, REMOTE_NOWHERE, w->length, remote_word(w->length), remote_word(came));
         jump_equal(p, done, w->length, 0);
         remote_program_jump(p, again);
         remote_program_here(p, read);
@@ -275,8 +287,7 @@ static void look_at_run(RemoteProgram *p, const Words *w, unsigned table, unsign
         load_row(p, w);
         jump_equal(p, next, w->moved, 0);
         if (!zero_guards(ZERO_GUARD_MISSING)) { /* only where it comes back to must be registered, by then */
-                remote_program_copy(p, w->range, remote_word(w->address));
-                remote_program_copy(p, w->range + 1, remote_word(w->bytes));
+                set_range(p, w, remote_word(w->address), remote_word(w->bytes));
                 uffd_call(p, w, next, UFFDIO_REGISTER, w->range);
         }
         remote_program_copy(p, w->offset, remote_value(0));
@@ -333,8 +344,7 @@ static void begin(RemoteProgram *p, const Words *w, const int *devicefd, unsigne
                     remote_value(MADV_DONTFORK));
         REMOTE_CALL(p, REMOTE_NOWHERE, w->result, SYS_madvise, remote_value(ZERO_SCRATCH), remote_value(SCRATCH_BYTES),
                     remote_value(MADV_NOHUGEPAGE)); /* a kernel without huge pages knows no such advice */
-        remote_program_copy(p, w->range, remote_value(ZERO_SCRATCH));
-        remote_program_copy(p, w->range + 1, remote_value(SCRATCH_BYTES));
+        set_range(p, w, remote_value(ZERO_SCRATCH), remote_value(SCRATCH_BYTES));
         uffd_call(p, w, unmap, UFFDIO_REGISTER, w->range);
 }
 
@@ -362,13 +372,13 @@ static void build(RemoteProgram *p, const Words *w, const ZeroBatch *batch, cons
         take(p, w, batch);
         if (zero_test_dawdle_nsec > 0)
                 remote_program_dawdle(p, zero_test_dawdle_nsec);
-        remote_program_copy(p, w->range, remote_value(ZERO_SCRATCH));
-        remote_program_copy(p, w->range + 1, remote_value(SCRATCH_BYTES));
+        set_range(p, w, remote_value(ZERO_SCRATCH), remote_value(SCRATCH_BYTES));
         uffd_call(p, w, blind, UFFDIO_UNREGISTER, w->range);
         remote_program_jump(p, seeing);
         remote_program_here(p, blind);
         remote_program_copy(p, w->blind, remote_value(1));
-        remote_program_copy(p, w->move + 3, remote_value(UAPI_UFFD_MOVE_DONTWAKE | UAPI_UFFD_MOVE_ALLOW_SRC_HOLES));
+        remote_program_copy(p, w->move + WORD_OF(UffdMove, mode),
+                            remote_value(UAPI_UFFD_MOVE_DONTWAKE | UAPI_UFFD_MOVE_ALLOW_SRC_HOLES));
         remote_program_here(p, seeing);
         Rows rows = rows_begin(p, w, batch->table);
         if (zero_guards(ZERO_GUARD_MOVE))

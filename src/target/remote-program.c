@@ -161,8 +161,6 @@ static RemoteNote *note_of(RemoteProgram *program, unsigned word) {
 
 _Static_assert(offsetof(struct stat, st_dev) % 8 == 0 && sizeof(dev_t) == 8 && offsetof(struct stat, st_ino) % 8 == 0 &&
                sizeof(ino_t) == 8, "words of a program");
-#define STAT_DEV (offsetof(struct stat, st_dev) / 8)
-#define STAT_INO (offsetof(struct stat, st_ino) / 8)
 
 void remote_program_note(RemoteProgram *program, unsigned word) {
         RemoteNote *note = note_of(program, word);
@@ -171,8 +169,8 @@ void remote_program_note(RemoteProgram *program, unsigned word) {
         unsigned skip = remote_program_label(program), stat = program->stat_word;
         remote_program_copy(program, note->noted, remote_value(0));
         REMOTE_CALL(program, skip, REMOTE_NOTHING, SYS_fstat, remote_word(word), remote_at(stat));
-        remote_program_copy(program, note->noted + 1, remote_word(stat + STAT_DEV));
-        remote_program_copy(program, note->noted + 2, remote_word(stat + STAT_INO));
+        remote_program_copy(program, note->noted + 1, remote_word(stat + WORD_OF(struct stat, st_dev)));
+        remote_program_copy(program, note->noted + 2, remote_word(stat + WORD_OF(struct stat, st_ino)));
         remote_program_copy(program, note->noted, remote_value(1));
         remote_program_here(program, skip);
 }
@@ -187,11 +185,11 @@ void remote_program_close(RemoteProgram *program, unsigned word) {
         REMOTE_OPERATE(program, REMOTE_OP_EQUAL, skip, REMOTE_NOTHING, remote_word(note->noted), remote_value(0));
         REMOTE_CALL(program, skip, REMOTE_NOTHING, SYS_fstat, remote_word(word), remote_at(stat));
         REMOTE_OPERATE(program, REMOTE_OP_EQUAL, dev, REMOTE_NOTHING, remote_word(note->noted + 1),
-                       remote_word(stat + STAT_DEV));
+                       remote_word(stat + WORD_OF(struct stat, st_dev)));
         remote_program_jump(program, skip);
         remote_program_here(program, dev);
         REMOTE_OPERATE(program, REMOTE_OP_EQUAL, ino, REMOTE_NOTHING, remote_word(note->noted + 2),
-                       remote_word(stat + STAT_INO));
+                       remote_word(stat + WORD_OF(struct stat, st_ino)));
         remote_program_jump(program, skip);
         remote_program_here(program, ino);
         REMOTE_CALL(program, REMOTE_NOWHERE, REMOTE_NOTHING, SYS_close, remote_word(word));
@@ -216,12 +214,12 @@ static Message message_words(RemoteProgram *program, size_t n) {
         for (unsigned i = 0; i < CONTROL_WORDS; i++)
                 remote_program_set(program, m.control + i, UINT64_MAX); /* no descriptors */
         remote_program_set(program, m.vector + 1, 1);
-        remote_program_set(program, m.header + offsetof(struct msghdr, msg_iovlen) / 8, 1);
-        remote_program_set(program, m.header + offsetof(struct msghdr, msg_controllen) / 8, CMSG_SPACE(n * sizeof(int)));
+        remote_program_set(program, m.header + WORD_OF(struct msghdr, msg_iovlen), 1);
+        remote_program_set(program, m.header + WORD_OF(struct msghdr, msg_controllen), CMSG_SPACE(n * sizeof(int)));
         /* Where they lie in the target is not known yet: stored by the program. */
         remote_program_copy(program, m.vector, remote_at(m.byte));
-        remote_program_copy(program, m.header + offsetof(struct msghdr, msg_iov) / 8, remote_at(m.vector));
-        remote_program_copy(program, m.header + offsetof(struct msghdr, msg_control) / 8, remote_at(m.control));
+        remote_program_copy(program, m.header + WORD_OF(struct msghdr, msg_iov), remote_at(m.vector));
+        remote_program_copy(program, m.header + WORD_OF(struct msghdr, msg_control), remote_at(m.control));
         return m;
 }
 

@@ -75,6 +75,11 @@ void remote_program_set(RemoteProgram *program, unsigned word, uint64_t value);
 /* As set, or as the target left it: valid after remote_transact() returned 0. */
 uint64_t remote_program_get(const RemoteProgram *program, unsigned word);
 
+/* Where a member, of 64 bits, lies in the row of words that holds its structure. */
+#define WORD_OF(structure, member) (offsetof(structure, member) / sizeof(uint64_t))
+/* What a negative number is not below (REMOTE_OP_BELOW), and any count is. */
+#define REMOTE_NEGATIVE ((uint64_t)1 << 63)
+
 /* A place to jump to, placed now or later, once. */
 unsigned remote_program_label(RemoteProgram *program);
 void remote_program_here(RemoteProgram *program, unsigned label);
