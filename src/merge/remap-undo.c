@@ -167,7 +167,8 @@ static void ask_written(Undo *u, unsigned done, unsigned on_error) {
         remote_program_copy(p, u->scan + WORD_OF(PagemapScan, start), row_value(base, ROW_START));
         REMOTE_OPERATE(p, REMOTE_OP_ADD, REMOTE_NOWHERE, u->scan + WORD_OF(PagemapScan, end),
                        row_value(base, ROW_START), row_value(base, ROW_BYTES));
-        remote_program_copy(p, u->scan + WORD_OF(PagemapScan, vec), remote_at(u->scan + WORD_OF(PagemapScan, vec) + 8));
+        remote_program_copy(p, u->scan + WORD_OF(PagemapScan, vec),
+                            remote_at(u->scan + sizeof(PagemapScan) / sizeof(uint64_t)));
         REMOTE_CALL(p, on_error, base->error, SYS_ioctl, remote_word(u->pagemap), remote_value(PAGEMAP_SCAN_IOCTL),
                     remote_at(u->scan));
         REMOTE_OPERATE(p, REMOTE_OP_EQUAL, clean, REMOTE_NOTHING, remote_word(base->error), remote_value(0));
