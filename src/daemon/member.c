@@ -352,7 +352,7 @@ int manager_load_marks(Manager *m, Member *member) {
         if (r == 0)
                 r = marks_load(m->advise, member->target, &member->vmas, &member->marks);
         member->marks_loaded = r == 0;
-        return r == TARGET_E_GONE ? REMOTE_E_GONE : r == TARGET_E_DENIED ? REMOTE_E_DENIED : r;
+        return remote_error_of(r);
 }
 
 int manager_unmark(Manager *m, Member *member, UndoSlice *slice) {

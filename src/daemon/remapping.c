@@ -298,7 +298,7 @@ static int read_run(Work *w, const RemapRun *run, ReaderWay way) {
                         continue;
                 r = reader_read(target, way, addrs, n, w->bytes + i * PAGE_BYTES, read);
                 if (r != 0)
-                        return r == TARGET_E_GONE ? REMOTE_E_GONE : r;
+                        return remote_error_of(r);
                 for (uint32_t k = 0; k < n; k++)
                         if (read[k])
                                 w->keys[i + k] = domain_key(pass_domain(w->member), w->bytes + (i + k) * PAGE_BYTES);

@@ -168,11 +168,6 @@ static bool goes_on(Unmap *u) {
 
 static void unmap_done(Unmap *u) { ranges_done(&u->lent); }
 
-static int remote_error(int target_error) {
-        return target_error == TARGET_E_GONE ? REMOTE_E_GONE
-             : target_error == TARGET_E_DENIED ? REMOTE_E_DENIED : target_error;
-}
-
 static bool same_flags(const Vma *a, const Vma *b) { return a->advice == b->advice && a->mergeable == b->mergeable; }
 
 /* Another mapping that the run can become one with, right beside it. One that is tracked is in nobody's way if it was
@@ -291,7 +286,7 @@ static int unmap_round(Unmap *u) {
         int r = target_read_vma_flags(u->member->target, true, &vmas);
 
         if (r != 0)
-                return remote_error(r);
+                return remote_error_of(r);
         read = now_nsec();
         u->until_nsec = MAX_OF(u->until_nsec, 2 * read - begun); /* no more than half of it goes to looking */
         u->vmas = &vmas;
@@ -355,7 +350,7 @@ int manager_unmap(Manager *m, Member *member, const RemapPool *keep, UndoSlice *
         if (member->target->memfd < 0) {
                 r = target_open_memory(member->target);
                 if (r != 0)
-                        return remote_error(r);
+                        return remote_error_of(r);
         }
         if (u.round.written_too) /* as nobody had anything pinned when it was looked at last */
                 u.round.written_too = !remap_target_may_pin(member->target);
@@ -376,7 +371,7 @@ int manager_put_back(Manager *m, Member *member, const RemapPool *pool, const Ra
         int r = target_read_vma_flags(member->target, true, &vmas);
 
         if (r != 0)
-                return remote_error(r);
+                return remote_error_of(r);
         manager_claim_tracked(member, &vmas);
         r = manager_find_guard(m, member, &vmas);
         if (r != 0)

@@ -199,7 +199,7 @@ static int target_mergeable(Target *target, Ranges *ret) {
         r = target_read_vma_flags(target, true, &vmas);
         if (r == 0)
                 r = marks_mergeable(&vmas, ret);
-        return r == TARGET_E_GONE ? REMOTE_E_GONE : r == TARGET_E_DENIED ? REMOTE_E_DENIED : r;
+        return remote_error_of(r);
 }
 
 /* Of what is mergeable, what is ours: see Marks.marks_itself. */

@@ -127,7 +127,7 @@ static int note_run(Space *space, const ZeroRun *run, ZeroResult *result) {
         PageSet filled;
         int r = find_filled(space->target, run->start, run->end, filled);
         if (r != 0 || !block)
-                return r == TARGET_E_GONE ? REMOTE_E_GONE : r;
+                return remote_error_of(r);
         for (uint64_t at = run->start; at < run->end; at += PAGE_BYTES) {
                 unsigned page = (unsigned)(at % BLOCK_BYTES / PAGE_BYTES);
                 forget(block, page);

@@ -27,6 +27,12 @@ enum {
         REMOTE_E_LOST,          /* it was stopped, the batch may have run in part; the target goes on unharmed */
 };
 
+/* What reading a target said, for who tells of what was done in it. */
+static inline int remote_error_of(int target_error) {
+        return target_error == TARGET_E_GONE ? REMOTE_E_GONE
+             : target_error == TARGET_E_DENIED ? REMOTE_E_DENIED : target_error;
+}
+
 /* As many calls as one stop may hold, whatever the time box says. */
 #define REMOTE_BATCH_MAX 1024U
 
