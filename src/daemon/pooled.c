@@ -11,8 +11,6 @@
 #include "host/pagemap.h"
 #include "scan/kin.h"
 
-#include <xxhash.h>
-
 typedef struct Count {
         FrameMap pages, kin;    /* of the pool; of relatives, by (kin, address, page) */
         const RemapPool *pool;
@@ -44,7 +42,7 @@ static int count_page(Count *count, Member *member, uint64_t address, uint64_t p
                 census->ksm_unmerged++;
                 return 0;
         }
-        r = frame_map_add(&count->kin, XXH3_64bits(name, sizeof name) >> 8 | 1, &frame);
+        r = frame_map_add(&count->kin, kin_key(name, sizeof name), &frame);
         if (r < 0)
                 return r;
         census->ksm_unmerged += kin_count(frame, own);

@@ -23,8 +23,6 @@
 #include "scan/kin.h"
 #include "scan/scanner.h"
 
-#include <xxhash.h>
-
 enum {
         FRAME_NEW,
         FRAME_OTHER,
@@ -122,7 +120,7 @@ typedef struct Run {
 static uint64_t kin_name(const Run *run, size_t i, uint64_t pfn) {
         uint64_t name[3] = { run->part->kin, run->addr + i * PAGE_BYTES, pfn };
 
-        return XXH3_64bits(name, sizeof name) >> 8 | 1;
+        return kin_key(name, sizeof name);
 }
 
 /* Whether the merged page counts as one frame more. *ret: 0 or 1. */
@@ -182,7 +180,7 @@ static int count_lagging(CensusFrames *frames, const Run *run, size_t i, Census 
 
         if (run->part->kin == 0 || !run->part->notes || !frame_map_find(&run->part->notes->frames, pfn))
                 return 0;
-        r = frame_map_add(&frames->kin, XXH3_64bits(name, sizeof name) >> 8 | 1, &frame);
+        r = frame_map_add(&frames->kin, kin_key(name, sizeof name), &frame);
         if (r < 0)
                 return r;
         if (own && frame->tag == KIN_LENT)

@@ -3,6 +3,8 @@
 
 #include "scan/frames.h"
 
+#include <xxhash.h>
+
 /*
  * The counting rule for pages that relatives (processes forked from one another) have at one address with one content:
  * how many frames they would lie on, were they not merged. Those of which it is noted that they had one each ("own")
@@ -13,6 +15,9 @@ typedef enum Kin {
         KIN_LENT,               /* counted as one, for a page that was not noted */
         KIN_OWN,                /* counted for pages that were */
 } Kin;
+
+/* What pages are told apart by, as the key of a FrameMap: that has 56 bits, and 0 is an empty slot. */
+static inline uint64_t kin_key(const void *name, size_t size) { return XXH3_64bits(name, size) >> 8 | 1; }
 
 /* One more such page: whether it counts as one frame more. kin stands for all of one family, address and content. */
 static inline bool kin_count(Frame *kin, bool own) {
