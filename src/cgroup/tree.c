@@ -437,9 +437,8 @@ static void tell(const void *where, VISIT visit, void *closure) {
                 f->handler(f->userdata, (*(Node *const *)where)->path, true);
 }
 
-int cgroup_tree_foreach(CgroupTree *tree, CgroupHandler handler, void *userdata) {
+void cgroup_tree_foreach(CgroupTree *tree, CgroupHandler handler, void *userdata) {
         Foreach f = { handler, userdata };
 
         twalk_r(tree->by_path, tell, &f);
-        return 0;
 }

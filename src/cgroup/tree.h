@@ -30,7 +30,7 @@ int cgroup_tree_fd(const CgroupTree *tree);     /* readable when something chang
  * reads the whole tree again to find what was missed. */
 int cgroup_tree_dispatch(CgroupTree *tree);
 /* Told again of every cgroup that exists now (after a reload of the configuration). */
-int cgroup_tree_foreach(CgroupTree *tree, CgroupHandler handler, void *userdata);
+void cgroup_tree_foreach(CgroupTree *tree, CgroupHandler handler, void *userdata);
 
 /* The processes of one cgroup, without its descendants, each once, ascending; the caller frees *ret. -ENOENT, -ENODEV:
  * it is gone. Processes outside our pid namespace (0 in the file) are left out; a threaded cgroup holds threads of

@@ -103,7 +103,7 @@ static void choose_route(const Roster *roster, Slot *slot) {
 
 static int open_domain(const Roster *roster, Slot *slot) {
         bool remap = slot->route == CONF_ROUTE_REMAP;
-        int r = domain_new(slot->name, max_sharing(roster->conf), roster->scan_threads,
+        int r = domain_new(max_sharing(roster->conf), roster->scan_threads,
                            remap ? NULL : kept_apart(roster), &slot->domain);
 
         /* What may get KSM one day is matched already. */

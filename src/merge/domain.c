@@ -51,16 +51,13 @@ static bool known_frame(void *userdata, uint64_t pfn, uint64_t *ret_key) {
         return true;
 }
 
-int domain_new(const char *name, uint32_t max_page_sharing, unsigned n_threads, const Numa *numa, Domain **ret) {
+int domain_new(uint32_t max_page_sharing, unsigned n_threads, const Numa *numa, Domain **ret) {
         _cleanup_(domain_freep) Domain *domain = calloc(1, sizeof *domain);
         int r;
 
         if (!domain)
                 return -ENOMEM;
         domain->numa = numa;
-        domain->name = strdup(name);
-        if (!domain->name)
-                return -ENOMEM;
         r = hash_secret_new(&domain->secret);
         if (r < 0)
                 return r;
@@ -91,7 +88,6 @@ Domain *domain_free(Domain *domain) {
         block_table_done(&domain->blocks);
         scanner_free(domain->scanner);
         hash_secret_free(domain->secret);
-        free(domain->name);
         free(domain);
         return NULL;
 }

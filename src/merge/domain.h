@@ -33,7 +33,6 @@ typedef struct DomainShard {
 } DomainShard;
 
 typedef struct Domain {
-        char *name;
         HashSecret *secret;
         Scanner *scanner;
         Stable *stable;
@@ -55,7 +54,7 @@ typedef struct Domain {
 
 /* n_threads: of the crew that will serve it, at most. numa: pages of different nodes are kept apart; borrowed, and may
  * be read anew between passes. NULL: they are not. */
-int domain_new(const char *name, uint32_t max_page_sharing, unsigned n_threads, const Numa *numa, Domain **ret);
+int domain_new(uint32_t max_page_sharing, unsigned n_threads, const Numa *numa, Domain **ret);
 /* The same from now on: what is known is to be read again (select_all()), to be found under its new name. */
 static inline void domain_set_numa(Domain *domain, const Numa *numa) { domain->numa = numa; }
 Domain *domain_free(Domain *domain); /* every Space on its blocks must be done */

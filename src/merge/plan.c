@@ -273,7 +273,6 @@ static int block_add(Planner *p, const Block *block, unsigned from, unsigned to)
                 leave(p, wanted, from, to, &p->plan->pages_left_stack);
                 return 0;
         }
-        p->plan->pages_left_hot += set_count(block->alone, from, to);
         if (p->vma->mergeable) {
                 r = hot_add(p->plan, block, from, to);
                 if (r == 0 && block->pass == 0)

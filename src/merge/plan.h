@@ -35,7 +35,6 @@ typedef struct Plan {
         uint64_t pages_wanted;          /* in mappings that may be merged: those in ranges + pages_left_… */
         uint64_t pages_marked;          /* in ranges, bridged gaps included */
         uint64_t pages_expected;        /* in ranges: plan_frees() */
-        uint64_t pages_left_hot;        /* that are to be left alone, wanted or not */
         uint64_t pages_left_huge;       /* of a huge page that is not worth splitting */
         uint64_t pages_left_budget;     /* would have cost more mappings than the process may have */
         uint64_t pages_left_run;        /* of a run shorter than minimum_run_pages */

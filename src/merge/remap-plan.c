@@ -18,22 +18,6 @@
 
 #define DIAGONALS_MAX 16U
 
-static const char *const skip_names[_REMAP_SKIP_MAX] = {
-        [REMAP_OK] = "ok",
-        [REMAP_SKIP_MAPPING] = "mapping",
-        [REMAP_SKIP_READ_ONLY] = "read-only",
-        [REMAP_SKIP_EXECUTABLE] = "executable",
-        [REMAP_SKIP_FILE] = "file",
-        [REMAP_SKIP_STACK] = "stack",
-        [REMAP_SKIP_HUGE_ADVISED] = "huge-page-advice",
-        [REMAP_SKIP_SEALED] = "sealed",
-        [REMAP_SKIP_KEY] = "protection-key",
-        [REMAP_SKIP_NAMED] = "named",
-        [REMAP_SKIP_POLICY] = "memory-policy",
-};
-
-const char *remap_skip_name(RemapSkip skip) { return (unsigned)skip < _REMAP_SKIP_MAX ? skip_names[skip] : "?"; }
-
 RemapSkip remap_vma_skip(const Vma *vma) {
         if (vma->skip != VMA_OK)
                 return REMAP_SKIP_MAPPING;

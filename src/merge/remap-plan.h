@@ -28,7 +28,6 @@ typedef enum RemapSkip {
 } RemapSkip;
 
 RemapSkip remap_vma_skip(const Vma *vma);
-const char *remap_skip_name(RemapSkip skip);
 
 typedef struct RemapRules {
         uint32_t minimum_run_pages;     /* at least REMAP_MINIMUM_RUN is taken */

@@ -70,7 +70,6 @@ static int grow(BlockTable *table) {
         table->quarantine = ids;
         table->bytes += (uint64_t)(want - table->allocated) * (sizeof *blocks + 2 * sizeof *ids);
         table->allocated = want;
-        table->free_allocated = table->quarantine_allocated = want;
         return 0;
 }
 

@@ -74,7 +74,7 @@ typedef struct BlockTable {
         Block **blocks;         /* by id; NULL: free or in quarantine */
         uint32_t n, allocated;
         uint32_t *free_ids, *quarantine; /* ids the trees may still name wait for a whole sweep */
-        size_t n_free, free_allocated, n_quarantine, quarantine_allocated;
+        size_t n_free, n_quarantine;
         uint64_t bytes;         /* all the memory of the table and its blocks */
 } BlockTable;
 

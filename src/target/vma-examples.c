@@ -95,7 +95,7 @@ static void add_keyed(Examples *examples) {
 }
 
 /* Pages that a driver put there, one by one. */
-static void add_ring(Examples *examples) {
+static void add_ring(void) {
         struct io_uring_params params = {};
         int fd = (int)syscall(SYS_io_uring_setup, 2, &params);
 
@@ -129,7 +129,7 @@ static bool make_examples(void) {
         add_locked(&examples);
         add_registered(&examples, memfd);
         add_keyed(&examples);
-        add_ring(&examples);
+        add_ring();
         (void)syscall(SYS_mseal_6_10, add_plain(&examples), PAGE_BYTES, 0);
         return true;
 }

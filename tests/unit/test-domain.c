@@ -44,7 +44,7 @@ int __wrap_scan_block_frames(const Block *block, uint64_t ret_pfns[static BLOCK_
 
 static int setup(void **state) {
         Fixture *f = calloc(1, sizeof *f);
-        int r = domain_new("test", 256, n_threads, &numa, &f->domain);
+        int r = domain_new(256, n_threads, &numa, &f->domain);
 
         if (r == -EACCES || r == -EPERM || r == -ENOENT)
                 TEST_SKIP("needs /proc/kpageflags: %s", strerror(-r));

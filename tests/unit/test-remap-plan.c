@@ -189,7 +189,6 @@ static void test_mappings(void **unused) {
                 assert_int_equal(remap_runs_make(&w.space, &w.vmas, &w.rules, &runs), 0);
                 assert_int_equal(runs.n, i == 0);
                 assert_int_equal(runs.pages_left[cases[i].skip], i > 1 ? 100 : 0);
-                assert_string_not_equal(remap_skip_name(cases[i].skip), "?");
         }
 }
 
