@@ -119,8 +119,8 @@ void space_done(Space *space);  /* frees its blocks */
  * uncounted list, the anonymous pages of readable mappings are counted on the way.
  * TARGET_E_GONE: it ended, or began another program; -ENOMEM: some new blocks are missing; -errno: nothing changed. */
 int space_refresh(Space *space, VmaList *vmas);
-/* Makes a block for each of these addresses (ascending; multiples of BLOCK_BYTES) that has none. -ENOMEM: some are
- * missing. */
+/* Makes a block for each of these addresses (ascending; multiples of BLOCK_BYTES) that has none. -ENOMEM, -ENOSPC (no
+ * more ids): some are missing. */
 int space_add(Space *space, const uint64_t *addrs, size_t n);
 Block *space_find(const Space *space, uint64_t addr); /* NULL */
 size_t space_first(const Space *space, uint64_t addr); /* the index of the first block that ends behind addr */

@@ -171,6 +171,7 @@ static int find_written(Space *space, Track *track, Crew *crew, const SelectRule
 static int add_blocks(Space *space, const TrackRanges *ranges) {
         _cleanup_free_ uint64_t *addrs = NULL;
         size_t n = 0, allocated = 0, at = 0;
+        int r;
 
         for (size_t i = 0; i < ranges->n; i++)
                 for (uint64_t addr = ranges->ranges[i].start & ~(BLOCK_BYTES - 1); addr < ranges->ranges[i].end;
@@ -185,14 +186,14 @@ static int add_blocks(Space *space, const TrackRanges *ranges) {
                 }
         if (n == 0)
                 return 0;
-        at = space_add(space, addrs, n) < 0;
+        r = space_add(space, addrs, n);
         for (size_t i = 0; i < n; i++) {
                 Block *block = space_find(space, addrs[i]);
 
                 if (block)
                         block->tracked = true;
         }
-        return at ? -ENOMEM : 0;
+        return r;
 }
 
 /* The part of the ranges from *at on that lies in the block. */
@@ -258,25 +259,31 @@ static void take_for_busy(Space *space) {
                         space->blocks[b]->busy = BUSY_LOOKS;
 }
 
+/* Whether the block is rewritten too fast to be worth protecting, by how many of its pages were written since the last
+ * look. Of one that was never read, or was not protected, all that is there is reported, which says nothing. */
+static void note_busy(Block *block, const SelectRules *rules, unsigned n_written) {
+        unsigned limit = rules->busy_pages ?: BUSY_SHARE;
+
+        if (block->pass == 0 || block->unprotected) {
+                block->unprotected = false;
+                n_written = 0;
+        }
+        if (n_written > BUSY_AT_ONCE * limit)
+                block->busy = BUSY_LOOKS;
+        else
+                block->busy = n_written > limit ? (uint8_t)(block->busy + 1) : 0;
+        if (block->busy >= BUSY_LOOKS)
+                block->quiet = 0; /* that it stands still is to be seen from now on */
+}
+
 /* Tracked: what is reported changed, and nothing else did. */
-static void settle(Selection *selection, Block *block, const SelectRules *rules, const PageSet written) {
+static void settle(Selection *selection, Block *block, const PageSet written) {
         if (block->unsettled) {
                 for (unsigned i = 0; i < ELEMENTSOF(block->changed); i++)
                         block->changed[i] &= written[i];
                 block->unsettled = page_set_any(block->changed);
                 selection->settled = true;
         }
-        unsigned limit = rules->busy_pages ?: BUSY_SHARE, n = page_set_count(written);
-        if (block->pass == 0 || block->unprotected) {
-                block->unprotected = false;
-                n = 0;
-        }
-        if (n > BUSY_AT_ONCE * limit)
-                block->busy = BUSY_LOOKS;
-        else
-                block->busy = n > limit ? (uint8_t)(block->busy + 1) : 0;
-        if (block->busy >= BUSY_LOOKS)
-                block->quiet = 0; /* that it stands still is to be seen from now on */
 }
 
 static int select_block(Selection *selection, Block *block, const Track *track, const VmaList *vmas,
@@ -292,8 +299,10 @@ static int select_block(Selection *selection, Block *block, const Track *track, 
         if (sampled) {
                 select_sampled(block, track, vmas, rules, pages);
                 block->unprotected = true;
-        } else
-                settle(selection, block, rules, written);
+        } else {
+                settle(selection, block, written);
+                note_busy(block, rules, page_set_count(written));
+        }
         if (rules->recheck_forked)
                 for (unsigned i = 0; i < ELEMENTSOF(pages); i++)
                         pages[i] |= block->forked[i] & block->hashed[i] & ~block->merged[i] & ~block->twin[i];
