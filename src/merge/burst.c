@@ -131,12 +131,13 @@ static int knobs_set(Burst *burst) {
         const struct {
                 const char *name;
                 uint64_t value;
+                bool optional; /* it came with a later kernel, and nothing depends on it */
         } settings[] = {
-                { "use_zero_pages", 1 },
-                { "smart_scan", !burst->thorough },
-                { "pages_to_scan", BATCH_PAGES },
-                { "sleep_millisecs", 0 },
-                { "run", 1 },
+                { "use_zero_pages", 1, true },
+                { "smart_scan", !burst->thorough, true },
+                { "pages_to_scan", BATCH_PAGES, false },
+                { "sleep_millisecs", 0, false },
+                { "run", 1, false },
         };
         int r;
 
@@ -145,8 +146,7 @@ static int knobs_set(Burst *burst) {
                 return r;
         for (size_t i = 0; i < ELEMENTSOF(settings); i++) {
                 r = ksm_set(burst->ksm, settings[i].name, settings[i].value);
-                /* use_zero_pages and smart_scan came with later kernels; nothing depends on them. */
-                if (r < 0 && !(r == -ENOENT && i < 2))
+                if (r < 0 && !(r == -ENOENT && settings[i].optional))
                         return r;
         }
         return 0;

@@ -76,9 +76,9 @@ typedef struct JudgeBudget {
         uint64_t nsec[JUDGE_SLOTS];     /* of each of the last seconds, in a ring */
         uint64_t second;                /* that is being counted */
         uint64_t breaks, flushes;       /* as last told */
+        uint64_t noted_nsec;            /* when that was */
         bool begun;
         uint32_t break_nsec, flush_nsec; /* the caller's to set; 0: as usual */
-        uint64_t noted_nsec;            /* when that was */
         int64_t saved_nsec;             /* to be spent; below 0: owed */
         bool refilling;                 /* it was spent, and is not yet saved again */
 } JudgeBudget;

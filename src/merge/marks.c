@@ -9,9 +9,9 @@
  * A file is named PID.STARTTICKS (/proc/PID/stat field 22): a reused pid has other ticks, and the directory is below
  * /run, so that it does not outlive the boot that the ticks count from. Both outlive execve(2), of which nobody tells
  * while no daemon runs: so the file says which layout it is of, and where the process has another it is as if there were
- * none. It is replaced atomically and read strictly:
- * from one that is not as we write it nothing is concluded, and then everything is foreign. So it is where there is none;
- * that one cannot be read just now (no file descriptor is left, say) means neither.
+ * none. It is replaced atomically and read strictly: from one that is not as we write it nothing is concluded, and then
+ * everything is foreign. So it is where there is none; that one cannot be read just now (no file descriptor is left,
+ * say) means neither.
  *
  * fork(2) copies the bit and execve(2) drops it. A child of a target is born with our marks in it; it would count them
  * as its own. So a process without a file that has the same memory layout as its parent (start of code, of stack and

@@ -50,10 +50,12 @@ void pool_drop(Pool *pool, uint64_t page, uint32_t n_pages);
 /* Reserved pages that will not be mapped after all. */
 int pool_give_back(Pool *pool, uint64_t page, uint32_t n_pages);
 
-/* How often each page is mapped into processes now, as the kernel counts (UINT32_MAX: it holds no memory). */
+/* How often each page is mapped into processes now, as the kernel counts; or POOL_COUNT_* (pool-count.h). -errno: not
+ * all of them could be counted. */
 int pool_sharers(Pool *pool, uint64_t page, uint32_t n_pages, uint32_t *ret_sharers);
 
-/* The same, and what the kernel says becomes the truth for these pages, as in pool_collect(); none is freed. */
+/* The same, and what the kernel says becomes the truth for these pages, as in pool_collect(); none is freed.
+ * -EINVAL: there are no such pages. */
 int pool_refresh(Pool *pool, uint64_t page, uint32_t n_pages, uint32_t *ret_sharers);
 
 /* Asks the kernel about up to n_pages pages, going round, and frees those that nobody maps and nobody reserved. Not

@@ -34,7 +34,7 @@ static int add_run(ZeroPlan *plan, const ZeroRules *rules, const Vma *vma, const
         return 0;
 }
 
-/* The zero pages of a block; *ret: how many. */
+/* The pages of a block that may be given back. */
 static void zero_pages(const Block *block, PageSet ret) {
         for (unsigned i = 0; i < BLOCK_PAGES / 64; i++)
                 ret[i] = block->zero[i] & ~block->changed[i] & ~block->forked[i] & ~block->merged[i];

@@ -93,8 +93,7 @@ static void forget(Block *block, unsigned page) {
         page_set_remove(block->changed, page);
 }
 
-/* Which pages of [start, end) are filled: there with a frame of their own, or swapped out. first: the number of the
- * first in its block. */
+/* Which pages of [start, end), in one block, are filled: there with a frame of their own, or swapped out. */
 static int find_filled(const Target *target, uint64_t start, uint64_t end, PageSet ret) {
         PagemapRegion regions[REGIONS];
         PagemapScan scan = {
