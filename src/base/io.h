@@ -20,6 +20,10 @@ int read_fd(int fd, char **ret, size_t *ret_size);
 int open_directory(int at, const char *path, DIR **ret);
 static inline void closedirp(DIR **dir) { if (*dir) closedir(*dir); }
 #define _cleanup_closedir_ _cleanup_(closedirp)
+/* The process whose directory in /proc the entry is, or the thread whose it is in a task directory; 0: it is none. */
+static inline pid_t dirent_pid(const struct dirent *entry) {
+        return entry->d_name[0] >= '1' && entry->d_name[0] <= '9' ? (pid_t)atoi(entry->d_name) : 0;
+}
 
 /* Reads one unsigned decimal number that is all the file holds. -EINVAL when it is something else. */
 int read_u64(int at, const char *path, uint64_t *ret);

@@ -4,7 +4,6 @@
 #include "base/io.h"
 #include "host/thp.h"
 
-#include <dirent.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
@@ -55,18 +54,14 @@ static bool known(const DropIns *drop_ins, const char *name) {
         return false;
 }
 
-static void close_directory(DIR **directory) {
-        if (*directory)
-                closedir(*directory);
-}
-
 /* Adds the names of one directory that no directory before it had. A directory that does not exist is an empty one. */
 static int list_directory(const char *path, DropIns *drop_ins) {
-        _cleanup_(close_directory) DIR *directory = opendir(path);
-        struct dirent *entry;
+        _cleanup_closedir_ DIR *directory = NULL;
+        const struct dirent *entry;
+        int r = open_directory(AT_FDCWD, path, &directory);
 
-        if (!directory)
-                return errno == ENOENT ? 0 : -errno;
+        if (r < 0)
+                return r == -ENOENT ? 0 : r;
         while (errno = 0, (entry = readdir(directory))) {
                 DropIn item = {};
 

@@ -428,14 +428,13 @@ static void probe_ksm(HostKernel *host) {
 }
 
 static unsigned count_nodes(void) {
-        DIR *nodes = opendir("/sys/devices/system/node");
+        _cleanup_closedir_ DIR *nodes = NULL;
         unsigned n = 0;
 
-        if (!nodes)
+        if (open_directory(AT_FDCWD, "/sys/devices/system/node", &nodes) < 0)
                 return 1;
         for (const struct dirent *entry; (entry = readdir(nodes));)
                 n += strncmp(entry->d_name, "node", 4) == 0 && entry->d_name[4] >= '0' && entry->d_name[4] <= '9';
-        closedir(nodes);
         return MAX_OF(n, 1U);
 }
 

@@ -8,7 +8,6 @@
 
 #include "base/io.h"
 
-#include <dirent.h>
 #include <fcntl.h>
 #include <inttypes.h>
 #include <stdio.h>
@@ -46,19 +45,20 @@ static int ksmd_stat(pid_t pid, uint64_t *ret_ticks) {
 }
 
 static int ksmd_find(pid_t *ret, uint64_t *ret_ticks) {
-        DIR *proc = opendir("/proc");
-        int r = -ENOENT;
+        _cleanup_closedir_ DIR *proc = NULL;
+        int r = open_directory(AT_FDCWD, "/proc", &proc);
 
-        if (!proc)
-                return -errno;
-        for (struct dirent *entry; r < 0 && (entry = readdir(proc));) {
-                pid_t pid = (pid_t)atoi(entry->d_name);
+        if (r < 0)
+                return r;
+        r = -ENOENT;
+        for (const struct dirent *entry; r < 0 && (entry = readdir(proc));) {
+                pid_t pid = dirent_pid(entry);
+
                 if (pid > 0 && ksmd_stat(pid, ret_ticks) == 0) {
                         *ret = pid;
                         r = 0;
                 }
         }
-        closedir(proc);
         return r;
 }
 

@@ -6,8 +6,6 @@
 #include "merge/remap.h"
 #include "merge/zero.h"
 
-#include <dirent.h>
-#include <fcntl.h>
 #include <linux/userfaultfd.h>
 #include <stdio.h>
 #include <string.h>
@@ -65,12 +63,11 @@ static bool counts_pinned(const Target *target) {
 }
 
 static bool holds_ring(const Target *target) {
-        int fd = openat(target->procfd, "fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-        DIR *dir = fd < 0 ? NULL : fdopendir(fd);
-        bool found = !dir;
+        _cleanup_closedir_ DIR *dir = NULL;
+        bool found = false;
 
-        if (!dir)
-                safe_close(fd);
+        if (open_directory(target->procfd, "fd", &dir) < 0)
+                return true;
         for (const struct dirent *entry; !found && (entry = readdir(dir));) {
                 char link[64];
                 ssize_t n = readlinkat(dirfd(dir), entry->d_name, link, sizeof link - 1);
@@ -80,8 +77,6 @@ static bool holds_ring(const Target *target) {
                 link[n] = 0;
                 found = strcmp(link, IO_URING_FILE) == 0;
         }
-        if (dir)
-                closedir(dir);
         return found;
 }
 

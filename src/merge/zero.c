@@ -7,7 +7,6 @@
 #include "merge/stop-pace.h"
 #include "merge/zero-program.h"
 
-#include <dirent.h>
 #include <fcntl.h>
 #include <linux/kcmp.h>
 #include <linux/userfaultfd.h>
@@ -63,14 +62,16 @@ Zero *zero_free(Zero *zero) {
 }
 
 static bool has_peer(pid_t pid) {
-        DIR *proc = opendir("/proc");
-        bool found = !proc;
+        _cleanup_closedir_ DIR *proc = NULL;
+        bool found = false;
+
+        if (open_directory(AT_FDCWD, "/proc", &proc) < 0)
+                return true;
         for (const struct dirent *entry; !found && (entry = readdir(proc));) {
-                pid_t other = entry->d_name[0] >= '1' && entry->d_name[0] <= '9' ? atoi(entry->d_name) : pid;
-                found = other != pid && syscall(SYS_kcmp, pid, other, KCMP_VM, 0, 0) == 0;
+                pid_t other = dirent_pid(entry);
+
+                found = other > 0 && other != pid && syscall(SYS_kcmp, pid, other, KCMP_VM, 0, 0) == 0;
         }
-        if (proc)
-                closedir(proc);
         return found;
 }
 

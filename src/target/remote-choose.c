@@ -85,7 +85,8 @@ pid_t remote_test_unlisted;
 
 pid_t remote_tasks_next(DIR *tasks) {
         for (const struct dirent *entry; (entry = readdir(tasks));) {
-                pid_t tid = atoi(entry->d_name);
+                pid_t tid = dirent_pid(entry);
+
                 if (tid > 0 && is_listed(tid))
                         return tid;
         }
