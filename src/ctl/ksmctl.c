@@ -18,19 +18,19 @@ static const struct {
         CtlCommand run;
         bool has_json;
 } commands[] = {
-        {"status", "", "what the daemon is doing and what it saves", 0, 0, command_status, true},
-        {"stats", "", "all counters: the daemon, each domain, each cgroup", 0, 0, command_stats, true},
-        {"targets", "", "the processes of the cgroups that are opted in", 0, 0, command_targets, true},
-        {"top", "[SECONDS]", "status and cgroups, shown anew every 2 seconds until q", 0, 1, command_top, false},
-        {"metrics", "", "all counters as OpenMetrics text", 0, 0, command_metrics, false},
-        {"estimate", "[PID|CGROUP...]", "what merging would save (needs no daemon)", 0, INT_MAX, command_estimate, true},
-        {"why", "PID", "why the pages of a process are merged or not", 1, 1, command_why, true},
-        {"scan", "", "begin a pass now and wait for its end", 0, 0, command_scan, true},
-        {"pause", "", "begin no more passes; what is merged stays merged", 0, 0, command_pause, true},
-        {"resume", "", "go on after pause", 0, 0, command_resume, true},
-        {"unmerge", "CGROUP", "take apart what was merged in a cgroup, and leave it alone until a reload", 1, 1, command_unmerge, true},
-        {"reload", "", "read the configuration again", 0, 0, command_reload, true},
-        {"doctor", "", "what works on this host and what does not (needs no daemon)", 0, 0, command_doctor, true},
+        { "status", "", "what the daemon is doing and what it saves", 0, 0, command_status, true },
+        { "stats", "", "all counters: the daemon, each domain, each cgroup", 0, 0, command_stats, true },
+        { "targets", "", "the processes of the cgroups that are opted in", 0, 0, command_targets, true },
+        { "top", "[SECONDS]", "status and cgroups, shown anew every 2 seconds until q", 0, 1, command_top, false },
+        { "metrics", "", "all counters as OpenMetrics text", 0, 0, command_metrics, false },
+        { "estimate", "[PID|CGROUP...]", "what merging would save (needs no daemon)", 0, INT_MAX, command_estimate, true },
+        { "why", "PID", "why the pages of a process are merged or not", 1, 1, command_why, true },
+        { "scan", "", "begin a pass now and wait for its end", 0, 0, command_scan, true },
+        { "pause", "", "begin no more passes; what is merged stays merged", 0, 0, command_pause, true },
+        { "resume", "", "go on after pause", 0, 0, command_resume, true },
+        { "unmerge", "CGROUP", "take apart what was merged in a cgroup, and leave it alone until a reload", 1, 1, command_unmerge, true },
+        { "reload", "", "read the configuration again", 0, 0, command_reload, true },
+        { "doctor", "", "what works on this host and what does not (needs no daemon)", 0, 0, command_doctor, true },
 };
 
 static void print_help(FILE *f) {
@@ -70,16 +70,16 @@ static int run_command(const Ctl *ctl, int argc, char **argv) {
 
 int main(int argc, char **argv) {
         static const struct option options[] = {
-                {"socket", required_argument, NULL, 's'},
-                {"config", required_argument, NULL, 'c'},
-                {"json", no_argument, NULL, 'j'},
-                {"once", no_argument, NULL, 'o'},
-                {"help", no_argument, NULL, 'h'},
-                {"version", no_argument, NULL, 'v'},
+                { "socket", required_argument, NULL, 's' },
+                { "config", required_argument, NULL, 'c' },
+                { "json", no_argument, NULL, 'j' },
+                { "once", no_argument, NULL, 'o' },
+                { "help", no_argument, NULL, 'h' },
+                { "version", no_argument, NULL, 'v' },
                 {},
         };
         static char name[] = "ksmctl";
-        Ctl ctl = {.socket = DEFAULT_SOCKET};
+        Ctl ctl = { .socket = DEFAULT_SOCKET };
         int c, r;
 
         if (argc > 0)
