@@ -236,7 +236,7 @@ static void on_monitor(void *userdata, VarlinkCall *call, const json_t *params) 
                 answer_error(call, -ENOMEM, NULL);
                 return;
         }
-        *monitor = (Monitor){.service = service, .call = call};
+        *monitor = (Monitor){ .service = service, .call = call };
         r = loop_add_timer(service->loop, nsec, nsec, on_monitor_timer, monitor, &monitor->timer);
         if (r < 0) {
                 free(monitor);
@@ -248,20 +248,20 @@ static void on_monitor(void *userdata, VarlinkCall *call, const json_t *params) 
 }
 
 static const VarlinkMethod methods[] = {
-        {.name = INTERFACE ".GetStatus", .handler = on_get_status},
-        {.name = INTERFACE ".GetStats", .handler = on_get_stats},
-        {.name = INTERFACE ".ListTargets", .handler = on_list_targets},
-        {.name = INTERFACE ".Explain", .handler = on_explain},
-        {.name = INTERFACE ".ScanNow", .privileged = true, .handler = on_scan_now},
-        {.name = INTERFACE ".Pause", .privileged = true, .handler = on_pause},
-        {.name = INTERFACE ".Resume", .privileged = true, .handler = on_resume},
-        {.name = INTERFACE ".Unmerge", .privileged = true, .handler = on_unmerge},
-        {.name = INTERFACE ".Reload", .privileged = true, .handler = on_reload},
-        {.name = INTERFACE ".Monitor", .more = true, .handler = on_monitor},
+        { .name = INTERFACE ".GetStatus", .handler = on_get_status },
+        { .name = INTERFACE ".GetStats", .handler = on_get_stats },
+        { .name = INTERFACE ".ListTargets", .handler = on_list_targets },
+        { .name = INTERFACE ".Explain", .handler = on_explain },
+        { .name = INTERFACE ".ScanNow", .privileged = true, .handler = on_scan_now },
+        { .name = INTERFACE ".Pause", .privileged = true, .handler = on_pause },
+        { .name = INTERFACE ".Resume", .privileged = true, .handler = on_resume },
+        { .name = INTERFACE ".Unmerge", .privileged = true, .handler = on_unmerge },
+        { .name = INTERFACE ".Reload", .privileged = true, .handler = on_reload },
+        { .name = INTERFACE ".Monitor", .more = true, .handler = on_monitor },
 };
 
 static const VarlinkInterface interfaces[] = {
-        {.name = INTERFACE, .description = service_interface_description},
+        { .name = INTERFACE, .description = service_interface_description },
 };
 
 int service_new(Loop *loop, int fd, const ServiceOps *ops, void *userdata, Service **ret) {
@@ -272,7 +272,7 @@ int service_new(Loop *loop, int fd, const ServiceOps *ops, void *userdata, Servi
                 safe_close(fd);
                 return -ENOMEM;
         }
-        *service = (Service){.loop = loop, .ops = ops, .userdata = userdata};
+        *service = (Service){ .loop = loop, .ops = ops, .userdata = userdata };
         r = varlink_server_new(loop, fd, methods, ELEMENTSOF(methods), interfaces, ELEMENTSOF(interfaces), service,
                                &service->server);
         if (r < 0)

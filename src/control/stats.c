@@ -32,7 +32,7 @@ typedef struct Field {
         size_t offset;
 } Field;
 
-#define PAGE_FIELD(name) {#name, offsetof(PageStats, name)}
+#define PAGE_FIELD(name) { #name, offsetof(PageStats, name) }
 static const Field page_fields[] = {
         PAGE_FIELD(pages_shared),
         PAGE_FIELD(pages_sharing),
@@ -53,7 +53,7 @@ static const Field page_fields[] = {
         PAGE_FIELD(metadata_bytes),
 };
 
-#define DAEMON_FIELD(name) {#name, offsetof(DaemonStats, name)}
+#define DAEMON_FIELD(name) { #name, offsetof(DaemonStats, name) }
 static const Field daemon_fields[] = {
         DAEMON_FIELD(cpu_nsec),
         DAEMON_FIELD(ksmd_cpu_nsec),

@@ -13,7 +13,7 @@
 #include <sys/un.h>
 
 int varlink_connect(const char *path, int *ret_fd) {
-        struct sockaddr_un address = {.sun_family = AF_UNIX};
+        struct sockaddr_un address = { .sun_family = AF_UNIX };
         _cleanup_close_ int fd = -EBADF;
 
         if (strlen(path) >= sizeof address.sun_path)
@@ -30,11 +30,11 @@ int varlink_connect(const char *path, int *ret_fd) {
 
 /* until UINT64_MAX: for ever. */
 static int wait_for(int fd, short events, uint64_t until) {
-        struct pollfd pollfd = {.fd = fd, .events = events};
+        struct pollfd pollfd = { .fd = fd, .events = events };
 
         for (;;) {
                 uint64_t now = now_nsec(), left = until > now ? until - now : 0;
-                struct timespec ts = {.tv_sec = (time_t)(left / NSEC_PER_SEC), .tv_nsec = (long)(left % NSEC_PER_SEC)};
+                struct timespec ts = { .tv_sec = (time_t)(left / NSEC_PER_SEC), .tv_nsec = (long)(left % NSEC_PER_SEC) };
                 int r = ppoll(&pollfd, 1, until == UINT64_MAX ? NULL : &ts, NULL);
 
                 if (r > 0)

@@ -94,7 +94,7 @@ static int remove_stale(const char *path, const struct sockaddr_un *address) {
 }
 
 int varlink_listen(const char *path, int *ret_fd) {
-        struct sockaddr_un address = {.sun_family = AF_UNIX};
+        struct sockaddr_un address = { .sun_family = AF_UNIX };
         _cleanup_close_ int fd = -EBADF, lock = -EBADF;
         int r;
 

@@ -77,9 +77,9 @@ static Words words_new(RemoteProgram *p) {
                 .move = remote_program_words(p, sizeof(UffdMove) / 8),
                 .message = remote_program_words(p, sizeof(struct uffd_msg) / 8),
         };
-        unsigned *each[] = {&w.row, &w.end, &w.address, &w.bytes, &w.scratch, &w.registered, &w.offset, &w.length,
-                            &w.moved, &w.failures, &w.result, &w.each, &w.low, &w.high, &w.at, &w.blind, &w.visited,
-                            &w.taken, &w.back, &w.lost};
+        unsigned *each[] = { &w.row, &w.end, &w.address, &w.bytes, &w.scratch, &w.registered, &w.offset, &w.length,
+                             &w.moved, &w.failures, &w.result, &w.each, &w.low, &w.high, &w.at, &w.blind, &w.visited,
+                             &w.taken, &w.back, &w.lost };
         for (size_t i = 0; i < ELEMENTSOF(each); i++)
                 *each[i] = remote_program_words(p, 1);
         remote_program_set(p, w.api, UFFD_API);
@@ -147,7 +147,7 @@ typedef struct Rows {
 } Rows;
 
 static Rows rows_begin(RemoteProgram *p, const Words *w, unsigned table) {
-        Rows rows = {remote_program_label(p), remote_program_label(p), remote_program_label(p), remote_program_label(p)};
+        Rows rows = { remote_program_label(p), remote_program_label(p), remote_program_label(p), remote_program_label(p) };
         remote_program_copy(p, w->row, remote_at(table));
         remote_program_here(p, rows.each);
         REMOTE_OPERATE(p, REMOTE_OP_EQUAL, rows.over, REMOTE_NOTHING, remote_word(w->row), remote_word(w->end));
@@ -438,8 +438,8 @@ int zero_batch_make(const ZeroRun *runs, size_t n, int devicefd, ZeroBatch *ret)
         if (n_runs == 0)
                 return -EINVAL;
         set_spans(p, table, runs, n_runs);
-        *ret = (ZeroBatch){.n_runs = n_runs, .table = table, .visited = w.visited, .taken = w.taken,
-                           .back = w.back, .lost = w.lost};
+        *ret = (ZeroBatch){ .n_runs = n_runs, .table = table, .visited = w.visited, .taken = w.taken,
+                            .back = w.back, .lost = w.lost };
         build(p, &w, ret, &devicefd);
         ret->program = TAKE_PTR(p);
         return 0;

@@ -30,8 +30,9 @@ struct Zero {
 };
 
 static int try_move(int devicefd) {
-        struct uffdio_api api = {.api = UFFD_API, .features = UAPI_UFFD_MOVE};
+        struct uffdio_api api = { .api = UFFD_API, .features = UAPI_UFFD_MOVE };
         _cleanup_close_ int fd = ioctl(devicefd, USERFAULTFD_IOC_NEW, O_CLOEXEC);
+
         if (fd < 0)
                 return -errno;
         return ioctl(fd, UFFDIO_API, &api) < 0 ? -EOPNOTSUPP : 0;
@@ -39,17 +40,24 @@ static int try_move(int devicefd) {
 
 int zero_new(Remote *remote, Zero **ret) {
         _cleanup_close_ int fd = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
+        Zero *zero;
+        int r;
+
         if (fd < 0)
                 return -errno;
-        int r = try_move(fd);
+        r = try_move(fd);
         if (r == 0 && syscall(SYS_kcmp, getpid(), getpid(), KCMP_VM, 0, 0) != 0)
                 r = -EOPNOTSUPP; /* nothing would tell who shares whose memory */
         if (r < 0)
                 return r;
-        Zero *zero = calloc(1, sizeof *zero);
+        zero = calloc(1, sizeof *zero);
         if (!zero)
                 return -ENOMEM;
-        *zero = (Zero){.remote = remote, .devicefd = TAKE_FD(fd), .pace = stop_pace_first(PAGE_FIRST_NSEC, RUN_UNITS)};
+        *zero = (Zero){
+                .remote = remote,
+                .devicefd = TAKE_FD(fd),
+                .pace = stop_pace_first(PAGE_FIRST_NSEC, RUN_UNITS),
+        };
         *ret = zero;
         return 0;
 }
@@ -77,10 +85,12 @@ static bool has_peer(pid_t pid) {
 
 int zero_target_fits(const Target *target) {
         _cleanup_free_ char *text = NULL;
+        const char *locked;
         int r = read_file(target->procfd, "status", &text, NULL);
+
         if (r < 0)
                 return r == -ENOENT || r == -ESRCH ? ZERO_E_GONE : r;
-        const char *locked = strstr(text, "\nVmLck:");
+        locked = strstr(text, "\nVmLck:");
         if (locked && strtoul(locked + strlen("\nVmLck:"), NULL, 10) > 0)
                 return ZERO_E_LOCKED;
         return has_peer(target->pid) ? ZERO_E_PEER : 0;
@@ -106,9 +116,11 @@ static int find_filled(const Target *target, uint64_t start, uint64_t end, PageS
                 .category_anyof_mask = PAGEMAP_SCAN_PRESENT | PAGEMAP_SCAN_SWAPPED,
                 .return_mask = PAGEMAP_SCAN_PRESENT | PAGEMAP_SCAN_SWAPPED | PAGEMAP_SCAN_PFNZERO,
         };
+
         memset(ret, 0, sizeof(PageSet));
         while (scan.start < end) {
                 int n = ioctl(target->pagemapfd, PAGEMAP_SCAN_IOCTL, &scan);
+
                 if (n < 0)
                         return errno == ESRCH ? TARGET_E_GONE : -errno;
                 for (int i = 0; i < n; i++) {
@@ -126,10 +138,12 @@ static int note_run(Space *space, const ZeroRun *run, ZeroResult *result) {
         Block *block = space_find(space, run->start - run->start % BLOCK_BYTES);
         PageSet filled;
         int r = find_filled(space->target, run->start, run->end, filled);
+
         if (r != 0 || !block)
                 return remote_error_of(r);
         for (uint64_t at = run->start; at < run->end; at += PAGE_BYTES) {
                 unsigned page = (unsigned)(at % BLOCK_BYTES / PAGE_BYTES);
+
                 forget(block, page);
                 if (!page_set_has(filled, page)) {
                         page_set_add(block->hole, page);
@@ -143,6 +157,7 @@ static uint32_t pages_of(const ZeroRun *run) { return (uint32_t)((run->end - run
 
 static uint64_t count_units(const Zero *zero, const ZeroRun *runs, size_t n) {
         uint64_t units = 0;
+
         for (size_t i = 0; i < n; i++)
                 units += stop_pace_units(&zero->pace, pages_of(&runs[i]));
         return units;
@@ -158,11 +173,14 @@ typedef struct Progress {
 static size_t choose(const Zero *zero, const ZeroPlan *plan, Progress from, ZeroRun ret[static ZERO_RUNS_MAX]) {
         uint64_t all = MAX_OF(stop_pace_batch(&zero->pace), zero_test_units_min), used = 0;
         size_t n = 0;
+
         for (size_t i = from.run; i < plan->n && n < ZERO_RUNS_MAX; i++) {
+                uint32_t room = stop_pace_room(&zero->pace, all, used), pages;
                 ZeroRun run = plan->runs[i];
+
                 if (i == from.run && from.at > 0)
                         run.start = from.at;
-                uint32_t room = stop_pace_room(&zero->pace, all, used), pages = pages_of(&run);
+                pages = pages_of(&run);
                 if (n > 0 && room < (run.huge ? pages : MIN_OF(pages, STOP_PACE_PIECE_MIN)))
                         break;
                 if (!run.huge)
@@ -177,6 +195,7 @@ static size_t choose(const Zero *zero, const ZeroPlan *plan, Progress from, Zero
 static void let_track(Track *track, const ZeroRun *runs, size_t n, bool resume) {
         uint64_t end;
         size_t spanned;
+
         for (size_t i = 0; track && i < n; i += spanned) {
                 spanned = zero_span(runs + i, n - i, &end);
                 if (resume)
@@ -188,14 +207,16 @@ static void let_track(Track *track, const ZeroRun *runs, size_t n, bool resume) 
 
 /* *n: of the runs; those that were visited. */
 static int give_batch(Zero *zero, Space *space, Track *track, const ZeroRun *runs, size_t *n, ZeroResult *result) {
+        RemoteTransaction transaction;
         ZeroBatch batch;
         int r = zero_batch_make(runs, *n, zero->devicefd, &batch);
+
         if (r < 0)
                 return r;
         _cleanup_(remote_program_freep) RemoteProgram *program = batch.program;
         *n = batch.n_runs;
         let_track(track, runs, batch.n_runs, false);
-        RemoteTransaction transaction = {
+        transaction = (RemoteTransaction){
                 .program = program,
                 .patience_nsec = zero_test_patience_nsec,
                 .run_nsec = MAX_OF(stop_pace_begin_nsec(&zero->pace), zero_test_patience_nsec),
@@ -228,12 +249,13 @@ int zero_give_back(Zero *zero, Space *space, Track *track, const ZeroPlan *plan,
                 ZeroRun runs[ZERO_RUNS_MAX];
                 size_t n = choose(zero, plan, progress, runs);
                 int r = give_batch(zero, space, track, runs, &n, ret);
+
                 if (r != 0)
                         return r;
                 progress.run += n - 1;
                 progress.at = runs[n - 1].end;
                 if (progress.at == plan->runs[progress.run].end)
-                        progress = (Progress){.run = progress.run + 1};
+                        progress = (Progress){ .run = progress.run + 1 };
                 ret->unfinished = progress.run < plan->n && pause && pause(userdata);
                 if (ret->unfinished)
                         break;
@@ -244,6 +266,7 @@ int zero_give_back(Zero *zero, Space *space, Track *track, const ZeroPlan *plan,
 static int count_block(const Space *space, Block *block, const VmaList *vmas, uint64_t *pages) {
         PageSet filled;
         int r = find_filled(space->target, block->addr, block->addr + BLOCK_BYTES, filled);
+
         if (r != 0)
                 return r;
         for (unsigned page = 0; page < BLOCK_PAGES; page++) {
@@ -261,10 +284,13 @@ static int count_block(const Space *space, Block *block, const VmaList *vmas, ui
 
 int zero_count(Space *space, const VmaList *vmas, uint64_t *ret_pages) {
         uint64_t pages = 0;
+
         for (size_t b = 0; b < space->n; b++) {
+                int r;
+
                 if (!page_set_any(space->blocks[b]->hole))
                         continue;
-                int r = count_block(space, space->blocks[b], vmas, &pages);
+                r = count_block(space, space->blocks[b], vmas, &pages);
                 if (r != 0)
                         return r;
         }

@@ -35,39 +35,39 @@ typedef struct SleepRule {
 /* EXACT: no timeout, or one the kernel goes on with (a restart block, or the remaining time written back: where it cannot
  * be, into a constant or by a personality of STICKY_TIMEOUTS, poll_select_finish() says EINTR). */
 static const SleepRule sleep_rules[] = {
-        {SYS_restart_syscall, REMOTE_SLEEP_EXACT, false, {}},
-        {SYS_futex, REMOTE_SLEEP_EXACT, false, {}},
-        {SYS_nanosleep, REMOTE_SLEEP_EXACT, false, {}},
-        {SYS_clock_nanosleep, REMOTE_SLEEP_EXACT, false, {}},
-        {SYS_ppoll, REMOTE_SLEEP_EXACT, true, {}},
-        {SYS_pselect6, REMOTE_SLEEP_EXACT, true, {}},
+        { SYS_restart_syscall, REMOTE_SLEEP_EXACT, false, {} },
+        { SYS_futex, REMOTE_SLEEP_EXACT, false, {} },
+        { SYS_nanosleep, REMOTE_SLEEP_EXACT, false, {} },
+        { SYS_clock_nanosleep, REMOTE_SLEEP_EXACT, false, {} },
+        { SYS_ppoll, REMOTE_SLEEP_EXACT, true, {} },
+        { SYS_pselect6, REMOTE_SLEEP_EXACT, true, {} },
 #ifdef SYS_poll
-        {SYS_poll, REMOTE_SLEEP_EXACT, false, {}},
-        {SYS_select, REMOTE_SLEEP_EXACT, true, {}},
-        {SYS_pause, REMOTE_SLEEP_EXACT, false, {}},
+        { SYS_poll, REMOTE_SLEEP_EXACT, false, {} },
+        { SYS_select, REMOTE_SLEEP_EXACT, true, {} },
+        { SYS_pause, REMOTE_SLEEP_EXACT, false, {} },
 #endif
-        {SYS_rt_sigsuspend, REMOTE_SLEEP_EXACT, false, {}},
-        {SYS_read, REMOTE_SLEEP_EXACT, true, {}}, /* of a socket with SO_RCVTIMEO; others are restarted */
-        {SYS_wait4, REMOTE_SLEEP_EXACT, false, {}},
-        {SYS_waitid, REMOTE_SLEEP_EXACT, false, {}},
-        {SYS_accept, REMOTE_SLEEP_EXACT, true, {}},
-        {SYS_accept4, REMOTE_SLEEP_EXACT, true, {}},
-        {SYS_recvfrom, REMOTE_SLEEP_AGAIN, true, {{4, MSG_WAITALL}}},
-        {SYS_recvmsg, REMOTE_SLEEP_AGAIN, true, {{3, MSG_WAITALL}}},
-        {SYS_msgrcv, REMOTE_SLEEP_EXACT, false, {}},
+        { SYS_rt_sigsuspend, REMOTE_SLEEP_EXACT, false, {} },
+        { SYS_read, REMOTE_SLEEP_EXACT, true, {} }, /* of a socket with SO_RCVTIMEO; others are restarted */
+        { SYS_wait4, REMOTE_SLEEP_EXACT, false, {} },
+        { SYS_waitid, REMOTE_SLEEP_EXACT, false, {} },
+        { SYS_accept, REMOTE_SLEEP_EXACT, true, {} },
+        { SYS_accept4, REMOTE_SLEEP_EXACT, true, {} },
+        { SYS_recvfrom, REMOTE_SLEEP_AGAIN, true, { { 4, MSG_WAITALL } } },
+        { SYS_recvmsg, REMOTE_SLEEP_AGAIN, true, { { 3, MSG_WAITALL } } },
+        { SYS_msgrcv, REMOTE_SLEEP_EXACT, false, {} },
 #ifdef SYS_epoll_wait
-        {SYS_epoll_wait, REMOTE_SLEEP_AGAIN, true, {}},
+        { SYS_epoll_wait, REMOTE_SLEEP_AGAIN, true, {} },
 #endif
-        {SYS_epoll_pwait, REMOTE_SLEEP_AGAIN, true, {}},
+        { SYS_epoll_pwait, REMOTE_SLEEP_AGAIN, true, {} },
 #ifdef SYS_epoll_pwait2
-        {SYS_epoll_pwait2, REMOTE_SLEEP_AGAIN, true, {}},
+        { SYS_epoll_pwait2, REMOTE_SLEEP_AGAIN, true, {} },
 #endif
-        {SYS_rt_sigtimedwait, REMOTE_SLEEP_AGAIN, true, {}},
-        {SYS_semop, REMOTE_SLEEP_AGAIN, true, {}},
-        {SYS_semtimedop, REMOTE_SLEEP_AGAIN, true, {}},
-        {SYS_mq_timedreceive, REMOTE_SLEEP_AGAIN, true, {}},
-        {SYS_io_getevents, REMOTE_SLEEP_AGAIN, true, {{2, MORE_THAN_ONE}}}, /* of more than one it may return some */
-        {SYS_io_uring_enter, REMOTE_SLEEP_AGAIN, true, {{2, UINT64_MAX}, {3, MORE_THAN_ONE}}}, /* submits nothing, only waits; for one */
+        { SYS_rt_sigtimedwait, REMOTE_SLEEP_AGAIN, true, {} },
+        { SYS_semop, REMOTE_SLEEP_AGAIN, true, {} },
+        { SYS_semtimedop, REMOTE_SLEEP_AGAIN, true, {} },
+        { SYS_mq_timedreceive, REMOTE_SLEEP_AGAIN, true, {} },
+        { SYS_io_getevents, REMOTE_SLEEP_AGAIN, true, { { 2, MORE_THAN_ONE } } }, /* of more than one it may return some */
+        { SYS_io_uring_enter, REMOTE_SLEEP_AGAIN, true, { { 2, UINT64_MAX }, { 3, MORE_THAN_ONE } } }, /* submits nothing, only waits; for one */
 };
 
 int remote_tasks_open(const Target *target, DIR **ret) {
@@ -137,7 +137,7 @@ int remote_thread_status(const Target *target, pid_t tid, RemoteThreadStatus *re
         int r = read_file(target->procfd, path, &text, NULL);
         if (r < 0)
                 return r == -ENOENT || r == -ESRCH ? REMOTE_E_GONE : r;
-        RemoteThreadStatus status = {.seccomp = -1};
+        RemoteThreadStatus status = { .seccomp = -1 };
         const char *p;
         if ((p = strstr(text, "\nState:\t")))
                 status.state = p[8];
@@ -261,7 +261,7 @@ static bool is_unfit(const RemoteUnfit *unfit, pid_t tid) {
 int remote_choose(const Target *target, const RemoteMaps *maps, const RemoteUnfit *unfit,
                   RemoteCandidate ret[static REMOTE_CANDIDATES], size_t *ret_n) {
         size_t n = 0;
-        RemoteCandidate leader = {target->pid, REMOTE_SLEEP_REFUSE};
+        RemoteCandidate leader = { target->pid, REMOTE_SLEEP_REFUSE };
         if (!is_unfit(unfit, leader.tid))
                 leader.sleep = judge(target, maps, leader.tid);
         if (leader.sleep != REMOTE_SLEEP_REFUSE)
@@ -276,7 +276,7 @@ int remote_choose(const Target *target, const RemoteMaps *maps, const RemoteUnfi
                         if (tid == target->pid || is_unfit(unfit, tid))
                                 continue;
                         looked++;
-                        RemoteCandidate candidate = {tid, judge(target, maps, tid)};
+                        RemoteCandidate candidate = { tid, judge(target, maps, tid) };
                         if (candidate.sleep != REMOTE_SLEEP_REFUSE)
                                 insert(ret, &n, candidate);
                         if (n > 0 && ret[0].sleep == REMOTE_SLEEP_EXACT)

@@ -71,7 +71,7 @@ static int look_at(Remote *remote, const Target *target, pid_t tid, RemoteCrowd 
                 return REMOTE_E_BUSY;
         if (GROW(newcomers->list, newcomers->n, newcomers->allocated) < 0)
                 return -ENOMEM;
-        newcomers->list[newcomers->n++] = (Newcomer){tid, status};
+        newcomers->list[newcomers->n++] = (Newcomer){ tid, status };
         return 0;
 }
 

@@ -129,7 +129,7 @@ static int read_filters(pid_t tid, Filters *ret) {
                 struct sock_filter *program = calloc((size_t)n, sizeof *program);
                 if (!program)
                         return -ENOMEM;
-                ret->filters[ret->n++] = (Filter){program, (size_t)n};
+                ret->filters[ret->n++] = (Filter){ program, (size_t)n };
                 if (ptrace(PTRACE_SECCOMP_GET_FILTER, tid, i, program) != n)
                         return errno == ESRCH ? -ESRCH : -ENODATA;
         }
@@ -137,7 +137,7 @@ static int read_filters(pid_t tid, Filters *ret) {
 
 /* The action that the kernel takes: of all filters the one that restricts most, which is the least as a signed number. */
 static uint32_t judge(Filters *filters, long nr, const uint64_t args[6], uint64_t pc) {
-        struct seccomp_data data = {.nr = (int)nr, .arch = REMOTE_ARCH_AUDIT, .instruction_pointer = pc};
+        struct seccomp_data data = { .nr = (int)nr, .arch = REMOTE_ARCH_AUDIT, .instruction_pointer = pc };
         uint32_t action = SECCOMP_RET_ALLOW;
         bool all_only_nr = true;
         if (filters->last_only_nr && filters->last.nr == data.nr)
@@ -205,15 +205,15 @@ int remote_filter_check_return(RemoteThread *thread, const RemoteThread *runner)
 static int check_calls(RemoteThread *thread, uint64_t region, const RemoteCall *calls, size_t n, bool must_allow) {
         const uint64_t results = region + REMOTE_REGION_RESULTS_OFFSET, stub = region + sizeof(RemoteHead);
         const RemoteCall own[] = {
-                {.nr = SYS_mmap, .args = {region, REMOTE_REGION_BYTES, PROT_READ | PROT_EXEC,
-                                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, UINT64_MAX, 0}},
-                {.nr = SYS_madvise, .args = {region, REMOTE_REGION_BYTES, MADV_DONTFORK}},
-                {.nr = SYS_mprotect, .args = {results, REMOTE_REGION_BYTES - REMOTE_REGION_RESULTS_OFFSET,
-                                              PROT_READ | PROT_WRITE}},
+                { .nr = SYS_mmap, .args = { region, REMOTE_REGION_BYTES, PROT_READ | PROT_EXEC,
+                                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, UINT64_MAX, 0 } },
+                { .nr = SYS_madvise, .args = { region, REMOTE_REGION_BYTES, MADV_DONTFORK } },
+                { .nr = SYS_mprotect, .args = { results, REMOTE_REGION_BYTES - REMOTE_REGION_RESULTS_OFFSET,
+                                                PROT_READ | PROT_WRITE } },
                 /* Going home alone, if it may: */
-                {.nr = SYS_fstat, .args = {3, region + REMOTE_REGION_FOUND_OFFSET}},
-                {.nr = SYS_close, .args = {3}},
-                {.nr = SYS_munmap, .args = {region, REMOTE_REGION_BYTES}},
+                { .nr = SYS_fstat, .args = { 3, region + REMOTE_REGION_FOUND_OFFSET } },
+                { .nr = SYS_close, .args = { 3 } },
+                { .nr = SYS_munmap, .args = { region, REMOTE_REGION_BYTES } },
         };
         const size_t home = 3;
         _cleanup_(filters_done) Filters filters = {};

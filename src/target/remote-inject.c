@@ -139,8 +139,8 @@ int remote_enter(RemoteThread *thread, uint64_t floor, uint64_t region, size_t n
 
         thread->stage = REMOTE_STAGE_INSIDE;
         thread->wanted = region;
-        const uint64_t args[6] = {region, thread->region_bytes, PROT_READ | PROT_EXEC,
-                                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, UINT64_MAX, 0};
+        const uint64_t args[6] = { region, thread->region_bytes, PROT_READ | PROT_EXEC,
+                                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, UINT64_MAX, 0 };
         int64_t mapped;
         r = call_once(thread, SYS_mmap, args, REMOTE_STEP_MAP_ENTRY, &mapped);
         if (r != 0)
@@ -162,7 +162,7 @@ RemoteHead *remote_head_write(const RemoteThread *thread, uint8_t *text) {
         const size_t code = (size_t)(remote_stub_end - remote_stub_start);
         RemoteHead *head = (RemoteHead *)(void *)text;
         *head = (RemoteHead){
-                .magic = {REMOTE_MAGIC_0, REMOTE_MAGIC_1},
+                .magic = { REMOTE_MAGIC_0, REMOTE_MAGIC_1 },
                 .spins = thread->remote->spins,
                 .unmap = !thread->seccomp,
                 .call = thread->code.call,
@@ -301,13 +301,13 @@ int remote_run(RemoteThread *thread, RemoteCall *calls, size_t n, uint64_t stood
 static int take_region_away(RemoteThread *thread, const RemoteRegs *regs) {
         uint64_t held;
         if (remote_guards(REMOTE_GUARD_CLOSE) && remote_still_held(thread, regs, &held)) {
-                const uint64_t args[6] = {held};
+                const uint64_t args[6] = { held };
                 int64_t closed;
                 int r = call_once(thread, SYS_close, args, REMOTE_STEP_RELEASED, &closed);
                 if (r != 0)
                         return r;
         }
-        const uint64_t args[6] = {thread->region, thread->region_bytes};
+        const uint64_t args[6] = { thread->region, thread->region_bytes };
         int64_t unmapped;
         int r = call_once(thread, SYS_munmap, args, REMOTE_STEP_UNMAP_ENTRY, &unmapped);
         if (r != 0)

@@ -39,7 +39,7 @@ enum { QUERY_READABLE = 1, QUERY_WRITABLE = 2, QUERY_EXECUTABLE = 4, QUERY_SHARE
 void remote_maps_done(RemoteMaps *maps) {
         free(maps->maps);
         safe_close(maps->fd);
-        *maps = (RemoteMaps){.fd = -EBADF};
+        *maps = (RemoteMaps){ .fd = -EBADF };
 }
 
 static void name_map(RemoteMap *map, const char *path) {
@@ -82,7 +82,7 @@ static int query(int fd, uint64_t address, uint64_t flags, RemoteMap *ret) {
 }
 
 int remote_maps_parse(char *text, RemoteMaps *ret) {
-        _cleanup_(remote_maps_done) RemoteMaps maps = {.fd = -EBADF};
+        _cleanup_(remote_maps_done) RemoteMaps maps = { .fd = -EBADF };
         for (char *line = text; *line;) {
                 char *end = strchrnul(line, '\n');
                 char *next = *end ? end + 1 : end;
@@ -108,7 +108,7 @@ int remote_maps_parse(char *text, RemoteMaps *ret) {
                 line = next;
         }
         *ret = maps;
-        maps = (RemoteMaps){.fd = -EBADF};
+        maps = (RemoteMaps){ .fd = -EBADF };
         return 0;
 }
 
@@ -123,7 +123,7 @@ int remote_maps_open(const Target *target, RemoteMaps *ret) {
                 return REMOTE_E_GONE;
         if (r < 0 && r != -ENOENT)
                 return remote_maps_read(target, ret);
-        *ret = (RemoteMaps){.fd = TAKE_FD(fd)};
+        *ret = (RemoteMaps){ .fd = TAKE_FD(fd) };
         return 0;
 }
 
@@ -237,7 +237,7 @@ static void search_map(const Target *target, int memfd, const RemoteMap *map, ui
 }
 
 int remote_code_find(const Target *target, int memfd, RemoteCode *ret) {
-        _cleanup_(remote_maps_done) RemoteMaps maps = {.fd = -EBADF};
+        _cleanup_(remote_maps_done) RemoteMaps maps = { .fd = -EBADF };
         _cleanup_free_ uint8_t *buffer = malloc(SEARCH_CHUNK);
         if (!buffer)
                 return -ENOMEM;

@@ -117,7 +117,7 @@ void remote_program_ask_along(RemoteProgram *program, RemoteAnswer answer, void 
         if (program->n_asks == REMOTE_PROGRAM_ASKS_MAX)
                 fail(program, -E2BIG);
         else
-                program->asks[program->n_asks++] = (RemoteAsk){answer, userdata, program->n_questions + 1};
+                program->asks[program->n_asks++] = (RemoteAsk){ answer, userdata, program->n_questions + 1 };
 }
 
 void remote_program_ask(RemoteProgram *program, RemoteAnswer answer, void *userdata, unsigned on_error) {
@@ -155,7 +155,7 @@ static RemoteNote *note_of(RemoteProgram *program, unsigned word) {
         if (program->n_notes == 0)
                 program->stat_word = remote_program_words(program, DIV_ROUND_UP(sizeof(struct stat), sizeof(uint64_t)));
         RemoteNote *note = &program->notes[program->n_notes++];
-        *note = (RemoteNote){.word = word, .noted = remote_program_words(program, 3)};
+        *note = (RemoteNote){ .word = word, .noted = remote_program_words(program, 3) };
         return note;
 }
 
@@ -233,7 +233,7 @@ static int send_given(void *userdata, RemoteProgram *program, const Target *targ
         RemoteGiven *given = userdata;
         char control[CMSG_SPACE(REMOTE_PROGRAM_GIVE_MAX * sizeof(int))] __attribute__((aligned(8))) = {};
         char byte = 0;
-        struct iovec vector = {&byte, 1};
+        struct iovec vector = { &byte, 1 };
         struct msghdr header = {
                 .msg_iov = &vector,
                 .msg_iovlen = 1,
@@ -259,7 +259,7 @@ void remote_program_give(RemoteProgram *program, const int *fds, size_t n, unsig
         unsigned pair = remote_program_words(program, 1), ours = remote_program_words(program, 2);
         unsigned bad = remote_program_label(program), good = remote_program_label(program);
         RemoteGiven *given = &program->given[program->n_given++];
-        *given = (RemoteGiven){.n = n, .socket = ours + 1};
+        *given = (RemoteGiven){ .n = n, .socket = ours + 1 };
         memcpy(given->fds, fds, n * sizeof *fds);
 
         Message m = message_words(program, n);
@@ -331,7 +331,7 @@ bool remote_program_call_at(const RemoteProgram *program, unsigned i, uint64_t r
         const RemoteInstruction *instruction = &program->ops[i];
         if (instruction->op != REMOTE_OP_CALL)
                 return false;
-        *ret = (RemoteCall){.nr = (long)instruction->nr};
+        *ret = (RemoteCall){ .nr = (long)instruction->nr };
         for (unsigned a = 0; a < 6; a++) {
                 unsigned mode = instruction->modes >> (2 * a) & 3;
                 ret->args[a] = mode == REMOTE_WORD ? 3 :

@@ -42,9 +42,9 @@ typedef struct RemoteOperand {
         uint64_t value;         /* or the word's index */
 } RemoteOperand;
 
-static inline RemoteOperand remote_value(uint64_t value) { return (RemoteOperand){REMOTE_VALUE, value}; }
-static inline RemoteOperand remote_word(unsigned word) { return (RemoteOperand){REMOTE_WORD, word}; }
-static inline RemoteOperand remote_at(unsigned word) { return (RemoteOperand){REMOTE_AT, word}; }
+static inline RemoteOperand remote_value(uint64_t value) { return (RemoteOperand){ REMOTE_VALUE, value }; }
+static inline RemoteOperand remote_word(unsigned word) { return (RemoteOperand){ REMOTE_WORD, word }; }
+static inline RemoteOperand remote_at(unsigned word) { return (RemoteOperand){ REMOTE_AT, word }; }
 
 typedef enum RemoteOp {
         REMOTE_OP_CALL,         /* result = the system call; jumps if it is an error */
@@ -93,7 +93,7 @@ void remote_program_copy(RemoteProgram *program, unsigned word, RemoteOperand fr
 void remote_program_call(RemoteProgram *program, unsigned on_error, unsigned result, long nr, size_t n,
                          const RemoteOperand *operands);
 #define REMOTE_OPERANDS(...) \
-        sizeof((RemoteOperand[]){__VA_ARGS__}) / sizeof(RemoteOperand), (RemoteOperand[]){__VA_ARGS__}
+        sizeof((RemoteOperand[]){ __VA_ARGS__ }) / sizeof(RemoteOperand), (RemoteOperand[]){ __VA_ARGS__ }
 #define REMOTE_OPERATE(program, op, label, result, ...) \
         remote_program_op((program), (op), (label), (result), REMOTE_OPERANDS(__VA_ARGS__))
 #define REMOTE_CALL(program, on_error, result, nr, ...) \

@@ -98,7 +98,7 @@ int remote_thread_seize(Remote *remote, const Target *target, pid_t tid, const R
 }
 
 void remote_nap(uint64_t nsec) {
-        struct timespec ts = {.tv_sec = 0, .tv_nsec = (long)nsec};
+        struct timespec ts = { .tv_sec = 0, .tv_nsec = (long)nsec };
         clock_nanosleep(CLOCK_MONOTONIC, 0, &ts, NULL);
 }
 

@@ -44,9 +44,9 @@ static int write_program(RemoteThread *thread, const RemoteProgram *program, siz
                 size_t size;
                 uint64_t offset;
         } parts[] = {
-                {text, REMOTE_REGION_HEAD_BYTES, 0},
-                {program->ops, program->n_ops * sizeof *program->ops, REMOTE_REGION_CALLS_OFFSET},
-                {program->words, program->n_words * sizeof *program->words, REMOTE_REGION_WORDS_OFFSET},
+                { text, REMOTE_REGION_HEAD_BYTES, 0 },
+                { program->ops, program->n_ops * sizeof *program->ops, REMOTE_REGION_CALLS_OFFSET },
+                { program->words, program->n_words * sizeof *program->words, REMOTE_REGION_WORDS_OFFSET },
         };
         int r = 0;
         for (size_t i = 0; i < ELEMENTSOF(parts) && r == 0; i++)
@@ -221,7 +221,7 @@ static int prepare(Remote *remote, Target *target, RemoteVisit *visit) {
                 int r = remote_visit_prepare(target, visit);
                 if (r != 0 || visit->n_leftovers == 0 || try > 0)
                         return r;
-                RemoteCall nothing = {.nr = SYS_getppid};
+                RemoteCall nothing = { .nr = SYS_getppid };
                 size_t done;
                 remote_visit_done(visit);
                 visit->memfd = -EBADF;
@@ -232,7 +232,7 @@ static int prepare(Remote *remote, Target *target, RemoteVisit *visit) {
 }
 
 static int transact(Remote *remote, Target *target, RemoteTransaction *transaction, RemoteCrowd *crowd) {
-        _cleanup_(remote_visit_done) RemoteVisit visit = {.target = target, .memfd = -EBADF, .maps.fd = -EBADF};
+        _cleanup_(remote_visit_done) RemoteVisit visit = { .target = target, .memfd = -EBADF, .maps.fd = -EBADF };
         RemoteCandidate candidates[REMOTE_CANDIDATES];
         size_t n_candidates = 0;
         int r = prepare(remote, target, &visit);

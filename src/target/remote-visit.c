@@ -59,8 +59,8 @@ static size_t find_leftovers(const Target *target, const RemoteMaps *maps, int m
                 } else if (map.start == address && map.exec && !map.write && !map.shared && !map.inode &&
                            is_deserted(target, memfd, address, &held)) {
                         if (held && remote_held_is_fresh(target->pid, held - 1))
-                                ret[n++] = (RemoteCall){.nr = SYS_close, .args = {held - 1}, .ignore_error = true};
-                        ret[n++] = (RemoteCall){.nr = SYS_munmap, .args = {address, REMOTE_REGION_STRIDE}};
+                                ret[n++] = (RemoteCall){ .nr = SYS_close, .args = { held - 1 }, .ignore_error = true };
+                        ret[n++] = (RemoteCall){ .nr = SYS_munmap, .args = { address, REMOTE_REGION_STRIDE } };
                 }
         }
         *ret_region = region;

@@ -171,7 +171,7 @@ int remote_arch_frame(pid_t tid, const RemoteRegs *regs, uint64_t mask, uint64_t
 int remote_arch_frame_below(pid_t tid, const RemoteRegs *regs, uint64_t mask, uint64_t sigreturn, uint64_t top,
                             uint8_t *ret, uint64_t *ret_address, size_t *ret_size) {
         static uint8_t xstate[REMOTE_ARCH_FRAME_MAX - 1024] __attribute__((aligned(64)));
-        struct iovec vector = {xstate, sizeof xstate - 64};
+        struct iovec vector = { xstate, sizeof xstate - 64 };
         if (ptrace(PTRACE_GETREGSET, tid, NT_X86_XSTATE, &vector) < 0)
                 return -errno;
         if (vector.iov_len < XSTATE_HEADER_END || vector.iov_len == sizeof xstate - 64)

@@ -213,7 +213,7 @@ static int call_once_somewhere(Remote *remote, Target *target, RemoteCall *calls
                 return REMOTE_E_GONE;
         if (remote_lingers_inside(remote, target))
                 return REMOTE_E_BUSY;
-        _cleanup_(remote_visit_done) RemoteVisit visit = {.target = target, .memfd = -EBADF, .maps.fd = -EBADF};
+        _cleanup_(remote_visit_done) RemoteVisit visit = { .target = target, .memfd = -EBADF, .maps.fd = -EBADF };
         RemoteUnfit unfit = {};
         int r = remote_visit_prepare(target, &visit);
         if (r != 0)
@@ -274,9 +274,9 @@ int remote_call(Remote *remote, Target *target, RemoteCall *calls, size_t n, siz
 
 int remote_adopt(Remote *remote, Target *target, int *ret_uffd, TargetSkip *ret) {
         RemoteCall calls[2] = {
-                {.nr = SYS_prctl, .args = {PR_GET_DUMPABLE}},
+                { .nr = SYS_prctl, .args = { PR_GET_DUMPABLE } },
                 /* Of faults in user mode only: needs no privilege. What we use it for delivers no faults at all. */
-                {.nr = SYS_userfaultfd, .args = {O_CLOEXEC | UFFD_USER_MODE_ONLY}, .take = true, .ignore_error = true},
+                { .nr = SYS_userfaultfd, .args = { O_CLOEXEC | UFFD_USER_MODE_ONLY }, .take = true, .ignore_error = true },
         };
         size_t done;
         int r = remote_call(remote, target, calls, ret_uffd ? 2 : 1, &done);
