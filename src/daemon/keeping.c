@@ -23,6 +23,7 @@
 #include <sys/sysmacros.h>
 
 #define LEARN_PAGES 256U
+#define KEEPER_WAIT_MAX_NSEC (16 * NSEC_PER_SEC)
 #define PAGE_FIRST_NSEC 3000U
 #define RANGE_UNITS 8U
 #define RANGE_UNITS_UNDOING 24U         /* it waits for the keeper in each range */
@@ -180,21 +181,46 @@ static int watch(Manager *m, Remapping *remapping) {
         return loop_add_io(m->loop, keeper_fd(remapping->keeper), POLLIN, on_keeper, m, &remapping->source);
 }
 
+static bool is_reached(const Remapping *remapping) {
+        return remapping->source && keeper_fd(remapping->keeper) >= 0;
+}
+
 bool manager_keeper_ready(Manager *m) {
+        Remapping *remapping = m->remapping;
         int r;
 
-        if (!m->remapping)
+        if (!remapping)
                 return false;
-        if (m->remapping->source && keeper_fd(m->remapping->keeper) >= 0)
+        if (is_reached(remapping))
                 return true;
-        r = keeper_recover(m->remapping->keeper);
+        r = keeper_recover(remapping->keeper);
         if (r == 0)
-                r = watch(m, m->remapping);
-        if (r < 0)
-                log_warning("the keeper cannot be reached: %s", strerror(-r));
-        else
+                r = watch(m, remapping);
+        if (r == 0)
                 log_info("the keeper is reached again");
+        else if (r != remapping->error)
+                log_warning("the keeper cannot be reached: %s", strerror(-r));
+        remapping->error = r;
         return r == 0;
+}
+
+void manager_tend_keeper(Manager *m) {
+        uint64_t now = now_nsec();
+
+        if (m->remapping && is_reached(m->remapping) && !m->keeper_missed) {
+                m->keeper_wait_nsec = 0;
+                return;
+        }
+        if ((!m->remapping && !m->keeper_missed) || now < m->keeper_next_nsec)
+                return;
+        notify_watchdog(); /* it may take seconds */
+        if (m->keeper_missed)
+                manager_find_remapped(m);
+        else
+                (void)manager_keeper_ready(m);
+        m->keeper_wait_nsec = MAX_OF(2 * m->keeper_wait_nsec, NSEC_PER_SEC);
+        m->keeper_wait_nsec = MIN_OF(m->keeper_wait_nsec, KEEPER_WAIT_MAX_NSEC);
+        m->keeper_next_nsec = now_nsec() + m->keeper_wait_nsec;
 }
 
 int manager_open_keeper(Manager *m, const char **ret_reason) {
@@ -395,11 +421,17 @@ void manager_find_remapped(Manager *m) {
         const char *reason;
         _cleanup_free_ char *path = NULL;
         DIR *proc;
+        int r = 0;
 
+        m->keeper_missed = false;
         if (asprintf(&path, "%s/keeper", m->state_dir) < 0)
                 return;
-        if (!m->remapping && (access(path, F_OK) < 0 || manager_open_keeper(m, &reason) < 0))
+        if (!m->remapping)
+                r = access(path, F_OK) < 0 ? -ENOENT : manager_open_keeper(m, &reason);
+        if (r < 0) {
+                m->keeper_missed = r != -ENOENT && r != -EPROTO; /* those will be the same the next time */
                 return;
+        }
         proc = m->remapping->n_pools > 0 ? opendir("/proc") : NULL;
         for (const struct dirent *entry; proc && (entry = readdir(proc));)
                 if (entry->d_name[0] >= '1' && entry->d_name[0] <= '9' &&

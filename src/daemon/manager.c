@@ -136,6 +136,7 @@ static int on_refresh(void *userdata, LoopSource *source) {
         Manager *m = userdata;
 
         roster_refresh(&m->roster);
+        manager_tend_keeper(m);
         manager_watch(m);
         manager_judge(m);
         if (m->burst)

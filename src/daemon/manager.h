@@ -120,6 +120,8 @@ typedef struct Manager {
         Advise *advise;
         Zero *zero;                     /* NULL: pages cannot be given back here */
         struct Remapping *remapping;    /* route remap's; NULL: nobody needed it so far */
+        bool keeper_missed;             /* an earlier daemon's is there and could not be reached: what is remapped is not known */
+        uint64_t keeper_next_nsec, keeper_wait_nsec; /* when it is tried again to reach one; how long after the last time */
         Roster roster;
         Kept kept;                      /* what an earlier daemon knew and was not taken over yet */
         Service *service;

@@ -26,6 +26,7 @@ typedef struct RemapPool {
 typedef struct Remapping {
         Keeper *keeper;
         LoopSource *source;             /* of its connection; NULL while that is broken */
+        int error;                      /* why it could not be reached the last time */
         RemapPool **pools;              /* of domains that are no more, too, while anything maps them */
         size_t n_pools, pools_allocated;
         uint64_t uncertain_until_nsec;  /* a program may still be at work in a process that was lost sight of */
@@ -39,8 +40,10 @@ typedef struct Remapping {
  * -errno, with *ret_reason (static). */
 int manager_open_keeper(Manager *manager, const char **ret_reason);
 /* A daemon that died may have left something: a keeper is looked for, and who maps a pool and is managed no more joins
- * the leaving. */
+ * the leaving. Manager.keeper_missed: one is there that could not be reached. */
 void manager_find_remapped(Manager *manager);
+/* Each second: a keeper that could not be reached is tried again. */
+void manager_tend_keeper(Manager *manager);
 void manager_close_keeper(Manager *manager);
 /* Connected, again if need be. */
 bool manager_keeper_ready(Manager *manager);

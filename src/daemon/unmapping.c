@@ -345,6 +345,8 @@ int manager_unmap(Manager *m, Member *member, const RemapPool *keep, UndoSlice *
         if (member->unmap.keep == keep)
                 u.round = member->unmap;
         member->unmap = (UnmapRound){};
+        if (!m->remapping && m->keeper_missed) /* what it maps is not known yet */
+                return REMOTE_E_BUSY;
         if (!m->remapping || m->remapping->n_pools == 0)
                 return 0;
         if (member->target->memfd < 0) {

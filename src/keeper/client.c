@@ -101,7 +101,10 @@ static void drop_copy(Keeper *keeper, uint64_t id) {
         *copy = keeper->copies[--keeper->n_copies];
 }
 
+/* Who polls the socket holds it open (io_uring does): neither side would see its end otherwise. */
 static int break_off(Keeper *keeper, int error) {
+        if (keeper->socket >= 0)
+                (void)shutdown(keeper->socket, SHUT_RDWR);
         keeper->socket = safe_close(keeper->socket);
         keeper->syncing = keeper->sync_due = false;
         return error;

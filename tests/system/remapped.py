@@ -469,6 +469,30 @@ def abandoned():
         ended(host, daemon, *victims)
 
 
+def unreached():
+    """opted out while none ran, and the keeper cannot be reached when the next one starts: tried again, and undone then"""
+    with Host("remapunreached") as host:
+        group = host.cgroup("a")
+        victims = [Victim(host, group) for _ in range(2)]
+        before = started(*victims)
+        daemon = host.daemon(host.configure(DAEMON + section(group)))
+        converge(host, *victims)
+        daemon.kill()
+        daemon.wait()
+        held = keepers(host)
+        for pid in held:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            daemon = host.daemon(host.configure(DAEMON))
+            check("the keeper cannot be used" in daemon.log(), daemon.log())
+        finally:
+            for pid in held:
+                os.kill(pid, signal.SIGCONT)
+        wait_for_plain([v.pid for v in victims])
+        unharmed(before, *victims)
+        ended(host, daemon, *victims)
+
+
 def killed():
     """killed in the middle of a stop, at every step: contents stay, nothing is left behind, the next one goes on"""
     with Host("remapsteps") as host:
@@ -778,7 +802,7 @@ def control_pin():
 
 
 if __name__ == "__main__":
-    tests = [merged, grown, relimited, fork_is_over, lived, skipped, trusted, domains, abandoned, killed, restarted, confined,
+    tests = [merged, grown, relimited, fork_is_over, lived, skipped, trusted, domains, abandoned, unreached, killed, restarted, confined,
              pinned, outside, exact, strange]
     controls = [control_domain, control_crowd, control_protect, control_written, control_pin]
     run_tests(*tests, *(controls if sys.argv[1:] else []))
