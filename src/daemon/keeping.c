@@ -412,9 +412,15 @@ static bool maps_a_pool(const Remapping *remapping, pid_t pid) {
 }
 
 static void add_orphan(Manager *m, pid_t pid) {
-        if (!roster_find_leaving(&m->roster, pid) && !roster_find_member(&m->roster, pid) &&
-            roster_add_orphan(&m->roster, pid) == 0)
-                log_info("process %d was remapped by an earlier daemon and is not merged any more: undoing it", pid);
+        Member *member = roster_find_member(&m->roster, pid);
+
+        if (roster_find_leaving(&m->roster, pid) || (member && member->group->slot->domain))
+                return;
+        if (member) /* of a domain that merges nothing: no pass comes to it */
+                roster_expel(&m->roster, member);
+        else if (roster_add_orphan(&m->roster, pid) != 0)
+                return;
+        log_info("process %d was remapped by an earlier daemon and is not merged any more: undoing it", pid);
 }
 
 void manager_find_remapped(Manager *m) {

@@ -39,8 +39,8 @@ typedef struct Remapping {
 /* keeping.c. Connects to the keeper, or starts one, and takes over the pools that it holds. Nothing if that is done.
  * -errno, with *ret_reason (static). */
 int manager_open_keeper(Manager *manager, const char **ret_reason);
-/* A daemon that died may have left something: a keeper is looked for, and who maps a pool and is managed no more joins
- * the leaving. Manager.keeper_missed: one is there that could not be reached. */
+/* A daemon that died may have left something: a keeper is looked for, and who maps a pool and is managed no more, or in a
+ * domain that merges nothing, joins the leaving. Manager.keeper_missed: one is there that could not be reached. */
 void manager_find_remapped(Manager *manager);
 /* Each second: a keeper that could not be reached is tried again. */
 void manager_tend_keeper(Manager *manager);
