@@ -14,9 +14,14 @@
 #define SLEEPERS 6
 #define SLEEP_MAX_USEC 500
 
+/* Its timeout starts over when it is woken: others are chosen before. */
 static void *sleep_on(void *unused) {
+        const struct timespec long_time = { .tv_sec = 1000 };
+        sigset_t none;
+
+        sigemptyset(&none);
         for (;;)
-                pause();
+                sigtimedwait(&none, NULL, &long_time);
         return NULL;
 }
 
@@ -32,7 +37,6 @@ static void *execute(void *argv) {
 }
 
 int main(int argc, char **argv) {
-        sigset_t none;
         pthread_t thread;
 
         prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -41,7 +45,6 @@ int main(int argc, char **argv) {
         for (int i = 0; i <= SLEEPERS; i++)
                 if (pthread_create(&thread, NULL, i == SLEEPERS ? execute : sleep_on, argv) != 0)
                         return perror("pthread_create"), 1;
-        sigemptyset(&none);
-        for (;;)
-                sigtimedwait(&none, NULL, &(struct timespec){ .tv_sec = 1000 });
+        (void)sleep_on(NULL);
+        return 0;
 }
