@@ -67,7 +67,7 @@ static const SleepRule sleep_rules[] = {
         { SYS_semtimedop, REMOTE_SLEEP_AGAIN, true, {} },
         { SYS_mq_timedreceive, REMOTE_SLEEP_AGAIN, true, {} },
         { SYS_io_getevents, REMOTE_SLEEP_AGAIN, true, { { 2, MORE_THAN_ONE } } }, /* of more than one it may return some */
-        { SYS_io_uring_enter, REMOTE_SLEEP_AGAIN, true, { { 2, UINT64_MAX }, { 3, MORE_THAN_ONE } } }, /* submits nothing, only waits; for one */
+        { SYS_io_uring_enter, REMOTE_SLEEP_AGAIN, true, { { 2, UINT64_MAX }, { 3, MORE_THAN_ONE } } }, /* only waits; for one */
 };
 
 int remote_tasks_open(const Target *target, DIR **ret) {

@@ -46,13 +46,13 @@ static void on_collect_signal(int signo, siginfo_t *info, void *context) {
 }
 
 int remote_collect_begin(RemoteCollector *collector, Remote *remote) {
-        struct sigaction action = {.sa_sigaction = on_collect_signal, .sa_flags = SA_RESTART | SA_SIGINFO};
+        struct sigaction action = { .sa_sigaction = on_collect_signal, .sa_flags = SA_RESTART | SA_SIGINFO };
         struct sigevent event = {
                 .sigev_notify = SIGEV_THREAD_ID,
                 .sigev_signo = COLLECT_SIGNAL,
                 .sigev_value.sival_ptr = remote,
         };
-        const struct itimerspec period = {.it_value.tv_nsec = COLLECT_NSEC, .it_interval.tv_nsec = COLLECT_NSEC};
+        const struct itimerspec period = { .it_value.tv_nsec = COLLECT_NSEC, .it_interval.tv_nsec = COLLECT_NSEC };
         sigset_t set;
 
         *collector = (RemoteCollector){};

@@ -12,11 +12,11 @@
 
 /*
  * Shared by the files of the remote call: remote.c (the interface, batches, the time box), remote-choose.c (which
- * thread), remote-thread.c (stop it, let it go, wait), remote-collect.c (who dies meanwhile), remote-filter.c (what its seccomp filters say), remote-inject.c
- * (run calls in it and take them back), remote-visit.c (what is prepared before), remote-crowd.c (all threads),
- * remote-park.c (kept waiting even if we die), remote-program.c and remote-transact.c (transactions), remote-take.c (a
- * descriptor that one of them made), remote-map.c (its mappings and the two snippets of its own code we borrow),
- * remote-<arch>.c (registers, frame, stub).
+ * thread), remote-thread.c (stop it, let it go, wait), remote-collect.c (who dies meanwhile), remote-filter.c (what its
+ * seccomp filters say), remote-inject.c (run calls in it and take them back), remote-visit.c (what is prepared before),
+ * remote-crowd.c (all threads), remote-park.c (kept waiting even if we die), remote-program.c and remote-transact.c
+ * (transactions), remote-take.c (a descriptor that one of them made), remote-map.c (its mappings and the two snippets
+ * of its own code we borrow), remote-<arch>.c (registers, frame, stub).
  */
 
 int remote_code_find(const Target *target, int memfd, RemoteCode *ret); /* REMOTE_E_GONE, _DENIED, _UNFIT, -errno */
