@@ -110,7 +110,7 @@ typedef struct Verdict {
 #define ZEROS_ONLY "only its zero pages are given back (route zero)"
 #define NO_MOVE "this kernel cannot move pages out of a process (UFFDIO_MOVE, 6.8)"
 
-/* As pass_judge_trust() decides it for each pass. */
+/* As manager_open_pool() decides it, and pass_judge_trust() for each pass. */
 static Verdict remap_verdict(const Doctor *doctor, const ConfCgroup *section) {
         const Section *pool = pool_section(doctor, section);
         const char *doubt = pool ? policy_trust_problem(&pool->trust, doctor->shmem_denied) : NULL;
@@ -202,16 +202,16 @@ static bool belongs(const Doctor *doctor, const char *cgroup) {
 
 /* A process that offers memory to KSM itself and is not of the domain that is merged there shares KSM's one merge space
  * with it. */
-static void check_process(Doctor *doctor, int proc, const char *pid) {
+static int check_process(Doctor *doctor, int proc, const char *pid) {
         _cleanup_free_ char *comm = NULL, *cgroup = NULL;
         char path[300];
         KsmProcess ksm;
+        int r = ksm_process(proc, pid, &ksm);
 
-        ksm_process(proc, pid, &ksm);
-        if (!ksm.offers)
-                return;
+        if (r < 0 || !ksm.offers)
+                return r;
         if (cgroup_of_process((pid_t)atoi(pid), &cgroup) == 0 && belongs(doctor, cgroup))
-                return;
+                return 0;
         snprintf(path, sizeof path, "%s/comm", pid);
         if (read_file(proc, path, &comm, NULL) == 0)
                 comm[strcspn(comm, "\n")] = 0;
@@ -219,6 +219,7 @@ static void check_process(Doctor *doctor, int proc, const char *pid) {
                               json_pack("{s:i, s:o, s:o, s:I}", "pid", atoi(pid), "name",
                                         json_text(comm ?: ""), "cgroup", json_text(cgroup ?: ""), "pages_merging",
                                         (json_int_t)ksm.merging_pages));
+        return 0;
 }
 
 /* false: there may be others. */
@@ -229,10 +230,10 @@ static bool check_foreign(Doctor *doctor) {
 
         if (!dir)
                 return false;
+        known = ksm_tells_offers(dirfd(dir));
         while ((entry = readdir(dir)))
                 if (entry->d_name[0] >= '1' && entry->d_name[0] <= '9')
-                        check_process(doctor, dirfd(dir), entry->d_name);
-        known = ksm_tells_offers(dirfd(dir));
+                        known &= check_process(doctor, dirfd(dir), entry->d_name) == 0;
         closedir(dir);
         return known;
 }
@@ -265,8 +266,8 @@ static json_t *ksm_json(Doctor *doctor) {
                                  : "ksmd rests: the daemon runs it in bursts and puts its settings back");
 }
 
-/* Where the daemon looks for it. */
-static json_t *keeper_json(void) {
+/* Where the daemon looks for it: one that it cannot talk to keeps it from merging by route remap. */
+static json_t *keeper_json(Doctor *doctor) {
         const char *given = getenv("RUNTIME_DIRECTORY");
         _cleanup_free_ char *verdict = NULL;
         KeeperSeen seen = {};
@@ -286,33 +287,39 @@ static json_t *keeper_json(void) {
         else
                 n = asprintf(&verdict, "process %d answers; it holds %u guards and %u pools", seen.pid, seen.guards,
                              seen.pools);
+        if (!doctor->no_remap && n >= 0 && r != -ENOENT && r != -EACCES && r != -EPERM &&
+            (r < 0 || seen.protocol != seen.our_protocol) && asprintf(&doctor->no_remap, "the keeper %s", verdict) < 0)
+                doctor->no_remap = NULL;
         return json_pack("{s:b, s:s}", "reachable", r == 0 && seen.protocol == seen.our_protocol, "verdict",
                          n < 0 ? "out of memory" : verdict);
 }
 
-/* A pool is made for a moment: mounted nowhere, seen by nobody. */
+/* A pool is made for a moment: mounted nowhere, seen by nobody. An ordinary user may not, which says nothing of the daemon. */
 static json_t *remap_json(Doctor *doctor) {
         _cleanup_(pool_freep) Pool *pool = NULL;
         const char *reason = NULL;
-        json_t *verdict;
+        json_t *verdict, *keeper;
         int n = 0, r = doctor->kernel.uffd_move ? pool_new("doctor", 2, &pool, &reason) : -EOPNOTSUPP;
 
         doctor->shmem_denied = host_shmem_huge_denied(NULL);
         if (!doctor->kernel.uffd_move)
                 n = asprintf(&doctor->no_remap, NO_MOVE);
-        else if (r < 0)
+        else if (r < 0 && r != -EPERM && r != -EACCES)
                 n = asprintf(&doctor->no_remap, "no pool can be made: %s: %s", reason ?: "memory", strerror(-r));
         if (n < 0)
                 doctor->no_remap = NULL;
         if (doctor->no_remap)
                 verdict = json_sprintf("not possible: %s", doctor->no_remap);
+        else if (r < 0)
+                verdict = json_string("only root can tell whether it is possible");
         else
                 verdict = json_sprintf("possible; cgroups of one domain share a pool %s",
                                        doctor->shmem_denied
                                                ? "(shmem_enabled is deny)"
                                                : "only if each says TrustedTogether=yes (shmem_enabled is not deny)");
+        keeper = keeper_json(doctor);
         return json_pack("{s:b, s:b, s:o, s:o}", "usable", pool != NULL, "shmem_denied", doctor->shmem_denied, "verdict",
-                         verdict, "keeper", keeper_json());
+                         verdict, "keeper", keeper);
 }
 
 /* Attaches each for a moment, whether a daemon has them attached or not. */

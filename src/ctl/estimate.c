@@ -104,7 +104,7 @@ static char *plain_path(const CgroupTree *tree, const char *given) {
 
 /* Whether it would be read, were the cgroup opted in. */
 static bool takes_dontdump(const Conf *conf, const char *cgroup) {
-        const ConfCgroup *section = policy_find(conf, cgroup);
+        const ConfCgroup *section = conf ? policy_find(conf, cgroup) : NULL;
 
         return section && !section->malformed && section->include_dontdump;
 }
@@ -180,10 +180,12 @@ static int collect(EstimateReport *report, char **names, const char *config) {
         bool cgroups = !*names;
         int r = conf_load("", config, warn_of_conf, NULL, &conf);
 
-        if (r < 0) {
+        if (r < 0 && !*names) {
                 ctl_fail("the configuration cannot be read: %s", strerror(-r));
                 return r;
         }
+        if (r < 0) /* nothing but IncludeDontDump= is wanted of it */
+                ctl_fail("the configuration cannot be read, DONTDUMP memory is left out: %s", strerror(-r));
         r = add_group(report, NULL);
         for (char **name = names; *name && r == 0; name++) {
                 pid_t pid = parse_pid(*name);

@@ -150,8 +150,9 @@ static void show_stats(const json_t *reply) {
                      format_nsec((uint64_t)number(daemon, "rmap_walk_nsec_max")).text);
 
         json_array_foreach(json_object_get(reply, "domains"), i, s) {
-                table_cell(&domains, "%s%s", text(s, "domain"),
-                           strcmp(text(s, "merge"), "dry-run") == 0 ? " (dry-run)" : "");
+                table_cell(&domains, "%s%s%s", text(s, "domain"),
+                           strcmp(text(s, "merge"), "dry-run") == 0 ? " (dry-run)" : "",
+                           json_is_true(json_object_get(s, "own")) ? " (own)" : "");
                 statistics_cells(&domains, s);
         }
         putchar('\n');

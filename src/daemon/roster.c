@@ -191,6 +191,7 @@ static void group_configure(Group *group, const ConfCgroup *section) {
                 if (group->include_dontdump != section->include_dontdump) {
                         member->vmas_nsec = member->refreshed_nsec = 0; /* its mappings were read by the other rule */
                         member->look_again = true;
+                        member->skipped_due_nsec = 0;
                 }
                 if (group->track != section->track)
                         member->track_tried = false;

@@ -384,6 +384,7 @@ static void probe_child(Probe *p) {
 static void probe_ksm_alone(HostKernel *host) {
         DIR *proc = opendir("/proc");
         bool tells;
+        int r = 0;
 
         if (!proc) {
                 (void)set(host, F_KSM_ALONE, -errno);
@@ -394,13 +395,13 @@ static void probe_ksm_alone(HostKernel *host) {
 
                 if (entry->d_name[0] < '1' || entry->d_name[0] > '9')
                         continue;
-                ksm_process(dirfd(proc), entry->d_name, &process);
+                r = ksm_process(dirfd(proc), entry->d_name, &process) ?: r;
                 host->n_ksm_processes += process.offers;
         }
         tells = ksm_tells_offers(dirfd(proc));
         closedir(proc);
-        (void)set(host, F_KSM_ALONE, host->n_ksm_processes > 0 ? 0 : tells ? 1 : -ENODATA);
-        if (host->n_ksm_processes == 0 && !tells)
+        (void)set(host, F_KSM_ALONE, host->n_ksm_processes > 0 ? 0 : r < 0 ? r : tells ? 1 : -ENODATA);
+        if (host->n_ksm_processes == 0 && r == 0 && !tells)
                 host->features[F_KSM_ALONE].follows =
                         "Who has offered memory that ksmd has not come to yet cannot be told (Linux 6.17); he would share the "
                         "one merge space.";

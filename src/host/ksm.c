@@ -263,26 +263,33 @@ static bool find_number(const char *text, const char *name, uint64_t *ret) {
         return found;
 }
 
-void ksm_process(int proc_fd, const char *pid, KsmProcess *ret) {
+int ksm_process(int proc_fd, const char *pid, KsmProcess *ret) {
         _cleanup_free_ char *stat = NULL;
         uint64_t items = 0;
         char path[64];
+        int r;
 
         *ret = (KsmProcess){};
         snprintf(path, sizeof path, "%.20s/ksm_stat", pid);
-        (void)read_file(proc_fd, path, &stat, NULL);
+        r = read_file(proc_fd, path, &stat, NULL);
+        if (r == -EACCES || r == -EPERM)
+                return -EACCES;
         if (!stat || !find_number(stat, "ksm_merging_pages ", &ret->merging_pages)) {
                 snprintf(path, sizeof path, "%.20s/ksm_merging_pages", pid);
-                if (read_u64(proc_fd, path, &ret->merging_pages) < 0)
+                r = read_u64(proc_fd, path, &ret->merging_pages);
+                if (r == -EACCES || r == -EPERM)
+                        return -EACCES;
+                if (r < 0)
                         ret->merging_pages = 0;
         }
         ret->offers = ret->merging_pages > 0;
         if (!stat)
-                return;
+                return 0;
         if (strstr(stat, "ksm_mergeable:"))
                 ret->offers |= strstr(stat, "ksm_mergeable: yes") || strstr(stat, "ksm_merge_any: yes");
         else
                 ret->offers |= find_number(stat, "ksm_rmap_items ", &items) && items > 0;
+        return 0;
 }
 
 bool ksm_tells_offers(int proc_fd) {

@@ -59,8 +59,8 @@ typedef struct KsmProcess {
 } KsmProcess;
 
 /* proc_fd: of /proc. offers is what the kernel says where ksm_tells_offers(); else what ksmd has come to already (Linux
- * 6.1; merged pages alone, 5.19). */
-void ksm_process(int proc_fd, const char *pid, KsmProcess *ret);
+ * 6.1; merged pages alone, 5.19). -EACCES: only root may ask (then ret says nothing). One that ended offers nothing. */
+int ksm_process(int proc_fd, const char *pid, KsmProcess *ret);
 /* Whether this kernel tells who has offered memory that ksmd has not come to yet (6.17). */
 bool ksm_tells_offers(int proc_fd);
 

@@ -6,7 +6,7 @@
  * stands at the beginning; and fewer do not do.
  *
  * ksmd is led round by round: with a pages_to_scan that no round reaches it sleeps at the end of each, and writing
- * sleep_millisecs wakes it.
+ * sleep_millisecs wakes it. With --hold it stays where all knobs are turned (tests/system/killed.py ends it there).
  */
 
 #include "base/io.h"
@@ -156,7 +156,7 @@ static void fresh(void) {
         knob("run", 0);
 }
 
-static void test_cursor_in_the_middle(void) {
+static void test_cursor_in_the_middle(bool hold) {
         uint64_t before;
         int merged;
 
@@ -169,6 +169,8 @@ static void test_cursor_in_the_middle(void) {
         for (int i = 0; i < 2000 && counters().pages_scanned - before < FIRST_BATCH; i++)
                 usleep(5000);
         CHECK(counters().pages_scanned - before == FIRST_BATCH, "the cursor is not where it should be");
+        while (hold)
+                pause();
         knob("pages_to_scan", 1000000000);
         mark_low();
         for (int round = 1; round <= 3; round++) {
@@ -201,7 +203,7 @@ static void test_cursor_at_the_beginning(void) {
         children_end();
 }
 
-int main(void) {
+int main(int argc, char **argv) {
         KsmKnobs knobs;
         void *memory;
         int r;
@@ -226,7 +228,7 @@ int main(void) {
         (void)madvise(memory, PAGES * PAGE_BYTES, MADV_NOHUGEPAGE);
         address = (uint64_t)memory;
 
-        test_cursor_in_the_middle();
+        test_cursor_in_the_middle(argc > 1 && strcmp(argv[1], "--hold") == 0);
         test_cursor_at_the_beginning();
         return 0;
 }

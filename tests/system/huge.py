@@ -184,10 +184,10 @@ def secrets_are_not_read():
     with Host("secrets") as host:
         group = host.cgroup("a")
         victim = filled(host, group, 32, 0, "s")
-        check(victim.order("dumpable", 1), "PR_SET_DUMPABLE")
+        victim.order("dumpable", 1)
         daemon = host.daemon(host.configure(conf(group, "HugePageSplit=1%\n")))
         host.passes(3)
-        check(victim.order("dumpable", 0), "PR_SET_DUMPABLE")
+        victim.order("dumpable", 0)
         wait_for("it to be left alone", lambda: host.passes() or "not-dumpable" in str(host.call("Explain", pid=victim.pid)))
         before = host.stats()["pages_hashed"]
         host.spawn(group, sys.executable, "-c", TWIN, 32, 32, "s", ready="ready")
@@ -200,7 +200,7 @@ def secrets_are_not_read():
                 break
         print(f"    {read} pages read, {found} of {32 * 512 // 32} found in the other process")
         check(found >= 400, "this proves nothing")
-        check(victim.order("check") and host.stop(daemon) == 0, "end")
+        check(victim.intact() and host.stop(daemon) == 0, "end")
 
 
 def control():

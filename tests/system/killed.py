@@ -10,7 +10,7 @@ import time
 
 from harness import BUILD, FOUND, KSM, Host, check, knobs, run_tests, skip, wait_for
 
-KSM_SCANS = BUILD / "tests/kernel/kernel-ksm-scans"  # a test in C, which has ksmd sleep for long most of the time
+KSM_SCANS = BUILD / "tests/kernel/kernel-ksm-scans"  # a test in C, which can hold where it has turned all knobs
 
 
 def hold():
@@ -40,7 +40,7 @@ def end_ksm_scans(how):
     def directories():
         return set(pathlib.Path("/tmp").glob("ksm-scans.*"))
     before = directories()
-    test = subprocess.Popen([str(KSM_SCANS)], stdout=subprocess.DEVNULL)
+    test = subprocess.Popen([str(KSM_SCANS), "--hold"], stdout=subprocess.DEVNULL)
     try:
         # The directory, as the knobs may be turned by somebody else while it waits for the lock.
         wait_for("knobs turned", lambda: test.poll() is not None or

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 
-from harness import KSM, Frames, Host, check, check_harmless, knobs, nothing_shared, run_tests, skip, smaps, wait_for
+from harness import KSM, Frames, Host, Obedient, check, knobs, nothing_shared, run_tests, skip, smaps, wait_for
 
 # A process with its own contents on huge pages: argument 1 says how many of the pages have a twin in its like.
 HUGE = """
@@ -281,7 +281,7 @@ for line in sys.stdin:
 """
 
 
-class NotDumped:
+class NotDumped(Obedient):
     def __init__(self, host, group):
         self.process = host.spawn(group, sys.executable, "-c", DONTDUMP, ready="ready", stdin=subprocess.PIPE)
         self.pid = self.process.pid
@@ -297,12 +297,6 @@ class NotDumped:
 
     def is_apart(self):
         return self.merged() == 0 and not any("mg" in flags for flags in self.mappings().values())
-
-    def intact(self):
-        self.process.stdin.write("check\n")
-        self.process.stdin.flush()
-        check_harmless(self.process.stdout.readline() == "ok\n", "a page is not what it was")
-        return True
 
 
 def dontdump():

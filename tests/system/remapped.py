@@ -477,8 +477,7 @@ def unreached():
         before = started(*victims)
         daemon = host.daemon(host.configure(DAEMON + section(group)))
         converge(host, *victims)
-        daemon.kill()
-        daemon.wait()
+        host.stop(daemon, signal.SIGKILL)
         held = keepers(host)
         for pid in held:
             os.kill(pid, signal.SIGSTOP)
