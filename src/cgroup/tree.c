@@ -28,6 +28,7 @@
 #include <sys/inotify.h>
 
 #define DISPATCH_NSEC (5 * NSEC_PER_MSEC)
+#define DROPS_MAX 1024U /* a full queue takes some 250 */
 #define WATCHED (IN_CREATE | IN_DELETE | IN_ONLYDIR | IN_DONT_FOLLOW)
 
 typedef struct Node {
@@ -398,13 +399,21 @@ static int event_handle(CgroupTree *tree, const struct inotify_event *event) {
         return child ? node_gone(tree, child) : 0;
 }
 
+/* What is queued is older than what is read behind this. Whoever goes on filling the queue is not waited for. */
+static void drop_events(CgroupTree *tree) {
+        _Alignas(struct inotify_event) char buffer[4096];
+
+        for (unsigned i = 0; i < DROPS_MAX && read(tree->inotify, buffer, sizeof buffer) > 0; i++)
+                ;
+}
+
 int cgroup_tree_dispatch(CgroupTree *tree) {
         _Alignas(struct inotify_event) char buffer[4096];
         uint64_t until = now_nsec() + DISPATCH_NSEC;
         int r, error = 0;
         ssize_t n = 0;
 
-        while (n >= 0 && now_nsec() < until) {
+        while (n >= 0 && !tree->incomplete && now_nsec() < until) {
                 n = read(tree->inotify, buffer, sizeof buffer);
                 if (n < 0 && errno != EAGAIN)
                         error = error ?: -errno;
@@ -419,9 +428,10 @@ int cgroup_tree_dispatch(CgroupTree *tree) {
                         }
                 }
         }
-        /* Only with nothing queued: what is, after an overflow, is older than what is read here. */
-        if (n < 0 && tree->incomplete && error != -ENODEV)
+        if (tree->incomplete && error != -ENODEV) {
+                drop_events(tree);
                 error = read_everything(tree);
+        }
         return error;
 }
 

@@ -20,7 +20,6 @@
 #include "probe/probe.h"
 #include "target/vma-reader.h"
 
-#include <dirent.h>
 #include <fcntl.h>
 #include <jansson.h>
 #include <stdio.h>
@@ -224,17 +223,15 @@ static int check_process(Doctor *doctor, int proc, const char *pid) {
 
 /* false: there may be others. */
 static bool check_foreign(Doctor *doctor) {
-        DIR *dir = opendir("/proc");
-        struct dirent *entry;
+        _cleanup_closedir_ DIR *proc = NULL;
         bool known;
 
-        if (!dir)
+        if (open_directory(AT_FDCWD, "/proc", &proc) < 0)
                 return false;
-        known = ksm_tells_offers(dirfd(dir));
-        while ((entry = readdir(dir)))
-                if (entry->d_name[0] >= '1' && entry->d_name[0] <= '9')
-                        known &= check_process(doctor, dirfd(dir), entry->d_name) == 0;
-        closedir(dir);
+        known = ksm_tells_offers(dirfd(proc));
+        for (const struct dirent *entry; (entry = readdir(proc));)
+                if (dirent_pid(entry) > 0)
+                        known &= check_process(doctor, dirfd(proc), entry->d_name) == 0;
         return known;
 }
 

@@ -78,7 +78,7 @@ int pass_give(Pass *pass, Member *member) {
         if (r < 0)
                 return r;
         note_plan(member, &plan);
-        if (pass_slot(member)->dry_run || member->skip != TARGET_OK)
+        if (pass_slot(member)->dry_run)
                 return 0;
         r = undo_marks(m, member);
         if (passed_over(member))

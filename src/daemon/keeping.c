@@ -13,7 +13,6 @@
 #include "base/log.h"
 #include "daemon/notify.h"
 
-#include <dirent.h>
 #include <fcntl.h>
 #include <limits.h>
 #include <poll.h>
@@ -426,7 +425,7 @@ static void add_orphan(Manager *m, pid_t pid) {
 void manager_find_remapped(Manager *m) {
         const char *reason;
         _cleanup_free_ char *path = NULL;
-        DIR *proc;
+        _cleanup_closedir_ DIR *proc = NULL;
         int r = 0;
 
         m->keeper_missed = false;
@@ -438,12 +437,13 @@ void manager_find_remapped(Manager *m) {
                 m->keeper_missed = r != -ENOENT && r != -EPROTO; /* those will be the same the next time */
                 return;
         }
-        proc = m->remapping->n_pools > 0 ? opendir("/proc") : NULL;
-        for (const struct dirent *entry; proc && (entry = readdir(proc));)
-                if (entry->d_name[0] >= '1' && entry->d_name[0] <= '9' &&
-                    maps_a_pool(m->remapping, atoi(entry->d_name)))
-                        add_orphan(m, atoi(entry->d_name));
-        if (proc)
-                closedir(proc);
+        if (m->remapping->n_pools > 0)
+                (void)open_directory(AT_FDCWD, "/proc", &proc);
+        for (const struct dirent *entry; proc && (entry = readdir(proc));) {
+                pid_t pid = dirent_pid(entry);
+
+                if (pid > 0 && maps_a_pool(m->remapping, pid))
+                        add_orphan(m, pid);
+        }
         manager_tend_pools(m, 0);
 }

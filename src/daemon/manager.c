@@ -21,6 +21,7 @@
  * times as long. */
 #define TREE_NSEC NSEC_PER_MSEC
 #define TREE_REST_SHARE 20U
+#define TREE_REST_MAX_NSEC NSEC_PER_SEC
 /* For the last answers to be sent. */
 #define ANSWER_NSEC (10 * NSEC_PER_MSEC)
 /* A convergence (--once) ends after so many passes, however much still changes. */
@@ -107,19 +108,26 @@ static int on_signal(void *userdata, LoopSource *source, int signo, int pid) {
         return 0;
 }
 
-/* Whoever may make cgroups, anywhere on the host, must not keep us busy. */
-static int on_tree(void *userdata, LoopSource *source, int fd, uint32_t revents) {
-        Manager *m = userdata;
-        uint64_t begun = now_nsec(), took;
+static void look_at_tree(Manager *m) {
         int r = cgroup_tree_dispatch(m->roster.tree);
 
         if (r < 0 && r != m->tree_error)
                 log_warning("the cgroup tree cannot be read: %s", strerror(-r));
         m->tree_error = r;
+}
+
+/* Whoever may make cgroups, anywhere on the host, must not keep us busy. */
+static int on_tree(void *userdata, LoopSource *source, int fd, uint32_t revents) {
+        Manager *m = userdata;
+        uint64_t begun = now_nsec(), took;
+
+        look_at_tree(m);
         took = now_nsec() - begun;
         if (took > TREE_NSEC) {
+                int r;
+
                 loop_source_set_events(m->tree_source, 0);
-                r = loop_source_set_timer(m->tree_timer, took * TREE_REST_SHARE, 0);
+                r = loop_source_set_timer(m->tree_timer, MIN_OF(took * TREE_REST_SHARE, TREE_REST_MAX_NSEC), 0);
                 if (r < 0)
                         return r;
         }
@@ -396,6 +404,8 @@ static void carry_out_requests(Manager *m) {
         uint64_t pages = 0;
 
         carry_out_reload(m);
+        if (m->n_requests > 0)
+                look_at_tree(m); /* what is to be unmerged may have been made a moment ago */
         manager_begin_unmerges(m);
         manager_undo_leaving(m, &pages);
         manager_end_unmerges(m);
@@ -511,7 +521,8 @@ int manager_run(Manager *m) {
                 if (due) {
                         m->next_pass_nsec = now + m->conf->daemon.scan_interval_nsec;
                         start_scans(m);
-                        roster_refresh(&m->roster); /* whoever asks for a pass means who is there now */
+                        look_at_tree(m); /* whoever asks for a pass means who is there now */
+                        roster_refresh(&m->roster);
                         r = manager_pass(m);
                         if (r == 0)
                                 end_scans(m);
@@ -536,7 +547,6 @@ int manager_run(Manager *m) {
                 }
                 if (!m->stopping)
                         carry_out_requests(m);
-                m->state = m->paused ? MANAGER_PAUSED : MANAGER_IDLE;
         }
         stop(m);
         return 0;

@@ -203,6 +203,9 @@ int manager_pass(Manager *manager);
  * in faults whether it can have written anything. Where an earlier pass left pages unread, this is about those; their
  * blocks stay. */
 bool manager_member_ready(Manager *manager, Member *member);
+/* The same in a later step of the pass, which may have come to everybody but it: false, it is gone, leaves, or is not even
+ * to be read. skip says whether it may be called. */
+bool manager_takes_part(Manager *manager, Member *member);
 /* What it writes is followed no longer; everything of it is looked at now and then. What is registered is to be given
  * back. */
 void manager_end_track(Member *member);

@@ -20,10 +20,17 @@
 /* So long those are waited for that are to be let run between their stops; then what is marked is merged first. */
 #define MARK_NSEC (10 * NSEC_PER_SEC)
 
-/* What the bitmaps say, all in all. Of a burst nothing is expected that no plan has marked. */
+/* Of a burst nothing is expected that is not marked. */
+static void count_expected(Member *member) {
+        const Ranges *ours = &member->marks.ours;
+
+        member->counts.expected = plan_count_frees(&member->space, ours->ranges, ours->n);
+}
+
+/* What the bitmaps say, all in all. */
 static void count_member(Member *member) {
         MemberCounts *counts = &member->counts;
-        uint64_t alone = 0, known = 0, twin = 0, zero = 0, changed = 0, forked = 0, merged = 0, frees = 0, planned;
+        uint64_t alone = 0, known = 0, twin = 0, zero = 0, changed = 0, forked = 0, merged = 0;
 
         for (size_t b = 0; b < member->space.n; b++) {
                 const Block *block = member->space.blocks[b];
@@ -38,7 +45,6 @@ static void count_member(Member *member) {
                         changed += (unsigned)__builtin_popcountll(block->changed[i]);
                         twin += (unsigned)__builtin_popcountll(block->twin[i] & stands);
                         zero += (unsigned)__builtin_popcountll(block->zero[i] & stands);
-                        frees += (unsigned)__builtin_popcountll(plan_frees(block, i));
                         forked += (unsigned)__builtin_popcountll(block->forked[i] & ~wanted & stands);
                 }
         }
@@ -49,10 +55,8 @@ static void count_member(Member *member) {
         counts->twin = twin;
         counts->zero = zero;
         counts->wanted = twin + zero;
-        counts->frees = frees;
-        planned = frees - MIN_OF(frees, counts->frees_left);
-        counts->expected = MIN_OF(counts->expected, planned);
         counts->unique = known - MIN_OF(known, twin + zero + changed + merged + forked + alone);
+        count_expected(member);
 }
 
 /* It holds secrets by now, or is to be left alone; or it was born with marks, and this domain goes by another route. */
@@ -69,13 +73,6 @@ static bool plan_is_due(const Manager *m, Member *member) {
                ++member->passes_waited >= PLAN_PATIENCE;
 }
 
-static void expect(Member *member, const Plan *plan) {
-        MemberCounts *counts = &member->counts;
-
-        counts->expected = plan->pages_expected;
-        counts->frees_left = counts->frees - MIN_OF(counts->frees, plan->pages_expected);
-}
-
 /* -ECANCELED. */
 static int mark_member(Pass *pass, Member *member) {
         Manager *m = pass->manager;
@@ -88,8 +85,6 @@ static int mark_member(Pass *pass, Member *member) {
         };
         int r;
 
-        if (!member_may_be_read(member)) /* others' pages are like its own; huge pages would be read to make the plan */
-                return 0;
         r = manager_refresh_vmas(member);
         if (r != 0)
                 return r < 0 ? r : 0;
@@ -119,8 +114,7 @@ static int mark_member(Pass *pass, Member *member) {
         log_debug("process %d: %lu pages wanted, %zu ranges planned: %lu pages marked, %lu unmarked, %lu ranges failed: %d",
                   member->target->pid, plan.pages_wanted, plan.n, result.pages_marked, result.pages_unmarked,
                   result.failed_ranges, r);
-        if (r == 0)
-                expect(member, &plan);
+        count_expected(member);
         m->merge_failures[MERGE_FAILURE_CHANGED] += result.failed_ranges;
         m->pass_changes += result.pages_marked;
         pass->newly_marked += result.pages_marked;
@@ -176,7 +170,8 @@ static int mark_one(Pass *pass, Member *member) {
                 member->counts.wanted = member->counts.zero;
                 member->counts.expected = member->counts.marked = 0;
         }
-        if (member->skip != TARGET_OK) /* read, but not to be called (frozen, stopped): what was learnt is for later */
+        /* It may keep secrets by now, or be frozen or stopped: what was learnt is for later. */
+        if (!manager_takes_part(pass->manager, member) || member->skip != TARGET_OK)
                 return 0;
         pass->learnt |= member->touched;
         member->touched = false;

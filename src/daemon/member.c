@@ -184,8 +184,10 @@ static void forget_image(Manager *m, Member *member) {
         member->marks_loaded = member->adopted = member->track_tried = member->kept_taken = false;
         member->kin = 0;
         member->vmas_nsec = member->refreshed_nsec = 0;
-        member->last_pass = member->unconfirmed = 0;
+        member->last_pass = member->met_pass = member->unconfirmed = member->warm_from = 0;
         member->remote_error = 0;
+        memset(member->skipped, 0, sizeof member->skipped);
+        member->skipped_due_nsec = 0;
 }
 
 /* What an earlier daemon did to it counts, too: its mappings are read for that, once. */
@@ -195,12 +197,18 @@ static bool holds_ours(Manager *m, Member *member) {
         return member->marks.ours.n > 0 || member->pooled > 0;
 }
 
+/* Ended, or runs another program, in which nothing of ours is. */
+static bool image_gone(const Member *member) {
+        return member->gone || !target_alive(member->target) || target_image_replaced(member->target);
+}
+
 /* Whether it takes part at all, asked again whenever it did something. */
 static bool meet(Manager *m, Member *member) {
         bool ask_dumpable = false; /* whom it cannot be seen from outside: adopt() asks everybody */
         UndoSlice slice = manager_undo_begin();
         int r;
 
+        member->met_pass = member->group->slot->domain->pass;
         r = target_inspect(member->target, m->once ? 0 : m->conf->daemon.minimum_age_nsec, &member->skip,
                            &ask_dumpable);
         if (r != 0) {
@@ -237,6 +245,13 @@ static bool meet(Manager *m, Member *member) {
                 return false;
         }
         return member_may_be_read(member);
+}
+
+/* A pass that is cut leaves some whom it has not come to. */
+bool manager_takes_part(Manager *m, Member *member) {
+        if (member->met_pass == member->group->slot->domain->pass)
+                return member_may_be_read(member);
+        return !image_gone(member) && meet(m, member) && !member->gone && !member->leaving;
 }
 
 /* The mappings, and where in them pages are present: which shows what is new, and may be cold. */
@@ -335,11 +350,6 @@ bool manager_member_ready(Manager *m, Member *member) {
         member->activity = now;
         member->look_again = false;
         return true;
-}
-
-/* Ended, or runs another program, in which nothing of ours is. */
-static bool image_gone(const Member *member) {
-        return member->gone || !target_alive(member->target) || target_image_replaced(member->target);
 }
 
 int manager_load_marks(Manager *m, Member *member) {

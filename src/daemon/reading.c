@@ -221,18 +221,25 @@ static void confirm_member(Member *member) {
         member->gone |= r == TARGET_E_GONE;
 }
 
-/* What the process had not used for long, and we read just now for the first time. */
-static void keep_cold(const Member *member) {
+/* What the process had not used for long, and we read just now for the first time: once, as it may be in use later. */
+static void keep_cold(Member *member) {
         _cleanup_(cold_list_done) ColdList list = { 0 };
+        uint32_t warm_from = member->warm_from;
         int r = 0;
 
-        for (size_t b = 0; b < member->space.n && r == 0; b++)
-                if (is_unconfirmed(member, member->space.blocks[b]))
-                        r = cold_collect(&list, &member->vmas, member->space.blocks[b]->addr);
+        for (size_t b = 0; b < member->space.n && r == 0; b++) {
+                const Block *block = member->space.blocks[b];
+
+                if (!is_unconfirmed(member, block) || block->first_pass < member->warm_from)
+                        continue;
+                r = cold_collect(&list, &member->vmas, block->addr);
+                warm_from = MAX_OF(warm_from, block->first_pass + 1);
+        }
         if (r == 0)
                 r = cold_restore(member->target, list.ranges, list.n);
         if (r < 0)
                 log_debug("process %d: what was cold looks used now: %s", member->target->pid, strerror(-r));
+        member->warm_from = warm_from;
 }
 
 static bool waits_for_look(const Member *member) {
@@ -262,7 +269,7 @@ int pass_confirm(Pass *pass) {
         for (size_t i = 0; i < pass->n_members; i++) {
                 Member *member = pass->members[i];
 
-                if (!waits_for_look(member))
+                if (!waits_for_look(member) || !manager_takes_part(pass->manager, member))
                         continue;
                 confirm_member(member);
                 if (swap && !member->gone)
@@ -277,7 +284,7 @@ int pass_confirm(Pass *pass) {
 /* Who leaves was read, too. The second look is the next pass's. */
 void pass_keep_cold(const Pass *pass) {
         for (size_t i = 0; i < pass->n_members && host_has_swap(); i++) {
-                const Member *member = pass->members[i];
+                Member *member = pass->members[i];
 
                 if (member->gone || member->unconfirmed == 0)
                         continue;

@@ -193,8 +193,10 @@ static void group_configure(Group *group, const ConfCgroup *section) {
                         member->look_again = true;
                         member->skipped_due_nsec = 0;
                 }
-                if (group->track != section->track)
+                if (group->track != section->track) {
                         member->track_tried = false;
+                        member->look_again = true; /* asleep, too, it is let go at once */
+                }
         }
         group->include_dontdump = section->include_dontdump;
         group->track = section->track;
@@ -447,7 +449,7 @@ static void add_candidate(void *userdata, const char *path, bool appeared) {
 static void take_in_all(Roster *roster) {
         Candidates all = { .roster = roster };
 
-        (void)cgroup_tree_foreach(roster->tree, add_candidate, &all);
+        cgroup_tree_foreach(roster->tree, add_candidate, &all);
         for (size_t i = 0; i < roster->conf->n_cgroups; i++)
                 for (size_t k = 0; k < all.n; k++)
                         if (all.candidates[k].section == &roster->conf->cgroups[i])

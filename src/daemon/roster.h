@@ -61,9 +61,7 @@ typedef struct Group {
 typedef struct MemberCounts {
         uint64_t present, zero, twin, merged, given, changed, unique;
         uint64_t alone;                 /* left alone for a while (merge/judge.h) */
-        uint64_t wanted;                /* to be marked */
-        uint64_t frees;                 /* will leave their frames when they are (plan_frees()) */
-        uint64_t expected, frees_left;  /* of a burst; and not: as of the last plan, which has them marked, or left out */
+        uint64_t wanted, expected;      /* to be marked; marked, and will leave their frames */
         uint64_t marked, left_huge, left_budget, left_run, left_stack, left_kind, unmerged;
 } MemberCounts;
 
@@ -101,8 +99,10 @@ typedef struct Member {
         uint64_t faults;                /* since the pass before (UINT64_MAX: unknown) */
         Standing standing;
         uint32_t last_pass;             /* of its domain, that read all it had to; 0: none yet */
+        uint32_t met_pass;              /* of its domain, in which it was asked last whether it takes part (skip) */
         uint32_t unconfirmed;           /* of its domain: the first pass that read new blocks which stood no second look yet;
                                          * 0: there are none */
+        uint32_t warm_from;             /* of its domain: what was read before was made as cold as it was */
         Selection todo;                 /* what is to be read */
         Marks marks;
         MemberCounts counts;
@@ -147,7 +147,7 @@ static inline uint64_t member_merged(const Member *member) {
         return MAX_OF(member->counts.merged, member->census.ksm_mappings);
 }
 
-/* It was met and keeps no secrets, as of this pass. Who is stopped or frozen cannot be called, and can be read. */
+/* It was met and keeps no secrets, as of met_pass. Who is stopped or frozen cannot be called, and can be read. */
 static inline bool member_may_be_read(const Member *member) {
         return member->skip == TARGET_OK ||
                (member->adopted && (member->skip == TARGET_SKIP_FROZEN || member->skip == TARGET_SKIP_STOPPED));

@@ -96,7 +96,7 @@ static int find_newborn(Manager *m) {
         if (r < 0)
                 return r;
         for (const struct dirent *entry; errno = 0, (entry = readdir(proc));) {
-                pid_t pid = atoi(entry->d_name);
+                pid_t pid = dirent_pid(entry);
                 int taken = pid > 0 ? take_newborn(m, pid) : 0;
 
                 r = taken < 0 ? taken : r;

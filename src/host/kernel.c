@@ -15,7 +15,6 @@
 #include "host/pagemap.h"
 #include "host/uapi.h"
 
-#include <dirent.h>
 #include <fcntl.h>
 #include <linux/io_uring.h>
 #include <linux/magic.h>
@@ -382,24 +381,23 @@ static void probe_child(Probe *p) {
 
 /* Nobody may have marked anything, before it can be said that nobody has. */
 static void probe_ksm_alone(HostKernel *host) {
-        DIR *proc = opendir("/proc");
+        _cleanup_closedir_ DIR *proc = NULL;
+        int r = open_directory(AT_FDCWD, "/proc", &proc);
         bool tells;
-        int r = 0;
 
-        if (!proc) {
-                (void)set(host, F_KSM_ALONE, -errno);
+        if (r < 0) {
+                (void)set(host, F_KSM_ALONE, r);
                 return;
         }
         for (const struct dirent *entry; (entry = readdir(proc));) {
                 KsmProcess process;
 
-                if (entry->d_name[0] < '1' || entry->d_name[0] > '9')
+                if (dirent_pid(entry) == 0)
                         continue;
                 r = ksm_process(dirfd(proc), entry->d_name, &process) ?: r;
                 host->n_ksm_processes += process.offers;
         }
         tells = ksm_tells_offers(dirfd(proc));
-        closedir(proc);
         (void)set(host, F_KSM_ALONE, host->n_ksm_processes > 0 ? 0 : r < 0 ? r : tells ? 1 : -ENODATA);
         if (host->n_ksm_processes == 0 && r == 0 && !tells)
                 host->features[F_KSM_ALONE].follows =

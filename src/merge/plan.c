@@ -472,26 +472,30 @@ static int keep_budget(Planner *p) {
         return drop_to_budget(p, &excess);
 }
 
-static void count_expected(const Space *space, Plan *plan) {
+static uint64_t frees(const Block *block, unsigned word) {
+        return (block->saves[word] | block->zero[word]) & ~block->changed[word] & ~block->merged[word] & ~block->alone[word];
+}
+
+uint64_t plan_count_frees(const Space *space, const PlanRange *ranges, size_t n) {
+        uint64_t pages = 0;
         size_t block = 0;
 
-        for (size_t i = 0; i < plan->n; i++) {
-                const PlanRange *range = &plan->ranges[i];
+        for (size_t i = 0; i < n; i++) {
+                const PlanRange *range = &ranges[i];
 
                 while (block < space->n && space->blocks[block]->addr + BLOCK_BYTES <= range->start)
                         block++;
                 for (size_t k = block; k < space->n && space->blocks[k]->addr < range->end; k++) {
                         const Block *b = space->blocks[k];
-                        PageSet frees;
+                        PageSet set;
 
-                        for (unsigned word = 0; word < ELEMENTSOF(frees); word++)
-                                frees[word] = plan_frees(b, word);
-                        plan->pages_expected += set_count(frees,
-                                                          (unsigned)((MAX_OF(b->addr, range->start) - b->addr) / PAGE_BYTES),
-                                                          (unsigned)((MIN_OF(b->addr + BLOCK_BYTES, range->end) - b->addr) /
-                                                                     PAGE_BYTES));
+                        for (unsigned word = 0; word < ELEMENTSOF(set); word++)
+                                set[word] = frees(b, word);
+                        pages += set_count(set, (unsigned)((MAX_OF(b->addr, range->start) - b->addr) / PAGE_BYTES),
+                                           (unsigned)((MIN_OF(b->addr + BLOCK_BYTES, range->end) - b->addr) / PAGE_BYTES));
                 }
         }
+        return pages;
 }
 
 void plan_done(Plan *plan) {
@@ -550,7 +554,6 @@ int plan_make(const Space *space, const VmaList *vmas, const PlanRules *rules, P
                 plan.ranges[plan.n++] = (PlanRange){ run->start, run->end };
                 plan.pages_marked += (run->end - run->start) / PAGE_BYTES;
         }
-        count_expected(space, &plan);
         *ret = plan;
         plan = (Plan){};
         return 0;

@@ -34,17 +34,15 @@ typedef struct Plan {
         bool goes_on;                   /* the caller's to set: made anew only because the one before was not carried out whole */
         uint64_t pages_wanted;          /* in mappings that may be merged: those in ranges + pages_left_… */
         uint64_t pages_marked;          /* in ranges, bridged gaps included */
-        uint64_t pages_expected;        /* in ranges: plan_frees() */
         uint64_t pages_left_huge;       /* of a huge page that is not worth splitting */
         uint64_t pages_left_budget;     /* would have cost more mappings than the process may have */
         uint64_t pages_left_run;        /* of a run shorter than minimum_run_pages */
         uint64_t pages_left_stack;      /* of a mapping that grows: splitting it would loosen RLIMIT_STACK */
 } Plan;
 
-/* Of a word of its pages those that leave their frames, or give them back, once they are marked and ksmd has been there. */
-static inline uint64_t plan_frees(const Block *block, unsigned word) {
-        return (block->saves[word] | block->zero[word]) & ~block->changed[word] & ~block->merged[word] & ~block->alone[word];
-}
+/* How many pages in these ranges (by address) leave their frames, or give them back, once they are marked and ksmd has been
+ * there. */
+uint64_t plan_count_frees(const Space *space, const PlanRange *ranges, size_t n);
 
 /* The block is a huge page, and by what is known of it worth splitting (were it not to be kept whole for now). */
 bool plan_would_split(const PlanRules *rules, const Block *block);

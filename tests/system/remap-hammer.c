@@ -437,7 +437,7 @@ static void start_victims(void) {
                 int r;
 
                 for (unsigned tries = 0; (r = remap_guard_make(remote, targets[v], &guards[v])) != 0; tries++) {
-                        CHECK(r > 0 && tries < 500, "no guard: %d", r);
+                        CHECK(r > 0 && tries < 5000, "no guard: %d", r);
                         usleep(2000);
                 }
                 hammer_guard_add(guards[v].zero, false);
