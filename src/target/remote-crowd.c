@@ -49,9 +49,10 @@ static bool is_out_of_patience(const RemoteCrowd *crowd) {
 }
 
 /* Whom waking would harm, and that they are too many, is found before anybody new is woken. A thread that ended meanwhile is no
- * failure, here and below. */
-static int look_at(Remote *remote, const Target *target, pid_t tid, RemoteCrowd *crowd, Newcomers *newcomers) {
+ * failure, here and below. *ret_ended: it can be listed until its parent waits for it. */
+static int look_at(Remote *remote, const Target *target, pid_t tid, RemoteCrowd *crowd, Newcomers *newcomers, bool *ret_ended) {
         RemoteThreadStatus status;
+        *ret_ended = false;
         if (remote_is_worker(target, tid)) {
                 if (GROW(crowd->workers, crowd->n_workers, crowd->allocated_workers) < 0)
                         return -ENOMEM;
@@ -59,7 +60,8 @@ static int look_at(Remote *remote, const Target *target, pid_t tid, RemoteCrowd 
                 return 0;
         }
         int r = remote_thread_status(target, tid, &status);
-        if (r == REMOTE_E_GONE || (r == 0 && (status.state == 'Z' || status.state == 'X')))
+        *ret_ended = r == REMOTE_E_GONE || (r == 0 && (status.state == 'Z' || status.state == 'X'));
+        if (*ret_ended)
                 return 0;
         if (r != 0)
                 return r;
@@ -104,8 +106,8 @@ static int interrupt(RemoteThread *thread, RemoteCrowd *crowd) {
         return r == REMOTE_E_GONE ? 0 : r;
 }
 
-/* Interrupts whom it does not know yet. Where all others stand nobody is left unknown if nobody but the known was seen, and as
- * many as there were when the look began. */
+/* Interrupts whom it does not know yet. Where all others stand nobody is left unknown if nobody but the known and the ended was
+ * seen, and as many as there were when the look began. */
 static int gather(Remote *remote, const Target *target, DIR *tasks, pid_t only, RemoteCrowd *crowd, bool *ret_new) {
         _cleanup_(newcomers_done) Newcomers newcomers = {};
         size_t before = crowd->n, seen = 0, unknown = 0, threads = remote_tasks_count(tasks);
@@ -113,8 +115,9 @@ static int gather(Remote *remote, const Target *target, DIR *tasks, pid_t only, 
         rewinddir(tasks);
         for (pid_t tid; r == 0 && (tid = remote_tasks_next(tasks)) > 0; seen++)
                 if (!is_known(crowd, tid) && (!only || tid == only)) {
-                        unknown++;
-                        r = look_at(remote, target, tid, crowd, &newcomers);
+                        bool ended;
+                        r = look_at(remote, target, tid, crowd, &newcomers, &ended);
+                        unknown += !ended;
                 }
         if (r == 0 && newcomers.n > 0)
                 r = seize_all(remote, target, &newcomers, crowd);
@@ -179,10 +182,10 @@ int remote_crowd_stop(Remote *remote, const Target *target, pid_t only, RemoteCr
                 r = look_around(crowd, &all);
                 if (r != 0)
                         return r;
-                if (all)
-                        continue;
                 if (now_nsec() - started > CROWD_WAIT_NSEC)
                         return REMOTE_E_BUSY;
+                if (all)
+                        continue;
                 remote_nap(pause);
                 pause = MIN_OF(pause + pause / 2, (uint64_t)CROWD_LOOK_MAX_NSEC);
         }

@@ -14,8 +14,8 @@
 /*
  * How many threads are made to stand: nobody stands while others are still being looked at, what is said of a stop is
  * no shorter than it was, one that is not listed is not overlooked, a process with more threads than can be parked is
- * not stopped at all, and those that are parked come home when we lost patience with the program. Prints what it
- * measured. Built with the remote sources of its own (REMOTE_TEST), whose steps tell when something happens.
+ * not stopped at all, one that is killed meanwhile and that nobody waits for holds nobody up, and those that are parked come
+ * home when we lost patience with the program. Prints what it measured. Built with the remote sources of its own (REMOTE_TEST), whose steps tell when something happens.
  */
 #define TRIES 60U
 #define PATIENCE_NSEC (20 * NSEC_PER_MSEC)
@@ -24,11 +24,14 @@ unsigned remote_test_leave_out;
 uint64_t remote_test_program_wait_nsec = NSEC_PER_SEC;
 static unsigned interrupted, seized_late;
 static bool desert;
+static pid_t doomed;
 static uint64_t first_nsec, all_nsec, last_nsec;
 
 void remote_test_step(RemoteStep step) {
         if (step == REMOTE_STEP_SEIZED)
                 seized_late += interrupted > 0;
+        if (step == REMOTE_STEP_SEIZED && doomed)
+                kill(doomed, SIGKILL);
         if (step == REMOTE_STEP_CROWD && interrupted++ == 0)
                 first_nsec = now_nsec();
         if (step == REMOTE_STEP_ANSWERED && desert)
@@ -215,6 +218,36 @@ static void test_unlisted(Remote *remote) {
         end(remote, pid);
 }
 
+/* Killed while it is being stopped, under a parent that does not wait for it: it stays listed. */
+static void test_unreaped(Remote *remote, unsigned n_threads) {
+        _cleanup_(target_freep) Target *target = NULL;
+        RemoteTransaction transaction;
+        int fds[2];
+        pid_t pid;
+
+        CHECK(pipe2(fds, O_CLOEXEC) == 0);
+        pid_t parent = fork();
+        CHECK(parent >= 0);
+        if (parent == 0) {
+                prctl(PR_SET_PDEATHSIG, SIGKILL);
+                pid = start(n_threads, false);
+                CHECK(write(fds[1], &pid, sizeof pid) == sizeof pid);
+                (void)sleep_on(NULL);
+        }
+        CHECK(read(fds[0], &pid, sizeof pid) == sizeof pid);
+        close(fds[0]);
+        close(fds[1]);
+        CHECK(target_new(pid, &target) == 0);
+        doomed = pid;
+        alarm(10); /* it would go on for ever */
+        int r = transact(remote, target, true, &transaction);
+        alarm(0);
+        CHECK(doomed == pid && (r == REMOTE_E_GONE || r == REMOTE_E_BUSY), "%s", remote_error_name(r));
+        doomed = 0;
+        printf("%u threads, killed and not waited for: %s\n", n_threads, remote_error_name(r));
+        end(remote, parent);
+}
+
 static void test_too_many(Remote *remote) {
         _cleanup_(target_freep) Target *target = NULL;
         RemoteTransaction transaction;
@@ -240,6 +273,8 @@ int main(void) {
         test_too_many(remote);
         test_too_large(remote);
         test_unlisted(remote);
+        test_unreaped(remote, 1);
+        test_unreaped(remote, 8);
         test_deserted(remote);
         return 0;
 }
