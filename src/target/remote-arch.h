@@ -58,6 +58,10 @@ bool remote_arch_called(const RemoteRegs *regs, uint64_t call);
 /* Right behind one of the stub's calls; *ret: the address of its descriptor. */
 bool remote_arch_stub_made(const RemoteRegs *regs, uint64_t region, uint64_t *ret);
 
+/* Of ourselves, in a signal handler: where the interrupted context is about to make this call, or to make it anew, it goes
+ * on as if that had returned result. False: it is not. */
+bool remote_arch_skip_call(void *context, long nr, uint64_t first_arg, int result);
+
 /* What the stub does while it waits, as often. */
 void remote_arch_pause(uint64_t times);
 

@@ -88,11 +88,9 @@ static int seize(Remote *remote, const Target *target, const Newcomer *newcomer,
 }
 
 static int seize_all(Remote *remote, const Target *target, const Newcomers *newcomers, RemoteCrowd *crowd) {
-        RemoteCollector collector;
-        int r = remote_collect_begin(&collector, remote);
+        int r = 0;
         for (size_t i = 0; r == 0 && i < newcomers->n; i++)
                 r = seize(remote, target, &newcomers->list[i], crowd);
-        remote_collect_end(&collector);
         return r;
 }
 

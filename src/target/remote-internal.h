@@ -205,15 +205,18 @@ bool remote_thread_in_rseq(RemoteThread *thread, uint64_t pc);
 int remote_thread_gone(RemoteThread *thread); /* a ptrace request said ESRCH: collects its end */
 void remote_nap(uint64_t nsec);
 
-/* While threads are seized of whose process some are ours already: a thread of it that executes a program holds what
- * PTRACE_SEIZE sleeps for, until the others are gone, and those are gone when we have collected their ends. */
+/* A thread that executes a program holds what PTRACE_SEIZE sleeps for: until the others of its process are gone, and those
+ * that are ours are gone when we have collected their ends; or for as long as its file is not to be read. */
 typedef struct RemoteCollector {
         timer_t timer;
+        pid_t pid;              /* whose timer it is: a fork has none */
         sigset_t before;
         bool armed;
+        unsigned periods;       /* since it was armed */
 } RemoteCollector;
-int remote_collect_begin(RemoteCollector *collector, Remote *remote); /* -errno */
-void remote_collect_end(RemoteCollector *collector);
+/* PTRACE_SEIZE that collects the ends of those that are ours meanwhile. -errno; -EAGAIN: it would have slept on. */
+int remote_collect_seize(Remote *remote, pid_t tid, unsigned long options);
+void remote_collect_done(Remote *remote);
 
 /* Of a standing thread: whether what it is about to run for us could harm it if we died in the middle, by what confines it
  * now. REMOTE_E_UNFIT: it could; REMOTE_E_GONE, _DENIED, -errno. Its filters are suspended. Finds out whether it may clean up
@@ -341,6 +344,7 @@ struct Remote {
         RemoteBoost *boost;     /* NULL: not needed yet */
         bool boosted;           /* a thread, at this moment */
         bool boost_refused;     /* it may not be more urgent than others itself */
+        RemoteCollector collector;
         uint64_t spins;         /* pauses that take REMOTE_SPIN_NSEC here */
         unsigned n_cpus;        /* as it began: what is online costs three calls to find out, while a target stands */
 };
@@ -408,7 +412,7 @@ enum {
         REMOTE_GUARD_LATE = 1 << 18,    /* they have some time, however long getting in took */
         REMOTE_GUARD_INSIST = 1 << 19,  /* remote_insist() */
         REMOTE_GUARD_FOLLOW = 1 << 20,  /* a thread that executes a program is let go under its new number */
-        REMOTE_GUARD_COLLECT = 1 << 21, /* the ends of threads are collected while others are seized */
+        REMOTE_GUARD_COLLECT = 1 << 21, /* others' ends are collected during a seize, which is given up some time */
 };
 
 #ifdef REMOTE_TEST

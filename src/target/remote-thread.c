@@ -64,16 +64,15 @@ int remote_thread_seize(Remote *remote, const Target *target, pid_t tid, const R
         if (!thread)
                 return -ENOMEM;
         unsigned long options = PTRACE_O_TRACESYSGOOD;
-        int r = -1;
         bool suspend = memfd && remote_guards(REMOTE_GUARD_SECCOMP);
-        if (suspend)
-                r = ptrace(PTRACE_SEIZE, tid, 0, options | PTRACE_O_SUSPEND_SECCOMP);
-        if (r < 0 && (status->seccomp <= 0 || !suspend))
-                r = ptrace(PTRACE_SEIZE, tid, 0, options);
+        int r = remote_collect_seize(remote, tid, suspend ? options | PTRACE_O_SUSPEND_SECCOMP : options);
+        if (r < 0 && r != -EAGAIN && suspend && status->seccomp <= 0)
+                r = remote_collect_seize(remote, tid, options);
         if (r < 0)
-                return errno == ESRCH ? REMOTE_E_GONE
-                     : errno == EPERM ? why_refused(target, tid)
-                     : errno == EINVAL || errno == EIO ? REMOTE_E_DENIED : -errno;
+                return r == -ESRCH ? REMOTE_E_GONE
+                     : r == -EPERM ? why_refused(target, tid)
+                     : r == -EAGAIN ? REMOTE_E_BUSY /* it executes a program, and cannot get on with it */
+                     : r == -EINVAL || r == -EIO ? REMOTE_E_DENIED : r;
         thread->remote = remote;
         thread->pid = target->pid;
         thread->tid = tid;

@@ -10,6 +10,7 @@
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
+#include <ucontext.h>
 
 /*
  * The x86_64 half of a remote call. What it leans on: the layout of struct rt_sigframe and the checks that
@@ -267,6 +268,18 @@ bool remote_arch_stub_made(const RemoteRegs *regs, uint64_t region, uint64_t *re
         if (regs->r.rip != region + sizeof(RemoteHead) + (uint64_t)(remote_stub_made - remote_stub_start))
                 return false;
         *ret = regs->r.r14;
+        return true;
+}
+
+/* A call that is to be made anew has nothing done, and the kernel has put back both the number and the place. */
+bool remote_arch_skip_call(void *context, long nr, uint64_t first_arg, int result) {
+        greg_t *regs = ((ucontext_t *)context)->uc_mcontext.gregs;
+
+        if (regs[REG_RAX] != nr || (uint64_t)regs[REG_RDI] != first_arg ||
+            memcmp((const void *)regs[REG_RIP], "\x0f\x05", 2) != 0) /* syscall */
+                return false;
+        regs[REG_RIP] += 2;
+        regs[REG_RAX] = result;
         return true;
 }
 

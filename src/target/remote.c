@@ -77,6 +77,7 @@ Remote *remote_free(Remote *remote) {
         while (remote->threads)
                 (void)remote_thread_forget(remote->threads);
         remote_boost_free(remote->boost);
+        remote_collect_done(remote);
         free(remote);
         return NULL;
 }
@@ -113,7 +114,7 @@ static int call_in_thread(Remote *remote, RemoteVisit *visit, RemoteCandidate ca
                           size_t *ret_done) {
         RemoteThreadStatus status;
         if (remote_lingers_inside(remote, visit->target))
-                return REMOTE_E_BUSY; /* one at a time: see RemoteCollector */
+                return REMOTE_E_BUSY; /* one at a time */
         int r = remote_thread_status(visit->target, candidate.tid, &status);
         if (r != 0)
                 return r;

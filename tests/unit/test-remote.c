@@ -211,6 +211,7 @@ static pid_t start_child(int *ret_held) {
 /* ptrace(2) says EPERM of all three; only one of them is an answer for ever. */
 static void test_seize_refused(void **state) {
         RemoteThreadStatus status = {.state = 'S', .seccomp = -1};
+        Remote remote = {};
         for (int traced = 0; traced < 2; traced++) {
                 _cleanup_(target_freep) Target *target = NULL;
                 RemoteThread *thread = NULL;
@@ -224,12 +225,13 @@ static void test_seize_refused(void **state) {
                         close(held);
                         assert_int_equal(waitid(P_PID, (id_t)pid, &info, WEXITED | WNOWAIT), 0);
                 }
-                assert_int_equal(remote_thread_seize(NULL, target, pid, &status, NULL, &thread),
+                assert_int_equal(remote_thread_seize(&remote, target, pid, &status, NULL, &thread),
                                  traced ? REMOTE_E_TRACED : REMOTE_E_GONE);
                 if (traced)
                         close(held);
                 assert_int_equal(waitpid(pid, NULL, 0), pid);
         }
+        remote_collect_done(&remote);
 }
 
 /* A fault is the thread's own until its registers are ours. */
