@@ -239,9 +239,13 @@ bool remote_anybody_leaves(const Target *target) {
         return alive != remote_tasks_count(tasks);
 }
 
+static bool is_better(const RemoteCandidate *a, const RemoteCandidate *b) {
+        return a->confined != b->confined ? b->confined : a->sleep < b->sleep;
+}
+
 static void insert(RemoteCandidate *list, size_t *n, RemoteCandidate candidate) {
         size_t at = *n;
-        while (at > 0 && list[at - 1].sleep > candidate.sleep)
+        while (at > 0 && is_better(&candidate, &list[at - 1]))
                 at--;
         if (at >= REMOTE_CANDIDATES)
                 return;
@@ -258,15 +262,32 @@ static bool is_unfit(const RemoteUnfit *unfit, pid_t tid) {
         return false;
 }
 
+/* What confines it is asked only once somebody was unfit: it costs as much as all the rest. */
+static RemoteCandidate consider(const Target *target, const RemoteMaps *maps, const RemoteUnfit *unfit, pid_t tid) {
+        RemoteCandidate candidate = { tid, REMOTE_SLEEP_REFUSE, false };
+        RemoteThreadStatus status;
+        if (is_unfit(unfit, tid))
+                return candidate;
+        if (unfit->n > 0) {
+                if (remote_thread_status(target, tid, &status) != 0 || !remote_status_is_fit(&status))
+                        return candidate;
+                candidate.confined = status.seccomp > 0;
+        }
+        candidate.sleep = judge(target, maps, tid);
+        return candidate;
+}
+
+static bool is_best(const RemoteCandidate *candidate) {
+        return candidate->sleep == REMOTE_SLEEP_EXACT && !candidate->confined;
+}
+
 int remote_choose(const Target *target, const RemoteMaps *maps, const RemoteUnfit *unfit,
                   RemoteCandidate ret[static REMOTE_CANDIDATES], size_t *ret_n) {
         size_t n = 0;
-        RemoteCandidate leader = { target->pid, REMOTE_SLEEP_REFUSE };
-        if (!is_unfit(unfit, leader.tid))
-                leader.sleep = judge(target, maps, leader.tid);
+        RemoteCandidate leader = consider(target, maps, unfit, target->pid);
         if (leader.sleep != REMOTE_SLEEP_REFUSE)
                 insert(ret, &n, leader);
-        if (leader.sleep != REMOTE_SLEEP_EXACT) {
+        if (!is_best(&leader)) {
                 _cleanup_closedir_ DIR *tasks = NULL;
                 int r = remote_tasks_open(target, &tasks);
                 if (r != 0)
@@ -276,10 +297,10 @@ int remote_choose(const Target *target, const RemoteMaps *maps, const RemoteUnfi
                         if (tid == target->pid || is_unfit(unfit, tid))
                                 continue;
                         looked++;
-                        RemoteCandidate candidate = { tid, judge(target, maps, tid) };
+                        RemoteCandidate candidate = consider(target, maps, unfit, tid);
                         if (candidate.sleep != REMOTE_SLEEP_REFUSE)
                                 insert(ret, &n, candidate);
-                        if (n > 0 && ret[0].sleep == REMOTE_SLEEP_EXACT)
+                        if (n > 0 && is_best(&ret[0]))
                                 break;
                 }
         }

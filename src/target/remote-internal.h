@@ -97,6 +97,7 @@ bool remote_sleep_repeatable(long nr);
 typedef struct RemoteCandidate {
         pid_t tid;
         RemoteSleep sleep;
+        bool confined;          /* only looked at once others were unfit */
 } RemoteCandidate;
 
 #define REMOTE_CANDIDATES 4U
@@ -106,7 +107,8 @@ typedef struct RemoteUnfit {
         pid_t tids[REMOTE_UNFIT_MAX];
         size_t n;
 } RemoteUnfit;
-/* The best threads to stop, best first, and none of those. *ret_n may be 0. REMOTE_E_GONE, -errno. */
+/* The best threads to stop, best first, and none of those; where there are any, first whom no filter confines. *ret_n may be 0.
+ * REMOTE_E_GONE, -errno. */
 int remote_choose(const Target *target, const RemoteMaps *maps, const RemoteUnfit *unfit,
                   RemoteCandidate ret[static REMOTE_CANDIDATES], size_t *ret_n);
 /* Somebody who was not asked, for he sleeps on, may be fit. */

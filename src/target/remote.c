@@ -229,7 +229,7 @@ static int call_once_somewhere(Remote *remote, Target *target, RemoteCall *calls
                         return why_nobody(target, &unfit);
                 r = call_in_one_of(remote, &visit, candidates, n_candidates, &unfit, calls, n, ret_done);
         } while (r == REMOTE_E_UNFIT && unfit.n < ELEMENTSOF(unfit.tids));
-        return r;
+        return r == REMOTE_E_UNFIT ? why_nobody(target, &unfit) : r;
 }
 
 static void none_made(RemoteCall *calls, size_t n) {

@@ -17,6 +17,7 @@ typedef enum Confined {
         LATE,           /* the first thread, once it is seized */
         LEADER,
         OTHERS,         /* all but the first thread, which must not be woken */
+        MOST,           /* all but the last one */
         EVERYBODY,
 } Confined;
 
@@ -53,8 +54,8 @@ static void confine_to_death(void) {
         shared->confined++;
 }
 
-static void *other(void *unused) {
-        if (confined == OTHERS || confined == EVERYBODY)
+static void *other(void *last) {
+        if (confined == OTHERS || confined == EVERYBODY || (confined == MOST && !last))
                 confine_to_death();
         shared->ready++;
         for (;;)
@@ -68,10 +69,10 @@ static void lead(unsigned n_others) {
 
         prctl(PR_SET_PDEATHSIG, SIGKILL);
         for (unsigned i = 0; i < n_others; i++)
-                CHECK(pthread_create(&thread, NULL, other, NULL) == 0);
+                CHECK(pthread_create(&thread, NULL, other, i + 1 == n_others ? &shared : NULL) == 0);
         while (shared->ready < n_others)
                 usleep(1000);
-        if (confined == LEADER || confined == EVERYBODY)
+        if (confined == LEADER || confined == MOST || confined == EVERYBODY)
                 confine_to_death();
         shared->ready++;
         while (confined == OTHERS)
@@ -146,7 +147,10 @@ int main(void) {
                 test(remote, LATE, 0, whole, REMOTE_E_UNFIT);
                 test(remote, LEADER, 2, whole, 0);
                 test(remote, OTHERS, 6, whole, REMOTE_E_BUSY);
+                test(remote, OTHERS, REMOTE_UNFIT_MAX + 4, whole, REMOTE_E_BUSY);
+                test(remote, MOST, REMOTE_UNFIT_MAX + 4, whole, 0);
                 test(remote, EVERYBODY, 6, whole, REMOTE_E_UNFIT);
+                test(remote, EVERYBODY, REMOTE_UNFIT_MAX + 4, whole, REMOTE_E_UNFIT);
         }
         return 0;
 }
