@@ -44,7 +44,7 @@ typedef struct Newcomers {
 
 static void newcomers_done(Newcomers *newcomers) { free(newcomers->list); }
 
-static bool is_out_of_patience(const RemoteCrowd *crowd) {
+bool remote_crowd_is_impatient(const RemoteCrowd *crowd) {
         return crowd->stood_nsec && now_nsec() - crowd->stood_nsec > crowd->patience_nsec;
 }
 
@@ -69,7 +69,7 @@ static int look_at(Remote *remote, const Target *target, pid_t tid, RemoteCrowd 
                 return remote_lingers_inside(remote, target) ? REMOTE_E_BUSY : REMOTE_E_TRACED;
         if (status.state != 'S' && status.state != 'R')
                 return REMOTE_E_BUSY; /* in a fork of its own, in the kernel's hands, stopped or frozen */
-        if (crowd->n + newcomers->n >= crowd->n_max || is_out_of_patience(crowd) || remote_must_sleep_on(target, tid))
+        if (crowd->n + newcomers->n >= crowd->n_max || remote_crowd_is_impatient(crowd) || remote_must_sleep_on(target, tid))
                 return REMOTE_E_BUSY;
         if (GROW(newcomers->list, newcomers->n, newcomers->allocated) < 0)
                 return -ENOMEM;
@@ -152,7 +152,7 @@ static int look_around(RemoteCrowd *crowd, bool *ret_all) {
                         crowd->threads[i] = crowd->threads[--crowd->n];
                         continue;
                 }
-                if (!thread->stopped && is_out_of_patience(crowd))
+                if (!thread->stopped && remote_crowd_is_impatient(crowd))
                         return REMOTE_E_BUSY;
                 all &= thread->stopped;
                 i++;
@@ -175,7 +175,7 @@ int remote_crowd_stop(Remote *remote, const Target *target, pid_t only, RemoteCr
                         return r;
                 if (stood && !found)
                         break;
-                if (stood && is_out_of_patience(crowd))
+                if (stood && remote_crowd_is_impatient(crowd))
                         return REMOTE_E_BUSY;
                 r = look_around(crowd, &all);
                 if (r != 0)

@@ -319,12 +319,13 @@ struct RemoteCrowd {
         pid_t *workers;         /* those that cannot be stopped */
         size_t n_workers, allocated_workers;
         uint64_t interrupted_nsec, stood_nsec; /* when the first was interrupted; since when, at most, one of them stands */
-        uint64_t patience_nsec; /* in: so long those that stand wait for those that do not yet */
+        uint64_t patience_nsec; /* in: so long those that stand wait for those that do not yet, and for one that is fit */
         size_t n_max;           /* in: of more threads none is stopped */
 };
 /* only: 0, or the one thread to stop (tests). 0: all stand. REMOTE_E_*, -errno: call remote_crowd_done() all the same. */
 int remote_crowd_stop(Remote *remote, const Target *target, pid_t only, RemoteCrowd *crowd);
 RemoteThread *remote_crowd_find(const RemoteCrowd *crowd, pid_t tid); /* NULL: not among them */
+bool remote_crowd_is_impatient(const RemoteCrowd *crowd);
 void remote_crowd_done(RemoteCrowd *crowd); /* lets all of them go */
 
 /* Sends all the others to wait in the region of the one that runs a program (remote-park.c). It must be waiting for us

@@ -200,6 +200,8 @@ static int pick(RemoteCrowd *crowd, const RemoteVisit *visit, const RemoteCandid
                 RemoteThread *thread = remote_crowd_find(crowd, tid);
                 if (!thread || thread->memfd >= 0)
                         continue; /* ended, or tried already */
+                if ((unfit || busy) && remote_crowd_is_impatient(crowd))
+                        return REMOTE_E_BUSY; /* all stand meanwhile */
                 int r = try_out(thread, visit, program, refused, ret_floor);
                 if (r == 0) {
                         *ret = thread;

@@ -9,8 +9,9 @@
 
 /*
  * Whose seccomp filter decides: that of the thread that is used, as it is when it stands. One that is installed after the
- * look at the thread counts, and one of another thread does not, as long as there is one without. Built with the remote
- * sources of its own (REMOTE_TEST), whose steps tell when something happens.
+ * look at the thread counts, and one of another thread does not, as long as there is one without, which is not looked for
+ * longer than those that stand meanwhile have patience. Built with the remote sources of its own (REMOTE_TEST), whose steps
+ * tell when something happens.
  */
 typedef enum Confined {
         NOBODY,
@@ -25,11 +26,14 @@ typedef struct Shared {
         _Atomic unsigned go, confined, ready;
 } Shared;
 
+#define PATIENCE_NSEC (20 * NSEC_PER_MSEC)
+
 unsigned remote_test_leave_out;
 uint64_t remote_test_program_wait_nsec = NSEC_PER_SEC;
 static Shared *shared;
 static Confined confined;
 static int full[2];
+static bool late;
 
 void remote_test_step(RemoteStep step) {
         if (step != REMOTE_STEP_SEIZED || confined != LATE || shared->go)
@@ -98,14 +102,14 @@ static pid_t start(Confined who, unsigned n_others) {
         return pid;
 }
 
-static int transact(Remote *remote, Target *target) {
+static int transact(Remote *remote, Target *target, void (*on_standing)(void *userdata)) {
         _cleanup_(remote_program_freep) RemoteProgram *program = NULL;
 
         CHECK(remote_program_new(&program) == 0);
         unsigned word = remote_program_words(program, 1), out = remote_program_label(program);
         REMOTE_CALL(program, out, word, SYS_getppid, remote_value(0));
         remote_program_here(program, out);
-        RemoteTransaction transaction = { .program = program, .patience_nsec = 20 * NSEC_PER_MSEC };
+        RemoteTransaction transaction = { .program = program, .on_standing = on_standing, .patience_nsec = PATIENCE_NSEC };
         return remote_transact(remote, target, &transaction);
 }
 
@@ -116,7 +120,7 @@ static int visit(Remote *remote, Target *target, bool whole) {
         for (int i = 0; i < 50 && r == REMOTE_E_BUSY; i++, usleep(2000)) {
                 RemoteCall call = { .nr = SYS_getppid };
                 size_t done;
-                r = whole ? transact(remote, target) : remote_call(remote, target, &call, 1, &done);
+                r = whole ? transact(remote, target, NULL) : remote_call(remote, target, &call, 1, &done);
                 CHECK(r >= 0, "%s", strerror(-r));
                 remote_reap(remote);
         }
@@ -132,6 +136,27 @@ static void test(Remote *remote, Confined who, unsigned n_others, bool whole, in
         CHECK(r == expected, "confined %d of %u, %s: %s, not %s", who, n_others + 1, whole ? "all" : "one", remote_error_name(r),
               remote_error_name(expected));
         CHECK(target_alive(target));
+        kill(pid, SIGKILL);
+        CHECK(waitpid(pid, NULL, 0) == pid);
+}
+
+static void lose_time(void *unused) {
+        late = true;
+        usleep(PATIENCE_NSEC / NSEC_PER_USEC);
+}
+
+/* All stand while one after the other is tried, and none is fit: not for longer than they have patience. */
+static void test_impatient(Remote *remote) {
+        _cleanup_(target_freep) Target *target = NULL;
+        pid_t pid = start(EVERYBODY, 6);
+        int r = REMOTE_E_BUSY;
+
+        CHECK(target_new(pid, &target) == 0);
+        for (int i = 0; i < 50 && !late; i++, usleep(2000)) {
+                r = transact(remote, target, lose_time);
+                remote_reap(remote);
+        }
+        CHECK(r == REMOTE_E_BUSY, "%s", remote_error_name(r));
         kill(pid, SIGKILL);
         CHECK(waitpid(pid, NULL, 0) == pid);
 }
@@ -152,5 +177,6 @@ int main(void) {
                 test(remote, EVERYBODY, 6, whole, REMOTE_E_UNFIT);
                 test(remote, EVERYBODY, REMOTE_UNFIT_MAX + 4, whole, REMOTE_E_UNFIT);
         }
+        test_impatient(remote);
         return 0;
 }

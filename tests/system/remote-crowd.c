@@ -14,8 +14,9 @@
 /*
  * How many threads are made to stand: nobody stands while others are still being looked at, what is said of a stop is
  * no shorter than it was, one that is not listed is not overlooked, a process with more threads than can be parked is
- * not stopped at all, one that is killed meanwhile and that nobody waits for holds nobody up, and those that are parked come
- * home when we lost patience with the program. Prints what it measured. Built with the remote sources of its own (REMOTE_TEST), whose steps tell when something happens.
+ * not stopped at all, one that is killed meanwhile and that nobody waits for holds nobody up, and those that are parked
+ * come home when we lost patience with the program. Prints what it measured. Built with the remote sources of its own
+ * (REMOTE_TEST), whose steps tell when something happens.
  */
 #define TRIES 60U
 #define PATIENCE_NSEC (20 * NSEC_PER_MSEC)
