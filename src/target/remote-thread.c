@@ -58,21 +58,28 @@ static void hold(RemoteThread *thread) {
         *first = thread;
 }
 
+static int seize(Remote *remote, const Target *target, pid_t tid, bool suspend, bool confined) {
+        unsigned long options = PTRACE_O_TRACESYSGOOD;
+        int r = remote_collect_seize(remote, tid, suspend ? options | PTRACE_O_SUSPEND_SECCOMP : options);
+        if (r < 0 && r != -EAGAIN && suspend && !confined)
+                r = remote_collect_seize(remote, tid, options);
+        return r == -ESRCH ? REMOTE_E_GONE
+             : r == -EPERM ? why_refused(target, tid)
+             : r == -EAGAIN ? REMOTE_E_BUSY /* it executes a program, and cannot get on with it */
+             : r == -EINVAL || r == -EIO ? REMOTE_E_DENIED : r;
+}
+
 int remote_thread_seize(Remote *remote, const Target *target, pid_t tid, const RemoteThreadStatus *status, int *memfd,
                         RemoteThread **ret) {
         _cleanup_free_ RemoteThread *thread = calloc(1, sizeof *thread);
         if (!thread)
                 return -ENOMEM;
-        unsigned long options = PTRACE_O_TRACESYSGOOD;
-        bool suspend = memfd && remote_guards(REMOTE_GUARD_SECCOMP);
-        int r = remote_collect_seize(remote, tid, suspend ? options | PTRACE_O_SUSPEND_SECCOMP : options);
-        if (r < 0 && r != -EAGAIN && suspend && status->seccomp <= 0)
-                r = remote_collect_seize(remote, tid, options);
-        if (r < 0)
-                return r == -ESRCH ? REMOTE_E_GONE
-                     : r == -EPERM ? why_refused(target, tid)
-                     : r == -EAGAIN ? REMOTE_E_BUSY /* it executes a program, and cannot get on with it */
-                     : r == -EINVAL || r == -EIO ? REMOTE_E_DENIED : r;
+        bool suspend = memfd && remote_guards(REMOTE_GUARD_SECCOMP), confined = status->seccomp > 0;
+        int r = seize(remote, target, tid, suspend, confined);
+        if (r == REMOTE_E_DENIED) /* or said of a first thread that had ended, while one executed a program and is it now */
+                r = seize(remote, target, tid, suspend, confined);
+        if (r != 0)
+                return r;
         thread->remote = remote;
         thread->pid = target->pid;
         thread->tid = tid;

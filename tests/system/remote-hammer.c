@@ -358,6 +358,7 @@ static void hammer_victim(Hammer *hammer) {
                 CHECK_AS(remote_test_leave_out == REMOTE_GUARD_LATE ? TEST_NOTICED : TEST_FAILED,
                          4 * stats.stops < stats.calls + 4 * refused, "stops were made for a call or two");
         }
+        CHECK(hammer->expect == REMOTE_E_DENIED || hammer->outcomes[REMOTE_E_DENIED] == 0, "denied, which is for good");
         if (hammer->expect)
                 CHECK(hammer->outcomes[hammer->expect] > 0 && hammer->outcomes[0] == 0, "%s was expected", remote_error_name(hammer->expect));
         else if (!hammer->lenient)
