@@ -20,11 +20,20 @@
 /* So long those are waited for that are to be let run between their stops; then what is marked is merged first. */
 #define MARK_NSEC (10 * NSEC_PER_SEC)
 
-/* Of a burst nothing is expected that is not marked. */
+/* Of a burst nothing is expected that is not marked: by us, or by the process itself. */
 static void count_expected(Member *member) {
-        const Ranges *ours = &member->marks.ours;
+        _cleanup_(ranges_done) Ranges marked = {};
+        const Ranges *all = &member->marks.ours;
+        int r = 0;
 
-        member->counts.expected = plan_count_frees(&member->space, ours->ranges, ours->n);
+        if (member->marks.marks_itself) {
+                for (size_t i = 0; i < member->vmas.n && r == 0; i++)
+                        if (member->vmas.vmas[i].mergeable)
+                                r = ranges_append(&marked, member->vmas.vmas[i].start, member->vmas.vmas[i].end);
+                if (r == 0 && ranges_unite(&marked, all, &marked) == 0)
+                        all = &marked;
+        }
+        member->counts.expected = plan_count_frees(&member->space, all->ranges, all->n);
 }
 
 /* What the bitmaps say, all in all. */

@@ -254,8 +254,9 @@ def partner_comes_late():
     with Host("late") as host:
         _, (one, two), daemon = start(host)
         base = merged(one, two)
-        for victim in one, two:
-            victim.order("fill", 0, 0, 512, "same")
+        two.order("fill", 0, 0, 512, "same")
+        host.passes(2)
+        one.order("fill", 0, 0, 512, "same")  # the later ones are what a burst is for
         two.process.send_signal(signal.SIGSTOP)
         bursts = ksmd_ticks()
         for _ in range(8):  # ksmd is let run in vain, and then ever more seldom

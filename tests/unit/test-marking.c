@@ -170,6 +170,17 @@ static void test_expected_without_plan(void **unused) {
         assert_int_equal(w->member.counts.expected, 5);
 }
 
+/* In memory that the process has marked itself, which no plan of ours has to. */
+static void test_expected_of_its_own(void **unused) {
+        World *w = world_new();
+
+        twins(&w->blocks[20], 0, 100);
+        w->member.marks.marks_itself = w->mapping.mergeable = true;
+        calls.result = REMOTE_E_BUSY;
+        pass(w);
+        assert_int_equal(w->member.counts.expected, 50);
+}
+
 /* Nothing was carried out of what could not be. */
 static void test_expected_of_who_is_busy(void **unused) {
         World *w = world_new();
@@ -253,7 +264,7 @@ static void test_not_carried_out(void **unused) {
 int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(test_expected), cmocka_unit_test(test_expected_without_plan),
-                cmocka_unit_test(test_expected_of_who_is_busy), cmocka_unit_test(test_unmarked_at_once),
+                cmocka_unit_test(test_expected_of_who_is_busy), cmocka_unit_test(test_expected_of_its_own), cmocka_unit_test(test_unmarked_at_once),
                 cmocka_unit_test(test_idle_is_not_forgotten), cmocka_unit_test(test_born_with_marks),
                 cmocka_unit_test(test_not_carried_out),
         };
