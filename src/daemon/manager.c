@@ -399,12 +399,20 @@ static void carry_out_reload(Manager *m) {
         notify_ready();
 }
 
+/* Somebody asked for that, and it was not begun yet. */
+static bool is_new(const Manager *m, RequestKind kind) {
+        for (size_t i = 0; i < m->n_requests; i++)
+                if (m->requests[i].kind == kind && !m->requests[i].started)
+                        return true;
+        return false;
+}
+
 /* What was asked for while a pass ran, or since. */
 static void carry_out_requests(Manager *m) {
         uint64_t pages = 0;
 
         carry_out_reload(m);
-        if (m->n_requests > 0)
+        if (is_new(m, REQUEST_UNMERGE))
                 look_at_tree(m); /* what is to be unmerged may have been made a moment ago */
         manager_begin_unmerges(m);
         manager_undo_leaving(m, &pages);
@@ -426,12 +434,7 @@ bool manager_scan_requested(const Manager *m) {
         return false;
 }
 
-bool manager_scan_waits(const Manager *m) {
-        for (size_t i = 0; i < m->n_requests; i++)
-                if (m->requests[i].kind == REQUEST_SCAN && !m->requests[i].started)
-                        return true;
-        return false;
-}
+bool manager_scan_waits(const Manager *m) { return is_new(m, REQUEST_SCAN); }
 
 static void start_scans(Manager *m) {
         for (size_t i = 0; i < m->n_requests; i++)

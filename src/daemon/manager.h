@@ -42,9 +42,11 @@ typedef enum ManagerState {
 /* By so much a pass is put off while somebody is undone who is let run in between. */
 #define UNDO_HOLDS_NSEC (60 * NSEC_PER_SEC)
 
+typedef enum RequestKind { REQUEST_SCAN, REQUEST_UNMERGE } RequestKind;
+
 /* An answer owed until the named work is done. */
 typedef struct Request {
-        enum { REQUEST_SCAN, REQUEST_UNMERGE } kind;
+        RequestKind kind;
         ServiceCall *call;
         char *cgroup;
         bool started;                   /* scan: a pass that began after the request is under way; unmerge: it left */
