@@ -124,3 +124,9 @@ const char *policy_trust_problem(const PolicyTrust *trust, bool shmem_denied) {
         return "several cgroups would share a pool, and may not trust each other: TrustedTogether=yes if they do, Domain=%c "
                "for one pool each, or \"deny\" in /sys/kernel/mm/transparent_hugepage/shmem_enabled";
 }
+
+const char *policy_nodes_problem(const Conf *conf, unsigned n_nodes) {
+        if (conf->daemon.merge_across_nodes || n_nodes <= 1)
+                return NULL;
+        return "route remap cannot keep NUMA nodes apart (MergeAcrossNodes=no)";
+}

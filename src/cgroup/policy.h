@@ -36,3 +36,6 @@ typedef struct PolicyTrust {
 void policy_trust_add(PolicyTrust *trust, const ConfCgroup *section, const char *path);
 /* Why nothing may be remapped; NULL: it may. Static. */
 const char *policy_trust_problem(const PolicyTrust *trust, bool shmem_denied);
+
+/* Why route remap merges nothing on a host of so many NUMA nodes; NULL: nothing speaks against it. Static. */
+const char *policy_nodes_problem(const Conf *conf, unsigned n_nodes);

@@ -113,11 +113,10 @@ typedef struct Verdict {
 static Verdict remap_verdict(const Doctor *doctor, const ConfCgroup *section) {
         const Section *pool = pool_section(doctor, section);
         const char *doubt = pool ? policy_trust_problem(&pool->trust, doctor->shmem_denied) : NULL;
+        const char *no_remap = doctor->no_remap ?: policy_nodes_problem(doctor->conf, doctor->kernel.n_nodes);
 
-        if (doctor->no_remap)
-                return (Verdict){ "nothing is merged", doctor->no_remap };
-        if (!doctor->conf->daemon.merge_across_nodes && doctor->kernel.n_nodes > 1)
-                return (Verdict){ "nothing is merged", "route remap cannot keep NUMA nodes apart (MergeAcrossNodes=no)" };
+        if (no_remap)
+                return (Verdict){ "nothing is merged", no_remap };
         if (doubt)
                 return (Verdict){ ZEROS_ONLY, doubt };
         return (Verdict){ "merged by route remap, into a pool of its domain", NULL };

@@ -283,8 +283,9 @@ const char *manager_open_pool(void *userdata, Slot *slot) {
                 return NULL;
         if (!m->zero)
                 return "this kernel cannot move pages out of a process (UFFDIO_MOVE, 6.8)";
-        if (!m->conf->daemon.merge_across_nodes && m->numa.n_nodes > 1)
-                return "route remap cannot keep NUMA nodes apart (MergeAcrossNodes=no)";
+        reason = policy_nodes_problem(m->conf, m->numa.n_nodes);
+        if (reason)
+                return reason;
         if (manager_open_keeper(m, &reason) < 0)
                 return reason;
         if (asprintf(&name, "%s:%s", slot->own ? "cgroup" : "domain", slot->name) < 0)

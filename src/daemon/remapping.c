@@ -486,6 +486,7 @@ static int merge_member(Pass *pass, Member *member, const RemapRuns *runs) {
 /* Who shares a pool has to trust the others, or nobody can do them harm; either may change at any time. */
 void pass_judge_trust(Pass *pass) {
         const Manager *m = pass->manager;
+        const char *nodes_problem = policy_nodes_problem(m->conf, m->numa.n_nodes);
 
         for (size_t s = 0; s < pass->n_slots; s++) {
                 Slot *slot = pass->slots[s];
@@ -511,8 +512,8 @@ void pass_judge_trust(Pass *pass) {
                 }
                 slot->trust_problem = policy_trust_problem(&trust, host_shmem_huge_denied(NULL));
                 slot->apart &= slot->trust_problem != NULL;
-                if (!m->conf->daemon.merge_across_nodes && m->numa.n_nodes > 1) {
-                        slot->trust_problem = "route remap cannot keep NUMA nodes apart (MergeAcrossNodes=no)";
+                if (nodes_problem) {
+                        slot->trust_problem = nodes_problem;
                         slot->apart = true;
                 }
                 if (slot->trust_problem && !before)
